@@ -1,0 +1,154 @@
+"""What the admin listeners show without asking who asks: health, state and metrics. Nothing here changes anything.
+
+`livez` says that the process runs, `readyz` that a request can be answered now, `healthz` why not. The sidecars' own
+metrics are passed on, because Prometheus cannot scrape a Unix socket.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import msgspec
+
+from proxy.admin.actions import Desk, ServerState, UpstreamState, usage
+from proxy.clock import Clock
+from proxy.metrics import Metrics, quota_bands
+from proxy.upstream import UpstreamLostError, Upstreams
+from sidecar.wire.errors import ApiError, unavailable
+
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+# The quota bands cost a query over all keys: they are made anew this often at most.
+BANDS_EVERY_S: Final = 15.0
+
+
+class Backlog(Protocol):
+    """What the ledger's writer has not yet on disk; see `proxy.store.writer.Writer`."""
+
+    @property
+    def depth(self) -> int: ...
+    @property
+    def lag_s(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What the server is, where it listens, and which of its lives this is."""
+
+    release: str
+    host: str
+    port: int
+    admin_host: str
+    admin_port: int
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """An answer to be sent as it is."""
+
+    body: bytes
+    status: int = 200
+    content_type: str = "application/json"
+
+
+class Pages:
+    """The pages. Mutable: `draining`, once the server is told to end; `_bands_s`, when the quota bands were made."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        upstreams: Upstreams,
+        backlog: Backlog,
+        *,
+        metrics: Metrics,
+        clock: Clock,
+        in_progress: Callable[[], int],
+        storage_s: float,
+    ) -> None:
+        self._desk = desk
+        self._upstreams = upstreams
+        self._backlog = backlog
+        self._metrics = metrics
+        self._clock = clock
+        self._in_progress = in_progress
+        self._storage_s = storage_s
+        self._bands_s: float | None = None
+        self.draining = False
+
+    @property
+    def not_ready(self) -> str:
+        """Why no request can be answered now; empty if one can."""
+        if self.draining:
+            return "draining"
+        if self._backlog.lag_s > self._storage_s:
+            return "storage"
+        if self._upstreams.ready:
+            return ""
+        return next((sidecar.reason for sidecar in self._upstreams.sidecars if sidecar.reason), "no upstream")
+
+    def state(self, place: Place) -> ServerState:
+        reason = self.not_ready
+        return ServerState(
+            version=place.release,
+            pid=os.getpid(),
+            ready=not reason,
+            reason=reason,
+            host=place.host,
+            port=place.port,
+            admin_host=place.admin_host,
+            admin_port=place.admin_port,
+            boot_id=place.boot_id,
+            policy_revision=self._desk.policy.revision,
+            requests_in_progress=self._in_progress(),
+            upstreams=[
+                UpstreamState(sidecar.name, sidecar.ready, sidecar.reason, sorted(sidecar.models or ()))
+                for sidecar in self._upstreams.sidecars
+            ],
+        )
+
+    def livez(self) -> Page:
+        return Page(b'{"status":"ok"}')
+
+    def readyz(self) -> Page:
+        reason = self.not_ready
+        body = msgspec.json.encode({"ready": not reason, "reason": reason})
+        return Page(body, 503 if reason else 200)
+
+    def healthz(self, place: Place) -> Page:
+        state = self.state(place)
+        return Page(msgspec.json.encode(state), 200 if state.ready else 503)
+
+    async def metrics(self) -> Page:
+        metrics = self._metrics
+        for sidecar in self._upstreams.sidecars:
+            metrics.upstream_up.labels(sidecar.name).set(sidecar.ready)
+        metrics.ledger_depth.set(self._backlog.depth)
+        metrics.ledger_lag.set(self._backlog.lag_s)
+        await self._make_bands()
+        return Page(await metrics.page(), content_type=METRICS_TYPE)
+
+    async def sidecar_metrics(self, name: str) -> Page:
+        """Raises ApiError 404 or 503."""
+        sidecar = self._upstreams.named(name)
+        if sidecar is None:
+            raise ApiError(404, "There is no upstream of that name.", code="unknown_upstream")
+        try:
+            return Page(await sidecar.metrics(), content_type=METRICS_TYPE)
+        except UpstreamLostError as exc:
+            raise unavailable("The sidecar broke off.", code="upstream_unavailable", retry_after_s=1) from exc
+
+    async def _make_bands(self) -> None:
+        now_s = self._clock.monotonic()
+        if self._bands_s is not None and now_s - self._bands_s < BANDS_EVERY_S:
+            return
+        self._bands_s = now_s
+        try:
+            rows = (await usage(self._desk)).rows
+        except ApiError:
+            # The page must come just when the storage does not; its failures are counted where they happen.
+            return
+        shares = [(row.total_tokens + row.reserved_tokens) / row.monthly_tokens for row in rows if row.monthly_tokens]
+        unlimited = [0.0 for row in rows if not row.monthly_tokens]
+        for band, count in quota_bands(shares + unlimited).items():
+            self._metrics.keys.labels(band).set(count)

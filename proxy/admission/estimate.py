@@ -1,0 +1,60 @@
+"""What a call may cost at most, in tokens: first from its bytes, then from the exact prompt. Pure arithmetic.
+
+What a client asked for is never cut: either it fits or the refusal says why. Only what it left open is sized here.
+"""
+
+from dataclasses import dataclass
+
+from proxy.exchange import Call, Endpoint, Estimate
+from proxy.policy.schema import Tier
+from sidecar.wire.internal import ModelState
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """The sizes of one call on one model under one tier."""
+
+    call: Call
+    model: ModelState
+    tier: Tier
+
+    def bounded(self) -> Estimate | None:
+        """An upper bound from the body's bytes; None where bytes do not bound tokens.
+
+        A prompt that bytes put near the context window leaves no room for output in the sum, yet may in truth: so the
+        output stays whole and the prompt is cut to what may stand beside it. With p the true prompt, w the output
+        wanted, n choices: p + n × min(w, context - p) is never more than (context - w) + n × w.
+        """
+        bound = self.model.bound
+        if bound is None:
+            return None
+        prompt = bound.per_request + bound.per_message * self.call.messages + self.call.prompt_bytes
+        if self.call.endpoint is Endpoint.COMPLETIONS:
+            # Each prompt of a list is encoded on its own, with what any prompt costs.
+            prompt += bound.per_request * (self.call.messages - 1)
+        output = min(self._wanted(), self.model.max_context - 1)
+        if self.one_prompt:
+            prompt = min(prompt, self.model.max_context - output)
+        return Estimate(prompt, max(1, output), self.call.choices, exact=False)
+
+    def exact(self, prompt_tokens: int) -> Estimate:
+        """The cost with a counted prompt. Output that nobody asked for is cut to what the limits could ever hold."""
+        output = min(self._wanted(), self.model.max_context)
+        if self.one_prompt:
+            output = min(output, self.model.max_context - prompt_tokens)
+        if self.call.max_output_tokens is None:
+            limits = [limit for limit in (self.tier.tokens_per_minute, self.tier.monthly_tokens) if limit is not None]
+            output = min([output, *((limit - prompt_tokens) // self.call.choices for limit in limits)])
+        return Estimate(prompt_tokens, max(1, output), self.call.choices, exact=True)
+
+    @property
+    def one_prompt(self) -> bool:
+        """Whether the prompt tokens are one prompt's: several prompts share no context window."""
+        return self.call.endpoint is Endpoint.CHAT or self.call.messages <= 1
+
+    def _wanted(self) -> int:
+        """Output tokens per choice as asked for, or as the tier gives; without any limit, the context window."""
+        if self.call.max_output_tokens is not None:
+            return self.call.max_output_tokens
+        given = [self.model.max_context, self.tier.default_output_tokens, self.tier.max_output_tokens]
+        return min(tokens for tokens in given if tokens is not None)

@@ -1,0 +1,151 @@
+"""Who may run what, now: the order of the checks, and the taking. A refused request has consumed nothing.
+
+Looking and taking happen with no `await` between, so fifty at once against a quota for ten are ten. What each limit
+says comes from its own module; what a refusal says from `refusal`.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from proxy.admission import refusal
+from proxy.admission.estimate import Sizing
+from proxy.admission.grant import Books, Grant, Terms, storage_unavailable
+from proxy.admission.meters import Looks, Meters, Subject
+from proxy.clock import Clock, month_of
+from proxy.exchange import Arrival, Call, Endpoint, Estimate, Principal
+from proxy.policy.schema import Policy, Tier
+from proxy.store.database import StorageError
+from proxy.store.posting import Entry
+from sidecar.wire.internal import Count, ModelState
+
+Counter = Callable[[Call], Awaitable[Count]]
+_PROMPT_PARAM: Final = {Endpoint.CHAT: "messages", Endpoint.COMPLETIONS: "prompt"}
+
+
+class Admission:
+    """The room. `policy` gives the policy of now; `storage_s` is how long a reservation may take to reach the disk."""
+
+    def __init__(
+        self, policy: Callable[[], Policy], meters: Meters, books: Books, clock: Clock, *, storage_s: float
+    ) -> None:
+        self._policy = policy
+        self._meters = meters
+        self._books = books
+        self._clock = clock
+        self._storage_s = storage_s
+
+    def allows(self, principal: Principal, model: str) -> bool:
+        """Whether the key may use the model. Raises ApiError 403 if its tier is gone."""
+        return _allows(principal, self._policy().tier(principal.tier), model)
+
+    def headers(self, principal: Principal) -> dict[str, str]:
+        """The rate limit headers of a key as they stand now, for answers that no grant stands behind."""
+        return self._meters.headers(principal.key_id, self._policy().tier(principal.tier))
+
+    def check(self, principal: Principal, call: Call, model: ModelState | None) -> ModelState:
+        """What needs no counting: the model and the output asked for. Raises ApiError 403, 404 or 400.
+
+        `admit` does this too; on its own it tells a stranger to a model 404 before a sidecar is chosen for it.
+        """
+        tier = self._policy().tier(principal.tier)
+        if model is None or not _allows(principal, tier, call.model):
+            raise refusal.model_not_found(call.model)
+        asked, limit = call.max_output_tokens, tier.max_output_tokens
+        if asked is not None and limit is not None and asked > limit:
+            raise refusal.too_much_output(call.max_output_param, limit, tier.name)
+        return model
+
+    async def admit(
+        self,
+        principal: Principal,
+        call: Call,
+        arrival: Arrival,
+        model: ModelState | None,
+        counter: Counter,
+        *,
+        upstream: str | None = None,
+    ) -> Grant:
+        """Raises ApiError: 403, 404, 400, 429, or 503 if storage or the sidecar that counts is away.
+
+        `upstream` names the sidecar that will run the call, if it is chosen already, for the ledger.
+        """
+        # The model first: nothing of a key's limits is anybody's business who may not use it.
+        known = self.check(principal, call, model)
+        tier = self._policy().tier(principal.tier)
+        subject = Subject(principal.key_id, tier, month_of(self._clock.now()))
+        await self._prime(subject)
+        sizing = Sizing(call, known, tier)
+        estimate = await self._size(subject, sizing, counter)
+        # From this look to the taking no `await`: whatever else asks sees either both or neither.
+        self._refuse_unless_fitting(subject, self._meters.peek(subject, estimate.total))
+        tokens, period = estimate.total, subject.period
+        entry = _entry(principal, tier, call, arrival, period=period, tokens=tokens, upstream=upstream)
+        # The ledger first: it may refuse, the meters do not.
+        reserved = self._books.reserve(entry)
+        if reserved.done() and reserved.exception() is not None:
+            raise storage_unavailable() from reserved.exception()
+        hold = self._meters.take(subject, tokens)
+        terms = Terms(sizing, arrival, self._clock, self._storage_s)
+        return Grant(terms, estimate, hold, self._books, reserved)
+
+    async def _size(self, subject: Subject, sizing: Sizing, counter: Counter) -> Estimate:
+        """The bound costs nothing. Only if it does not fit is the exact number worth a round trip to the sidecar."""
+        # What would be refused whatever its size is not worth counting.
+        self._refuse_unless_fitting(subject, self._meters.peek(subject, 0))
+        bounded = sizing.bounded()
+        if bounded is not None and self._meters.peek(subject, bounded.total).tokens_fit:
+            return bounded
+        count = await counter(sizing.call)
+        if sizing.one_prompt and count.prompt_tokens >= sizing.model.max_context:
+            param = _PROMPT_PARAM[sizing.call.endpoint]
+            raise refusal.context_exceeded(count.prompt_tokens, sizing.model.max_context, param)
+        return sizing.exact(count.prompt_tokens)
+
+    async def _prime(self, subject: Subject) -> None:
+        try:
+            await self._meters.quotas.prime(subject.key_id, subject.period)
+        except StorageError as exc:
+            raise storage_unavailable() from exc
+
+    def _refuse_unless_fitting(self, subject: Subject, looks: Looks) -> None:
+        """The order is policy: what passes soonest first, so that a client that waits as told gets furthest."""
+        if looks.others_fit and looks.tokens_fit:
+            return
+        tier, headers = subject.tier.name, self._meters.headers(subject.key_id, subject.tier)
+        if looks.requests is not None and not looks.requests.fits:
+            raise refusal.rate(refusal.REQUESTS, looks.requests, tier, headers)
+        if looks.tokens is not None and not looks.tokens.fits:
+            raise refusal.rate(refusal.TOKENS, looks.tokens, tier, headers)
+        if not looks.concurrency.fits:
+            raise refusal.concurrency(looks.concurrency, tier, headers)
+        now = self._clock.now()
+        if not looks.monthly_requests.fits:
+            raise refusal.quota(refusal.REQUESTS, looks.monthly_requests, tier, headers, now)
+        if not looks.monthly_tokens.fits:
+            raise refusal.quota(refusal.TOKENS, looks.monthly_tokens, tier, headers, now)
+
+
+def _allows(principal: Principal, tier: Tier, model: str) -> bool:
+    return tier.allows(model) and (principal.models is None or model in principal.models)
+
+
+def _entry(
+    principal: Principal, tier: Tier, call: Call, arrival: Arrival, *, period: str, tokens: int, upstream: str | None
+) -> Entry:
+    return Entry(
+        request_id=arrival.request_id,
+        key_id=principal.key_id,
+        account_id=principal.account_id,
+        tier=tier.name,
+        period=period,
+        endpoint=call.endpoint.value,
+        model=call.model,
+        upstream=upstream,
+        stream=call.stream,
+        choices=call.choices,
+        priority=tier.priority,
+        est_tokens=tokens,
+        created=arrival.utc,
+        client_request_id=arrival.client_request_id,
+        trace_id=arrival.trace.trace_id,
+    )

@@ -1,0 +1,143 @@
+"""Rates by the generic cell rate algorithm (ITU-T I.371): one number for each subject and limit, and exact waits.
+
+A cell holds `limit` units and refills at `limit` a period. Its number is when it will be full again, in nanoseconds
+times the limit: so one unit is one period, all arithmetic is in whole numbers, and a wait is true to the nanosecond.
+Pure and synchronous, so that looking at several limits and charging them all can happen without an `await` between.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from proxy.clock import Clock
+
+_NS: Final = 1_000_000_000
+_FEWEST_BEFORE_PURGE: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many units a period, all of which may be used at once."""
+
+    limit: int
+    period_s: int = 60
+
+    @property
+    def unit(self) -> int:
+        """What one unit weighs, in nanoseconds times the limit."""
+        return self.period_s * _NS
+
+
+@dataclass(frozen=True, slots=True)
+class RateLook:
+    """What a cell says to a request for `requested` units. `retry_after_s` of None means that it can never fit."""
+
+    limit: int
+    requested: int
+    remaining: int
+    reset_s: float
+    retry_after_s: float | None
+
+    @property
+    def fits(self) -> bool:
+        return self.retry_after_s == 0
+
+    @property
+    def used(self) -> int:
+        return self.limit - self.remaining
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """Units taken from a cell. `until` is when time alone will have given the last of them back, in the cell's unit."""
+
+    subject: str
+    rate: Rate
+    units: int
+    until: int
+
+
+class Cells:
+    """The cells of one kind of limit. Mutable: `_full_at`, by subject and rate, without those that are full again."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._full_at: dict[tuple[str, Rate], int] = {}
+        self._purge_at = _FEWEST_BEFORE_PURGE
+
+    def __len__(self) -> int:
+        return len(self._full_at)
+
+    def peek(self, subject: str, rate: Rate, units: int) -> RateLook:
+        """Whether `units` fit now; changes nothing. Asking for 0 units fits always."""
+        now = self._now_ns() * rate.limit
+        missing = max(0, self._full_at.get((subject, rate), 0) - now)
+        whole = rate.limit * rate.unit
+        too_much = missing + units * rate.unit - whole
+        retry_after_s: float | None = 0.0
+        if units > rate.limit:
+            retry_after_s = None
+        elif units and too_much > 0:
+            retry_after_s = _seconds(too_much, rate)
+        return RateLook(
+            limit=rate.limit,
+            requested=units,
+            remaining=max(0, whole - missing) // rate.unit,
+            reset_s=_seconds(missing, rate),
+            retry_after_s=retry_after_s,
+        )
+
+    def commit(self, subject: str, rate: Rate, units: int) -> Charge:
+        """Take units, whether they fit or not: the caller has looked, or they are owed already."""
+        now = self._now_ns() * rate.limit
+        until = max(self._full_at.get((subject, rate), 0), now) + units * rate.unit
+        self._full_at[subject, rate] = until
+        if len(self._full_at) > self._purge_at:
+            self._purge()
+        return Charge(subject, rate, units, until)
+
+    def refund(self, charge: Charge, units: int) -> None:
+        """Give units of a charge back, except those that time has given back already.
+
+        A request that reserved a minute's tokens and took a minute would otherwise leave its successor with two.
+        """
+        key = (charge.subject, charge.rate)
+        full_at = self._full_at.get(key)
+        if full_at is None:
+            return
+        now = self._now_ns() * charge.rate.limit
+        standing = min(charge.until, full_at) - now
+        returned = min(min(units, charge.units) * charge.rate.unit, max(0, standing))
+        if full_at - returned <= now:
+            del self._full_at[key]
+        else:
+            self._full_at[key] = full_at - returned
+
+    def _purge(self) -> None:
+        """Forget the full cells: a forgotten one is taken for full. Seldom enough to cost a commit next to nothing."""
+        now = self._now_ns()
+        self._full_at = {key: full_at for key, full_at in self._full_at.items() if full_at > now * key[1].limit}
+        self._purge_at = max(_FEWEST_BEFORE_PURGE, 2 * len(self._full_at))
+
+    def _now_ns(self) -> int:
+        return round(self._clock.monotonic() * _NS)
+
+
+class Allowance:
+    """The same rate for each of many subjects, a unit at a time: `proxy.identity` counts failures by address in one."""
+
+    def __init__(self, clock: Clock, rate: Rate) -> None:
+        self._cells = Cells(clock)
+        self._rate = rate
+
+    def take(self, subject: str) -> float:
+        """Take a unit and give 0; or, if there is none left, take nothing and give the seconds until there is one."""
+        look = self._cells.peek(subject, self._rate, 1)
+        if look.retry_after_s:
+            return look.retry_after_s
+        self._cells.commit(subject, self._rate, 1)
+        return 0.0
+
+
+def _seconds(weight: int, rate: Rate) -> float:
+    """Rounded up to whole nanoseconds: whoever waits this long is not a nanosecond early."""
+    return -(-weight // rate.limit) / _NS

@@ -1,0 +1,332 @@
+"""The proxy, put together: the only module that builds anything. Everyone else is handed what it needs.
+
+`serve` is the whole life of the server; `live` is the same without the process around it. `open_desk` is the part that
+the command line needs when no server runs.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import ipaddress
+import os
+import resource
+import secrets
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import prometheus_client
+from prometheus_client import CollectorRegistry
+
+from proxy import sockets
+from proxy.admin.actions import Desk
+from proxy.admin.listener import AdminFront
+from proxy.admin.pages import Pages, Place
+from proxy.admission.concurrency import Leases
+from proxy.admission.gate import Admission
+from proxy.admission.meters import Meters
+from proxy.admission.quota import QuotaBook
+from proxy.admission.rate import Allowance, Cells, Rate
+from proxy.clock import Clock, SystemClock
+from proxy.edge import EdgeServer
+from proxy.identity import Identify, Keysmith
+from proxy.metrics import Metrics, watch_loop
+from proxy.pipeline import Pipeline
+from proxy.policy.load import load_policy
+from proxy.policy.schema import Policy
+from proxy.record import CommitWatch, Record
+from proxy.recovery import recover
+from proxy.routes import Front
+from proxy.secrets import ensure_root_secret
+from proxy.settings import Proxy
+from proxy.store import migrate
+from proxy.store.accounts import Accounts
+from proxy.store.boots import Boot, Boots
+from proxy.store.database import open_database
+from proxy.store.keys import Keys
+from proxy.store.ledger import Ledger
+from proxy.store.writer import Observer, Unobserved, Writer
+from proxy.upstream import Sidecar, Upstreams
+from sidecar.jsonlog import JsonLog
+
+FAILED: Final = 1
+BACKLOG: Final = 1024
+# How long a connection that does not end by itself may take to be closed.
+CLOSE_S: Final = 1.0
+# The option's number in linux/prctl.h.
+_PR_SET_DUMPABLE: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """How a server is told to end: once to drain, again to hurry."""
+
+    told: asyncio.Event = field(default_factory=asyncio.Event)
+    hurry: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def tell(self) -> None:
+        (self.hurry if self.told.is_set() else self.told).set()
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The database's rooms, on behalf of one boot."""
+
+    boot_id: str
+    writer: Writer
+    accounts: Accounts
+    keys: Keys
+    ledger: Ledger
+    boots: Boots
+    smith: Keysmith
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """The built proxy."""
+
+    front: Front
+    edge: EdgeServer
+    desk: Desk
+    pages: Pages
+
+
+async def serve(settings: Proxy, log: JsonLog) -> int:
+    """Run the server until SIGTERM or SIGINT; the exit code.
+
+    Raises what the operator must mend first: ConfigInvalidError, SecretFileError, SchemaError, StorageError,
+    StorageLockedError.
+    """
+    _harden(log)
+    stop = Stop()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.tell)
+    try:
+        await live(settings, log, stop)
+    except sockets.ListenError as exc:
+        log.error("listen_failed", hint=str(exc))
+        return FAILED
+    return 0
+
+
+async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
+    """The life of the server, in order. Raises what `serve` does, and ListenError."""
+    clock = SystemClock()
+    policy = await asyncio.to_thread(load_policy, Path(settings.policies))
+    release = await asyncio.to_thread(version, "tollhouse")
+    metrics = Metrics(clock, CollectorRegistry(), release)
+    metrics.policy.labels(policy.revision).set(1)
+    async with contextlib.AsyncExitStack() as stack:
+        public, admin, admin_unix = await _bind(settings, stack)
+        stores = await stack.enter_async_context(_open_stores(settings, clock, CommitWatch(metrics, log)))
+        upstreams = Upstreams([Sidecar(upstream, settings.timeouts, log) for upstream in settings.upstreams])
+        await stack.enter_async_context(upstreams)
+        await _begin_boot(stores, upstreams, clock, log, stack)
+        house = build(settings, policy, stores, upstreams, metrics=metrics, clock=clock, log=log)
+        place = Place(
+            release=release,
+            host=settings.listen.host,
+            port=public.getsockname()[1],
+            admin_host=settings.admin.host,
+            admin_port=admin.getsockname()[1],
+            boot_id=stores.boot_id,
+        )
+        for listening, with_api in ((admin, False), (admin_unix, True)):
+            edge = _admin_edge(house, settings, place, clock, log, with_api=with_api)
+            await stack.enter_async_context(_listening(edge, listening))
+        await stack.enter_async_context(_watching(metrics))
+        server = await stack.enter_async_context(_listening(house.edge, public))
+        log.info(
+            "ready",
+            host=place.host,
+            port=place.port,
+            admin_host=place.admin_host,
+            admin_port=place.admin_port,
+            admin_socket=settings.admin.socket,
+            boot_id=stores.boot_id,
+            revision=policy.revision,
+            tiers=len(policy.tiers),
+            upstreams=len(settings.upstreams),
+            pid=os.getpid(),
+        )
+        if not _is_loopback(settings.listen.host):
+            log.warning("plain_http", host=settings.listen.host, hint="Keys travel unencrypted: put TLS in front.")
+        await stop.told.wait()
+        await _drain(house, server, settings.timeouts.drain_s, log, stop)
+
+
+@contextlib.asynccontextmanager
+async def open_desk(settings: Proxy) -> AsyncIterator[Desk]:
+    """The actions' desk on the database itself, for when no server runs. Raises what `serve` does."""
+    clock = SystemClock()
+    policy = await asyncio.to_thread(load_policy, Path(settings.policies))
+    async with _open_stores(settings, clock, Unobserved()) as stores:
+        yield _desk(stores, policy, clock, lambda _key_id: None)
+
+
+def build(
+    settings: Proxy,
+    policy: Policy,
+    stores: Stores,
+    upstreams: Upstreams,
+    *,
+    metrics: Metrics,
+    clock: Clock,
+    log: JsonLog,
+) -> House:
+    """The rooms, each handed what it needs. Nothing starts here."""
+    limits, timeouts = settings.limits, settings.timeouts
+    failures = Allowance(clock, Rate(limits.auth_failures_per_minute))
+    identify = Identify(stores.keys, stores.smith, lambda: policy, failures, clock=clock, log=log)
+    meters = Meters(Cells(clock), Cells(clock), Leases(), QuotaBook(stores.ledger))
+    admission = Admission(lambda: policy, meters, stores.ledger, clock, storage_s=timeouts.storage_s)
+    record = Record(metrics, stores.keys, log, clock)
+    pipeline = Pipeline(
+        identify, admission, upstreams, record, clock=clock, log=log, limits=limits, storage_s=timeouts.storage_s
+    )
+    front = Front(
+        pipeline,
+        upstreams,
+        admission.allows,
+        record=record,
+        metrics=metrics,
+        clock=clock,
+        limits=limits,
+        timeouts=timeouts,
+    )
+
+    def revoked(key_id: str) -> None:
+        # The cache first: a request that is cut may come again at once.
+        identify.forget(key_id)
+        pipeline.cut(key_id)
+
+    desk = _desk(stores, policy, clock, revoked)
+    pages = Pages(
+        desk,
+        upstreams,
+        stores.writer,
+        metrics=metrics,
+        clock=clock,
+        in_progress=lambda: front.in_progress,
+        storage_s=timeouts.storage_s,
+    )
+    return House(front, EdgeServer(front.handle, front.refuse, limits), desk, pages)
+
+
+def _desk(stores: Stores, policy: Policy, clock: Clock, revoked: Callable[[str], None]) -> Desk:
+    return Desk(stores.accounts, stores.keys, stores.ledger, stores.smith, policy, clock, revoked)
+
+
+def _admin_edge(
+    house: House, settings: Proxy, place: Place, clock: Clock, log: JsonLog, *, with_api: bool
+) -> EdgeServer:
+    front = AdminFront(
+        house.pages,
+        house.desk,
+        place,
+        clock,
+        log,
+        limits=settings.limits,
+        timeouts=settings.timeouts,
+        with_api=with_api,
+    )
+    return EdgeServer(front.handle, front.refuse, settings.limits, same_user=with_api)
+
+
+@contextlib.asynccontextmanager
+async def _open_stores(settings: Proxy, clock: Clock, observer: Observer) -> AsyncIterator[Stores]:
+    root = await asyncio.to_thread(ensure_root_secret, Path(settings.secret_file))
+    async with open_database(settings.database) as database:
+        await asyncio.to_thread(migrate.require_head, settings.database)
+        async with Writer(database, clock, observer) as writer:
+            boot_id = f"boot_{secrets.token_hex(12)}"
+            yield Stores(
+                boot_id,
+                writer,
+                Accounts(writer),
+                Keys(writer),
+                Ledger(writer, boot_id),
+                Boots(writer),
+                Keysmith(root),
+            )
+
+
+async def _begin_boot(
+    stores: Stores, upstreams: Upstreams, clock: Clock, log: JsonLog, stack: contextlib.AsyncExitStack
+) -> None:
+    await recover(stores.ledger, upstreams.sidecars, clock, log)
+    await stores.boots.begin(Boot(stores.boot_id, os.getpid(), clock.now()))
+    # Not waited for: the writer, which closes after this, sees it to the disk.
+    stack.callback(lambda: stores.boots.end(stores.boot_id, clock.now()))
+
+
+async def _bind(
+    settings: Proxy, stack: contextlib.AsyncExitStack
+) -> tuple[socket.socket, socket.socket, socket.socket]:
+    """The public, the admin and the Unix socket, bound. Raises ListenError."""
+    path = Path(settings.admin.socket)
+    public = await asyncio.to_thread(sockets.bind_tcp, settings.listen.host, settings.listen.port)
+    stack.callback(public.close)
+    admin = await asyncio.to_thread(sockets.bind_tcp, settings.admin.host, settings.admin.port)
+    stack.callback(admin.close)
+    unix = await asyncio.to_thread(sockets.bind_unix, path)
+    stack.push_async_callback(asyncio.to_thread, path.unlink, missing_ok=True)
+    stack.callback(unix.close)
+    return public, admin, unix
+
+
+@contextlib.asynccontextmanager
+async def _listening(edge: EdgeServer, bound: socket.socket) -> AsyncIterator[asyncio.Server]:
+    loop = asyncio.get_running_loop()
+    if bound.family == socket.AF_UNIX:
+        server: asyncio.Server = await loop.create_unix_server(edge, sock=bound, backlog=BACKLOG)
+    else:
+        server = await loop.create_server(edge, sock=bound, backlog=BACKLOG)
+    try:
+        yield server
+    finally:
+        server.close()
+        edge.wind_down()
+        await edge.shutdown(CLOSE_S)
+
+
+@contextlib.asynccontextmanager
+async def _watching(metrics: Metrics) -> AsyncIterator[None]:
+    task = asyncio.create_task(watch_loop(metrics.loop_lag), name="event loop lag")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _drain(house: House, server: asyncio.Server, limit_s: float, log: JsonLog, stop: Stop) -> None:
+    """Take nothing new, and let what runs end."""
+    log.info("draining", requests=house.front.in_progress, drain_s=limit_s)
+    house.pages.draining = True
+    server.close()
+    house.edge.wind_down()
+    await house.front.drain(limit_s, stop.hurry)
+
+
+def _harden(log: JsonLog) -> None:
+    """What the process itself wants: no core dump or debugger that could show keys, and enough files."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        log.warning("dumpable", reason=os.strerror(ctypes.get_errno()))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # A creation time for each series doubles the page and says nothing.
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types here
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

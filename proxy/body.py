@@ -1,0 +1,118 @@
+"""From a request body to a `Call`: the few fields that admission needs, read strictly, and the body encoded anew.
+
+Everything else in the body is the sidecar's to judge. What is forwarded is never the client's bytes, so nothing that
+two JSON readers could read differently (duplicate keys, odd whitespace, NaN) gets past here.
+"""
+
+from typing import Final
+
+import msgspec
+
+from proxy.exchange import Call, Endpoint
+from sidecar.wire.errors import bad_request
+
+# OpenAI's API reference, completions: `max_tokens` defaults to 16.
+COMPLETIONS_DEFAULT_MAX_TOKENS: Final = 16
+_MAX_INT: Final = 2**63 - 1
+
+_decoder: Final = msgspec.json.Decoder(dict[str, object])
+
+
+def read_call(endpoint: Endpoint, body: bytes, *, max_choices: int, max_prompts: int) -> Call:
+    """Raises ApiError 400 that names the field at fault."""
+    fields = _decode(body)
+    choices = _integer(fields, "n", highest=max_choices) or 1
+    max_output, max_output_param = _max_output(endpoint, fields)
+    messages = 1
+    if endpoint is Endpoint.CHAT:
+        messages = len(given) if isinstance(given := fields.get("messages"), list) else 0
+    else:
+        messages = _prompts(fields, max_prompts)
+        choices *= messages
+    return Call(
+        endpoint=endpoint,
+        model=_model(fields),
+        stream=_flag(fields, "stream"),
+        choices=choices,
+        max_output_tokens=max_output,
+        max_output_param=max_output_param,
+        messages=messages,
+        body=_encode(fields),
+    )
+
+
+def _decode(body: bytes) -> dict[str, object]:
+    try:
+        return _decoder.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+        raise bad_request("The request body must be one JSON object in UTF-8.") from exc
+
+
+def _encode(fields: dict[str, object]) -> bytes:
+    try:
+        return msgspec.json.encode(fields)
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as exc:
+        raise bad_request("The request body holds a value that JSON cannot carry safely.") from exc
+
+
+def _model(fields: dict[str, object]) -> str:
+    model = fields.get("model")
+    if model is None or model == "":
+        raise bad_request("you must provide a model parameter", param="model", code="missing_required_parameter")
+    if not isinstance(model, str):
+        raise _wrong_type("model", "a string")
+    return model
+
+
+def _flag(fields: dict[str, object], name: str) -> bool:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise _wrong_type(name, "a boolean")
+    return bool(value)
+
+
+def _integer(fields: dict[str, object], name: str, *, highest: int = _MAX_INT) -> int | None:
+    """A count of at least 1, or None if it is absent or null. An integral 5.0 is a 5; true is not a 1."""
+    value = fields.get(name)
+    if value is None:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _wrong_type(name, "an integer")
+    if value < 1:
+        raise bad_request(f"'{name}' must be at least 1.", param=name, code="integer_below_min_value")
+    if value > highest:
+        raise bad_request(f"'{name}' must be at most {highest}.", param=name, code="integer_above_max_value")
+    return value
+
+
+def _max_output(endpoint: Endpoint, fields: dict[str, object]) -> tuple[int | None, str]:
+    """What the client asks for per choice, and the name of the field to blame if that is too much."""
+    old = _integer(fields, "max_tokens")
+    if endpoint is Endpoint.COMPLETIONS:
+        return old or COMPLETIONS_DEFAULT_MAX_TOKENS, "max_tokens"
+    new = _integer(fields, "max_completion_tokens")
+    if old is not None and new is not None and old != new:
+        raise bad_request(
+            "'max_tokens' and 'max_completion_tokens' are both given and differ; give one.",
+            param="max_tokens",
+            code="invalid_value",
+        )
+    if old is None:
+        return new, "max_completion_tokens"
+    return old, "max_tokens"
+
+
+def _prompts(fields: dict[str, object], highest: int) -> int:
+    """How many prompts a completions body holds: a list of token ids is one prompt."""
+    prompt = fields.get("prompt")
+    if not isinstance(prompt, list) or not prompt or isinstance(prompt[0], int):
+        return 1
+    if len(prompt) > highest:
+        raise bad_request(f"'prompt' may hold {highest} prompts.", param="prompt", code="array_above_max_length")
+    return len(prompt)
+
+
+def _wrong_type(name: str, wanted: str) -> Exception:
+    return bad_request(f"'{name}' must be {wanted}.", param=name, code="invalid_type")

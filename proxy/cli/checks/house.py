@@ -1,0 +1,129 @@
+"""Checks of a house: its policies, its files' permissions, its addresses, its model, its books."""
+
+import json
+import stat
+from pathlib import Path
+from typing import Final
+
+from proxy.cli import desk, listeners, sidecar_command
+from proxy.cli.checks.check import Case, Check, failed, ok, warning
+from proxy.cli.exits import CommandError
+from proxy.cli.screen import counted
+from proxy.policy.load import load_policy
+from proxy.secrets import SecretFileError, read_root_secret
+from proxy.store import migrate
+from proxy.store.database import StorageError, file_of
+from sidecar.wire.errors import ApiError
+from sidecar.yamlfile import ConfigInvalidError
+
+_OTHERS: Final = 0o077
+_UPGRADE: Final = "Run: tollhouse db upgrade"
+
+
+def check_policy(case: Case) -> Check:
+    """The policy files, as the server would read them."""
+    folder = Path(case.settings.policies)
+    try:
+        policy = load_policy(folder)
+    except ConfigInvalidError as exc:
+        first, more = exc.problems[0], len(exc.problems) - 1
+        return failed("policy", str(first) + (f" (and {more} more)" if more else ""), "Run: tollhouse policy check")
+    return ok("policy", f"{folder}: {counted(len(policy.tiers), 'tier')}, revision {policy.revision}")
+
+
+def check_permissions(case: Case) -> Check:
+    """Secret, database and sockets are this user's alone."""
+    secret = Path(case.settings.secret_file)
+    try:
+        if secret.exists():
+            read_root_secret(secret)
+    except SecretFileError as exc:
+        return failed("permissions", str(exc), "Without it no key can be checked.")
+    private = [file_of(case.settings.database), secret.parent, Path(case.settings.admin.socket).parent]
+    if case.sidecar is not None:
+        private.append(Path(case.sidecar.socket).parent)
+    open_to_others = sorted({path for path in private if path.exists() and _mode(path) & _OTHERS})
+    if open_to_others:
+        named = ", ".join(f"{path} ({_mode(path):04o})" for path in open_to_others)
+        return failed(
+            "permissions",
+            f"others on this machine have access to {named}",
+            f"Run: chmod go-rwx {' '.join(map(str, open_to_others))}",
+        )
+    return ok("permissions", "secret, database and sockets are this user's alone")
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def check_ports(case: Case) -> Check:
+    """The listeners are ours already, or could be opened."""
+    if desk.server_runs(case.settings):
+        return ok("ports", f"a server runs here and answers on {case.settings.admin.socket}")
+    for section, listener in (("listen", case.settings.listen), ("admin", case.settings.admin)):
+        if reason := listeners.why_not_bound(listener.host, listener.port):
+            return failed(
+                "ports",
+                f"{section}: {listener.host}:{listener.port}: {reason}",
+                f"Set {section}.port in {case.config} to a free one, or end that process.",
+            )
+    return ok("ports", f"{case.settings.listen.port} and {case.settings.admin.port} are free")
+
+
+def check_model(case: Case) -> Check:
+    """The sidecar is installed, and its model is on this machine."""
+    if case.sidecar is None:
+        return warning(
+            "model", f"{case.sidecar_config} is not there or not valid", "No sidecar runs on this machine without it."
+        )
+    try:
+        listed = sidecar_command.ask_sidecar_command("list", "--config", str(case.sidecar_config), "--json")
+    except CommandError as exc:
+        return failed("model", exc.message, exc.hint)
+    source = case.sidecar.model.source
+    for model in json.loads(listed)["rows"]:
+        if model["name"] == source:
+            if model["path"] is None:
+                return warning(
+                    "model", f"{source} is not fetched yet", "`tollhouse up` does it, or: tollhouse model fetch"
+                )
+            return ok("model", f"{source}, {model['path']}")
+    if not (Path(source).expanduser() / "config.json").is_file():
+        return failed(
+            "model",
+            f"{source} is neither a name of the catalogue nor a folder with a model",
+            f"Set model.source in {case.sidecar_config}; `tollhouse model list` shows the names.",
+        )
+    return ok("model", source)
+
+
+def check_database(case: Case) -> Check:
+    """The tables are those of this version."""
+    try:
+        path, revision = file_of(case.settings.database), migrate.current(case.settings.database)
+    except StorageError as exc:
+        return failed("database", str(exc), f"See database.url in {case.config}, and who owns the file.")
+    if revision is None:
+        return warning("database", f"{path} has no tables yet", "`tollhouse up` makes them, or: tollhouse db upgrade")
+    if revision != migrate.head():
+        return failed("database", f"{path} is at schema {revision}, this version needs {migrate.head()}", _UPGRADE)
+    return ok("database", f"{path}, schema {revision}")
+
+
+def check_ledger(case: Case) -> Check:
+    """The books agree with themselves: the conservation laws, over every row."""
+    try:
+        if migrate.current(case.settings.database) is None:
+            return warning("ledger", "there are no books yet", "`tollhouse up` makes them, or: tollhouse db upgrade")
+        broken = desk.at_the_desk(case.settings, lambda opened: opened.check_ledger())
+    except CommandError as exc:
+        return failed("ledger", exc.message, exc.hint)
+    except ConfigInvalidError as exc:
+        return failed("ledger", str(exc.problems[0]), "Run: tollhouse policy check")
+    except (ApiError, StorageError) as exc:
+        return failed("ledger", str(exc), "The server's log may say why.")
+    if broken:
+        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+        return failed("ledger", broken[0] + more, "Keep a copy of the database, and report it: this must not happen.")
+    return ok("ledger", "the books agree with themselves")

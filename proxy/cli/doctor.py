@@ -1,0 +1,107 @@
+"""`tollhouse doctor`: looks for what is wrong with an installation and a house, and says what to do about it."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import click
+from rich.console import RenderableType
+from rich.text import Text
+
+from proxy.cli.checks import house, machine
+from proxy.cli.checks.check import Case, Check, Status, failed, ok, warning
+from proxy.cli.exits import Exit
+from proxy.cli.invocation import Invocation, command, pass_invocation
+from proxy.cli.screen import DONE, counted
+from proxy.cli.sidecar_command import DEFAULT_CONFIG, SidecarConfig, load_sidecar_config
+from sidecar.yamlfile import ConfigInvalidError
+
+CONFIG: Final = "config"
+# In the order in which one thing rests on another.
+OF_MACHINE: Final[dict[str, Callable[[], Check]]] = {
+    "python": machine.check_python,
+    "packages": machine.check_packages,
+    "sqlite": machine.check_sqlite,
+    "cpu": machine.check_cpu,
+    "gpu": machine.check_gpu,
+    "memory": machine.check_memory,
+    "disk": machine.check_disk,
+}
+OF_HOUSE: Final[dict[str, Callable[[Case], Check]]] = {
+    "policy": house.check_policy,
+    "permissions": house.check_permissions,
+    "ports": house.check_ports,
+    "model": house.check_model,
+    "database": house.check_database,
+    "ledger": house.check_ledger,
+}
+NAMES: Final = (*OF_MACHINE, CONFIG, *OF_HOUSE)
+MARKS: Final = {Status.OK: (DONE, "green"), Status.WARNING: ("!", "bold yellow"), Status.FAILED: ("✗", "bold red")}
+
+
+@command("doctor")
+@click.option("--only", multiple=True, type=click.Choice(NAMES), help="One check by its name; repeatable.")
+@pass_invocation
+def doctor(invocation: Invocation, only: tuple[str, ...]) -> int:
+    """Look for what is wrong with this installation and this house, and say what to do about it."""
+    found = list(_looked(invocation, only or NAMES))
+    invocation.screen.reply({"checks": found}, lambda: _shown(found))
+    return Exit.FAILED if any(check.status is Status.FAILED for check in found) else Exit.OK
+
+
+def _looked(invocation: Invocation, names: tuple[str, ...]) -> Iterator[Check]:
+    for name, look in OF_MACHINE.items():
+        if name in names:
+            yield look()
+    if not {CONFIG, *OF_HOUSE} & set(names):
+        return
+    case, config = _case(invocation)
+    if CONFIG in names or case is None:
+        yield config
+    if case is not None:
+        for name, examine in OF_HOUSE.items():
+            if name in names:
+                yield examine(case)
+
+
+def _case(invocation: Invocation) -> tuple[Case | None, Check]:
+    """What there is to examine, and what is to be said of the configuration itself."""
+    try:
+        settings = invocation.settings()
+    except ConfigInvalidError as exc:
+        return None, _invalid(exc)
+    sidecar: SidecarConfig | None = None
+    check = ok(CONFIG, str(invocation.config))
+    if not DEFAULT_CONFIG.exists():
+        check = warning(CONFIG, f"{invocation.config}; no {DEFAULT_CONFIG}", "Fine if sidecars run elsewhere.")
+    else:
+        try:
+            sidecar = load_sidecar_config(DEFAULT_CONFIG, os.environ)
+            check = ok(CONFIG, f"{invocation.config}, {DEFAULT_CONFIG}")
+        except ConfigInvalidError as exc:
+            check = _invalid(exc)
+    return Case(invocation.config, settings, Path(DEFAULT_CONFIG), sidecar), check
+
+
+def _invalid(exc: ConfigInvalidError) -> Check:
+    return failed(CONFIG, "\n".join(map(str, exc.problems)), "Repair what is named; conf/ in a checkout has examples.")
+
+
+def _shown(found: list[Check]) -> RenderableType:
+    width = max(len(check.name) for check in found)
+    shown = Text()
+    for check in found:
+        mark, style = MARKS[check.status]
+        shown.append(f"{mark} ", style)
+        shown.append(f"{check.name:<{width}}  {check.message}\n")
+        if check.hint:
+            shown.append(f"  {'':<{width}}  {check.hint}\n", "dim")
+    wrong = [check.status for check in found if check.status is not Status.OK]
+    summary = ", ".join(
+        counted(wrong.count(status), noun)
+        for status, noun in ((Status.FAILED, "failure"), (Status.WARNING, "warning"))
+        if status in wrong
+    )
+    shown.append(f"\n{summary or 'All is well'}.", "bold")
+    return shown

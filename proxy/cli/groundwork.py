@@ -1,0 +1,70 @@
+"""What `tollhouse up` lays before the first start: configuration files, private folders, the database's schema.
+
+Only what is missing is made; nothing that lies there is changed.
+"""
+
+import shutil
+import sysconfig
+from pathlib import Path
+from typing import Final
+
+from proxy.cli.exits import CommandError
+from proxy.settings import Proxy
+from proxy.store import migrate
+from proxy.store.database import file_of
+
+PRIVATE: Final = 0o700
+LOGS: Final = Path("run")
+# A folder of another name that is not there is a slip of the pen, and must not come to hold the default's tiers.
+DEFAULT_POLICIES: Final = Path("policies")
+# Where an installed wheel keeps the files that a checkout has at its root; see data-files in pyproject.toml.
+_SHARE: Final = "share/tollhouse"
+_ROOT: Final = Path(__file__).parents[2]
+
+
+def defaults_folder() -> Path:
+    """The folder with `conf/` and `policies/` as they come. Raises CommandError."""
+    for folder in (_ROOT, Path(sysconfig.get_path("data")) / _SHARE):
+        if (folder / "conf/proxy.yaml").is_file():
+            return folder
+    raise CommandError(
+        "There is no configuration here, and this installation brings no default one.",
+        hint="Run `tollhouse up` in a checkout, or copy conf/ and policies/ from one.",
+    )
+
+
+def write_missing(wanted: dict[Path, str]) -> list[Path]:
+    """Copy a default, a path below the defaults folder, to each place where a file is missing; the places that were.
+
+    Raises CommandError.
+    """
+    written = []
+    for path, default in wanted.items():
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(defaults_folder() / default, path)
+            written.append(path)
+    return written
+
+
+def missing_policies(folder: Path) -> dict[Path, str]:
+    """The default policy, if the folder has none at all."""
+    if folder != DEFAULT_POLICIES or any(folder.glob("*.yaml")):
+        return {}
+    return {folder / "default.yaml": "policies/default.yaml"}
+
+
+def make_private_folders(settings: Proxy, sidecar_socket: str) -> None:
+    """The folders of secrets, sockets and logs, for this user alone."""
+    folders = {Path(path).parent for path in (settings.secret_file, settings.admin.socket, sidecar_socket)}
+    for folder in sorted({*folders, LOGS}):
+        folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+
+
+def upgrade_database(settings: Proxy) -> str:
+    """Bring the schema up to date; what was done, for people."""
+    path, before = file_of(settings.database), migrate.current(settings.database)
+    if before == migrate.head():
+        return str(path)
+    migrate.upgrade(settings.database)
+    return f"{path}, created" if before is None else f"{path}, schema upgraded from {before} to {migrate.head()}"

@@ -1,0 +1,47 @@
+"""`tollhouse model fetch|list`: the sidecar's catalogue, through the sidecar's own command."""
+
+from pathlib import Path
+
+import click
+
+from proxy.cli import sidecar_command
+from proxy.cli.invocation import HouseGroup, Invocation, pass_invocation
+
+
+@click.group("model", cls=HouseGroup)
+def model() -> None:
+    """Fetch and list the models of the catalogue."""
+
+
+@model.command("fetch")
+@click.argument("name", required=False)
+@click.option(
+    "--sidecar-config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=sidecar_command.DEFAULT_CONFIG,
+    metavar="FILE",
+    help=f"The sidecar's configuration; {sidecar_command.DEFAULT_CONFIG} if not given.",
+)
+@pass_invocation
+def fetch(invocation: Invocation, sidecar_config: Path, name: str | None) -> int:
+    """Fetch the model NAME, or the configured one, and convert it once into the cache."""
+    return _run(invocation, "fetch", sidecar_config, [name] if name else [])
+
+
+@model.command("list")
+@click.option(
+    "--sidecar-config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=sidecar_command.DEFAULT_CONFIG,
+    metavar="FILE",
+    help=f"The sidecar's configuration; {sidecar_command.DEFAULT_CONFIG} if not given.",
+)
+@pass_invocation
+def list_(invocation: Invocation, sidecar_config: Path) -> int:
+    """List the models of the catalogue, and which of them are in the cache."""
+    return _run(invocation, "list", sidecar_config, [])
+
+
+def _run(invocation: Invocation, name: str, config: Path, arguments: list[str]) -> int:
+    as_json = ["--json"] if invocation.as_json else []
+    return sidecar_command.run_sidecar_command(name, "--config", str(config), *as_json, *arguments)

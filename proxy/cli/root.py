@@ -1,0 +1,106 @@
+"""The `tollhouse` command: its table of commands, and the boundary where errors become words and an exit code.
+
+A command's module is imported when it is called for, so that `--help` and `keys` do not wait for what `serve` needs.
+"""
+
+import importlib
+from collections.abc import Sequence
+from typing import Final
+
+import click
+from typing_extensions import override
+
+from proxy.cli.exits import CommandError, Exit
+from proxy.cli.invocation import HouseGroup, Invocation
+from sidecar.wire.errors import ApiError
+from sidecar.yamlfile import ConfigInvalidError
+
+# Name: module under proxy.cli (which has a command of that name), and what it does. The order is a newcomer's.
+COMMANDS: Final = {
+    "up": ("up", "Start everything here: model, sidecar, proxy. Makes what is missing."),
+    "serve": ("serve", "Run the proxy alone."),
+    "keys": ("keys", "Create, list and revoke API keys."),
+    "accounts": ("accounts", "Create and list the accounts that keys belong to."),
+    "usage": ("usage", "Show what each key used in a month."),
+    "policy": ("policy", "Check the policy files."),
+    "db": ("db", "Bring the database's schema up to date."),
+    "model": ("model", "Fetch and list the models of the catalogue."),
+    "doctor": ("doctor", "Look for what is wrong with this installation."),
+    "test": ("suite", "Run the checks and tests of a checkout."),
+}
+
+
+class Root(HouseGroup):
+    """The commands of the table, imported when one of them is called."""
+
+    @override
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    @override
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"proxy.cli.{COMMANDS[cmd_name][0]}")
+        found = getattr(module, cmd_name)
+        if not isinstance(found, click.Command):
+            raise TypeError(f"{module.__name__}.{cmd_name} is not a command")
+        return found
+
+    @override
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
+
+
+@click.group(
+    "tollhouse",
+    cls=Root,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with `tollhouse up`.",
+)
+@click.version_option(package_name="tollhouse", message="%(prog)s %(version)s")
+def tollhouse() -> None:
+    """An OpenAI-compatible endpoint for your own models, behind keys, limits and a ledger."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line to its end, and give its exit code."""
+    invocation = Invocation()
+    try:
+        returned = tollhouse.main(list(arguments), prog_name="tollhouse", standalone_mode=False, obj=invocation)
+    except click.ClickException as exc:
+        return _refused(exc, invocation)
+    except (click.Abort, KeyboardInterrupt):
+        return Exit.INTERRUPTED
+    except (ConfigInvalidError, CommandError, ApiError, OSError) as exc:
+        return _explained(exc, invocation)
+    return returned if isinstance(returned, int) else Exit.OK
+
+
+def _explained(exc: ConfigInvalidError | CommandError | ApiError | OSError, invocation: Invocation) -> int:
+    if isinstance(exc, ConfigInvalidError):
+        invocation.screen.invalid(exc.problems, _config_hint(exc, invocation))
+        return Exit.CONFIG_INVALID
+    if isinstance(exc, OSError):
+        # A file or an address that the system refuses; what is ours to explain was explained before it came here.
+        place = f"{exc.filename}: " if exc.filename else ""
+        error = CommandError(f"{place}{exc.strerror or exc}")
+    else:
+        error = CommandError(exc.message) if isinstance(exc, ApiError) else exc
+    invocation.screen.failed(error)
+    return error.code
+
+
+def _refused(exc: click.ClickException, invocation: Invocation) -> int:
+    if invocation.as_json and not isinstance(exc, click.exceptions.NoArgsIsHelpError):
+        invocation.screen.failed(CommandError(exc.format_message(), code=Exit(exc.exit_code)))
+    else:
+        exc.show()
+    return exc.exit_code
+
+
+def _config_hint(exc: ConfigInvalidError, invocation: Invocation) -> str:
+    if any(problem.path == str(invocation.config) and problem.line == 0 for problem in exc.problems):
+        return "`tollhouse up` writes a first configuration; `--config FILE` takes another."
+    return ""

@@ -1,0 +1,84 @@
+"""The `tollhouse-sidecar` command, run beside this one: the proxy's package must not import the sidecar's.
+
+Also the little that `up` and `doctor` need to know from the sidecar's own configuration.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from proxy.cli.exits import CommandError, Exit
+from sidecar import yamlfile
+
+DEFAULT_CONFIG: Final = Path("conf/sidecar.yaml")
+INSTALL: Final = "pip install 'tollhouse[sidecar]'"
+ENV_PREFIX: Final = "TOLLHOUSE_SIDECAR__"
+# What the extra brings; looked for, not imported.
+_EXTRA: Final = ("torch", "transformers")
+
+
+class SidecarModel(msgspec.Struct, frozen=True):
+    """The model's names: for clients, and in the catalogue or on disk."""
+
+    id: str
+    source: str
+
+
+class SidecarConfig(msgspec.Struct, frozen=True):
+    """What others need of `conf/sidecar.yaml`; the rest of it is the sidecar's to judge."""
+
+    model: SidecarModel
+    socket: str = "run/sidecar.sock"
+    cache: str = "~/.cache/tollhouse"
+
+
+# The variables that override those; others are the sidecar's, and would be unknown here.
+_VARIABLES: Final = frozenset(f"{ENV_PREFIX}{name}" for name in ("MODEL__ID", "MODEL__SOURCE", "SOCKET", "CACHE"))
+
+
+def load_sidecar_config(path: Path, environ: Mapping[str, str]) -> SidecarConfig:
+    """Raises ConfigInvalidError."""
+    ours = {name: value for name, value in environ.items() if name in _VARIABLES}
+    return yamlfile.load(path, SidecarConfig, environ=ours, env_prefix=ENV_PREFIX)
+
+
+def executable() -> Path:
+    """The command installed beside this interpreter. Raises CommandError."""
+    path = Path(sys.executable).parent / "tollhouse-sidecar"
+    absent = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
+    if not os.access(path, os.X_OK):
+        absent.append(str(path))
+    if absent:
+        raise CommandError(f"The sidecar is not installed: {', '.join(absent)} missing.", hint=f"Install it: {INSTALL}")
+    return path
+
+
+def leashed(command: Sequence[str]) -> list[str]:
+    """The command, so that it ends when this process does, however that ends."""
+    return [sys.executable, "-P", "-m", "proxy.cli.leash", str(os.getpid()), *command]
+
+
+def run_sidecar_command(*arguments: str) -> int:
+    """Run `tollhouse-sidecar …` on this terminal, and give its exit code. Raises CommandError."""
+    done = subprocess.run([executable(), *arguments], check=False)  # noqa: S603 - our own command
+    return _code(done.returncode)
+
+
+def ask_sidecar_command(*arguments: str) -> bytes:
+    """Run `tollhouse-sidecar …` for what it writes to stdout; the rest is shown. Raises CommandError."""
+    done = subprocess.run(leashed([str(executable()), *arguments]), check=False, stdout=subprocess.PIPE)  # noqa: S603 - as above
+    if code := _code(done.returncode):
+        words = f"`tollhouse-sidecar {arguments[0]}` ended with exit code {code}, for the reason it gave above."
+        raise CommandError(words, code=Exit(code) if code in {*Exit} else Exit.FAILED)
+    return done.stdout
+
+
+def _code(returncode: int) -> int:
+    # A negative one is the signal that ended it; shells say 128 + signal.
+    return returncode if returncode >= 0 else 128 - returncode

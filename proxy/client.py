@@ -1,0 +1,212 @@
+"""One client's end of an exchange: its body, its answer, and whether it is still there. No routing, no rules.
+
+Bodies are bounded in size, time and inflation, and every write in time. A client that leaves, or that must go, ends the
+exchange by `leave`: what runs under `present` is interrupted, and everything after it still happens.
+"""
+
+import asyncio
+import contextlib
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Mapping
+
+from aiohttp import web
+
+from proxy.clock import Clock
+from proxy.edge import common_headers
+from proxy.exchange import Arrival, Ending
+from proxy.settings import Limits, Timeouts
+from sidecar.wire.errors import ApiError, bad_request
+
+
+class LeftError(Exception):
+    """The exchange is over before its answer is: the client is gone or stalled, or we are shutting down."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending.value)
+        self.ending = ending
+
+
+class _EventStream(web.StreamResponse):
+    # aiohttp would send the head by itself at once; this way it leaves in one write with the first events.
+    _send_headers_immediately = False
+
+
+class Client:
+    """The client's end of one exchange: its body, its answer, and whether it is still there.
+
+    Mutable: `_headers` (of the answer to come), `_response` (the answer under way, or None), `_left` (why the exchange
+    is over early), `_scope` (what is interrupted when it is).
+    """
+
+    def __init__(
+        self, request: web.BaseRequest, arrival: Arrival, *, limits: Limits, timeouts: Timeouts, clock: Clock
+    ) -> None:
+        self.arrival = arrival
+        self._request = request
+        self._limits = limits
+        self._timeouts = timeouts
+        self._clock = clock
+        self._headers: dict[str, str] = {}
+        self._response: web.StreamResponse | None = None
+        self._left: Ending | None = None
+        self._scope: asyncio.Timeout | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether an answer has begun; from then on an error can only be an event in it."""
+        return self._response is not None
+
+    @property
+    def response(self) -> web.StreamResponse:
+        """What the server is to finish: the answer given, or an empty one nobody is there to read."""
+        return self._response if self._response is not None else web.Response(status=499)
+
+    def announce(self, headers: Mapping[str, str]) -> None:
+        """Add headers to the answer to come."""
+        self._headers.update(headers)
+
+    def leave(self, ending: Ending) -> None:
+        """End the exchange early: whatever runs under `present` is interrupted. The first reason stands."""
+        if self._left is None:
+            self._left = ending
+            if self._scope is not None:
+                self._scope.reschedule(asyncio.get_running_loop().time())
+
+    @contextlib.asynccontextmanager
+    async def present(self) -> AsyncIterator[None]:
+        """A stretch that ends with LeftError as soon as the exchange is over early."""
+        self._check_present()
+        try:
+            async with asyncio.timeout(None) as self._scope:
+                yield
+        except TimeoutError:
+            # Ours only if someone left; other time-outs in here have names of their own by now.
+            self._check_present()
+            raise
+        finally:
+            self._scope = None
+
+    def _check_present(self) -> None:
+        if self._left is not None:
+            raise LeftError(self._left)
+
+    async def body(self) -> bytes:
+        """The request's body, inflated. Raises ApiError 400, 408, 413 or 415, or LeftError."""
+        encoding = self._request.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in {"identity", "gzip"}:
+            raise ApiError(415, "Only identity and gzip bodies are accepted.", code="unsupported_media_type")
+        if (self._request.content_length or 0) > self._limits.max_body_bytes:
+            raise self._too_large()
+        await self._continue()
+        try:
+            async with asyncio.timeout(self._limits.body_timeout_s):
+                raw = await self._read()
+        except TimeoutError as exc:
+            raise ApiError(408, "The request body took too long.", code="request_timeout") from exc
+        except web.RequestPayloadError as exc:
+            raise bad_request("The request body is not valid HTTP/1.1.") from exc
+        except ConnectionError as exc:
+            raise LeftError(Ending.CLIENT_GONE) from exc
+        return self._inflate(raw) if encoding == "gzip" else raw
+
+    async def _continue(self) -> None:
+        """Answer `Expect: 100-continue`, now that the body is wanted. Raises ApiError 417."""
+        expect = self._request.headers.get("expect")
+        if expect is None:
+            return
+        if expect.lower() != "100-continue":
+            raise ApiError(417, "Only 100-continue may be expected.")
+        await self._deliver(self._request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n"))
+        # The interim answer is no part of the answer.
+        self._request.writer.output_size = 0
+
+    async def _read(self) -> bytes:
+        pieces: list[bytes] = []
+        size = 0
+        while piece := await self._request.content.readany():
+            size += len(piece)
+            if size > self._limits.max_body_bytes:
+                raise self._too_large()
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def _inflate(self, raw: bytes) -> bytes:
+        inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        try:
+            body = inflater.decompress(raw, self._limits.max_body_bytes + 1)
+        except zlib.error as exc:
+            raise bad_request("The request body is not valid gzip.") from exc
+        if len(body) > self._limits.max_body_bytes:
+            raise self._too_large()
+        if not inflater.eof or inflater.unused_data:
+            raise bad_request("The request body is not valid gzip.")
+        return body
+
+    def _too_large(self) -> ApiError:
+        limit = self._limits.max_body_bytes
+        return ApiError(413, f"The request body may have {limit} bytes at most.", code="request_too_large")
+
+    async def answer(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        """Give a whole JSON answer. Raises LeftError."""
+        self.announce(headers or {})
+        response = web.Response(status=status, body=body, headers=self._head("application/json"))
+        # A body that was not read to its end is in the way of the next request.
+        if not self._request.content.is_eof():
+            response.force_close()
+        self._response = response
+        await self._deliver(self._prepare(response))
+        await self._deliver(response.write_eof())
+
+    async def send(self, events: bytes) -> None:
+        """Send whole server-sent events, the head with the first ones. Raises LeftError."""
+        stream = await self._stream()
+        await self._deliver(stream.write(events))
+
+    async def finish(self, events: bytes) -> None:
+        """Send the last events and the proper end. Raises LeftError."""
+        stream = await self._stream()
+        await self._deliver(stream.write_eof(events))
+
+    async def fail(self, event: bytes) -> None:
+        """Send an error event if there is one, and break the connection off: never a proper end."""
+        stream = self._response
+        if stream is None or self._request.transport is None:
+            return
+        if event:
+            with contextlib.suppress(LeftError):
+                await self._deliver(stream.write(event))
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close the connection once what was written has left, and in any case when the write limit is over."""
+        transport = self._request.transport
+        if transport is not None:
+            self._request.protocol.force_close()
+            asyncio.get_running_loop().call_later(self._timeouts.client_write_s, transport.abort)
+
+    def _head(self, content_type: str) -> dict[str, str]:
+        took_s = self._clock.monotonic() - self.arrival.monotonic_s
+        return {**self._headers, **common_headers(self.arrival.request_id, took_s), "content-type": content_type}
+
+    async def _stream(self) -> web.StreamResponse:
+        if self._response is None:
+            self.announce({"cache-control": "no-cache", "x-accel-buffering": "no"})
+            self._response = _EventStream(headers=self._head("text/event-stream"))
+            await self._deliver(self._prepare(self._response))
+        return self._response
+
+    async def _prepare(self, response: web.StreamResponse) -> None:
+        await response.prepare(self._request)
+
+    async def _deliver(self, writing: Awaitable[None]) -> None:
+        """Write, for as long as the limit allows. Raises LeftError."""
+        try:
+            async with asyncio.timeout(self._timeouts.client_write_s):
+                await writing
+        except TimeoutError as exc:
+            transport = self._request.transport
+            if transport is not None:
+                transport.abort()
+            raise LeftError(Ending.CLIENT_STALLED) from exc
+        except ConnectionError as exc:
+            raise LeftError(Ending.CLIENT_GONE) from exc

@@ -1,0 +1,217 @@
+"""The HTTP edge: a hardened server protocol. No routing, no rules; one client's end of an exchange is `proxy.client`.
+
+What stock aiohttp 3.14 does and this does not: answer and log a malformed request with its own bytes (a key may be
+among them), wait for ever for a head, let a handler outlive its client unseen.
+"""
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, cast
+
+from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import _ErrInfo
+from typing_extensions import override
+
+from proxy.settings import Limits
+from sidecar.wire.errors import SERVER_ERROR, ApiError
+
+MAX_HEADERS: Final = 100
+MAX_HEADER_BYTES: Final = 64 * 1024
+SEND_BUFFER_BYTES: Final = 128 * 1024
+WRITE_BUFFER_BYTES: Final = 64 * 1024
+# How long an unread body is read away after an early refusal, so that the client can read the answer.
+LINGER_S: Final = 2.0
+# OpenAI's API reference, "Debugging requests".
+OPENAI_VERSION: Final = "2020-10-01"
+
+
+# Makes the answer for bytes that are no request, told the address they came from.
+Refuse = Callable[[ApiError, str], web.Response]
+
+
+class EdgeProtocol(web.RequestHandler):
+    """aiohttp's protocol, with errors that say nothing of the request's bytes, and a limit on the time of a head.
+
+    Mutable beside aiohttp's own: `_head_timer`, while a head is due; `_head_begun`, whether bytes of it are here.
+    """
+
+    __slots__ = ("_head_begun", "_head_timeout_s", "_head_timer", "_refuse", "_same_user")
+
+    def __init__(
+        self, manager: "EdgeServer", *, refuse: Refuse, same_user: bool, head_timeout_s: float, **options: Any
+    ) -> None:
+        super().__init__(manager, **options)
+        self._refuse = refuse
+        self._same_user = same_user
+        self._head_timeout_s = head_timeout_s
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_begun = False
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        # uvloop's transports have asyncio's methods and not its classes, so there is nothing to check here.
+        real = cast("asyncio.Transport", transport)
+        real.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        raw = real.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        if self._same_user and peer_uid(raw) not in {os.geteuid(), 0}:
+            real.abort()
+        self._start_head_timer()
+
+    @override
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._stop_head_timer()
+        super().connection_lost(exc)
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        running = self._current_request
+        in_body = running is not None and not running.content.is_eof()
+        super().data_received(data)
+        if self._messages:
+            self._stop_head_timer()
+        elif not in_body and not self._head_begun:
+            self._head_begun = True
+            self._start_head_timer()
+
+    def _start_head_timer(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self._loop.call_later(self._head_timeout_s, self._head_is_late)
+
+    def _stop_head_timer(self) -> None:
+        self._head_begun = False
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if self._current_request is not None:
+            # The next head waits for an answer that is still under way: its time begins anew.
+            self._start_head_timer()
+            return
+        if not self._head_begun:
+            # Not a byte: an answer to nothing would be taken for the answer to what comes next.
+            self.force_close()
+            return
+        # From here it goes the way of bytes that cannot be parsed.
+        self._messages.append((_ErrInfo(408, HttpProcessingError(code=408), ""), EMPTY_PAYLOAD))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    @override
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What a request that could not be parsed is told. `message` quotes it, so it goes nowhere."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer is under way already")
+        response = self._refuse(_parse_refusal(status, exc, self.max_field_size), address_of(request))
+        response.force_close()
+        return response
+
+    @override
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Nothing: the exception's text may hold header bytes, and the front logs what it refuses."""
+
+    def wind_down(self) -> None:
+        """Take no further request: an idle connection is closed now, a busy one after its answer."""
+        running = self._current_request
+        if running is None and not self._messages:
+            self.force_close()
+        elif running is not None and running.content.is_eof():
+            # Not before its body is here: a closing protocol reads nothing any more.
+            self.close()
+
+
+def _parse_refusal(status: int, exc: BaseException | None, field_limit: int) -> ApiError:
+    if isinstance(exc, LineTooLong):
+        if exc.args[1:2] == (field_limit,):
+            return ApiError(431, "A request header is too long.", code="request_too_large")
+        return ApiError(414, "The request line is too long.", code="request_too_large")
+    if isinstance(exc, BadHttpMessage) and exc.message.startswith("Too many headers"):
+        return ApiError(431, "The request has too many headers.", code="request_too_large")
+    if status == 408:
+        return ApiError(408, "The request head took too long.", code="request_timeout")
+    if status >= 500:
+        return ApiError(500, "The server had an error while processing your request.", type=SERVER_ERROR)
+    return ApiError(400, "The request is not valid HTTP/1.1.")
+
+
+class EdgeServer(web.Server):
+    """aiohttp's low-level server, making our protocols. `same_user`: serve nobody else on a Unix socket but root."""
+
+    def __init__(
+        self,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        refuse: Refuse,
+        limits: Limits,
+        *,
+        same_user: bool = False,
+    ) -> None:
+        super().__init__(self._checked, handler_cancellation=True)
+        self._handle = handler
+        self._refuse = refuse
+        self._same_user = same_user
+        self._options: dict[str, Any] = {
+            "access_log": None,
+            "auto_decompress": False,
+            "head_timeout_s": limits.head_timeout_s,
+            "keepalive_timeout": limits.keep_alive_s,
+            "lingering_time": LINGER_S,
+            "max_headers": MAX_HEADERS,
+            "max_line_size": limits.max_header_line_bytes,
+            # One more than a request line may have: by this number a refusal knows which of the two was too long.
+            "max_field_size": limits.max_header_line_bytes + 1,
+        }
+
+    @override
+    def __call__(self) -> web.RequestHandler:
+        return EdgeProtocol(self, loop=self._loop, refuse=self._refuse, same_user=self._same_user, **self._options)
+
+    async def _checked(self, request: web.BaseRequest) -> web.StreamResponse:
+        if sum(len(name) + len(value) for name, value in request.raw_headers) > MAX_HEADER_BYTES:
+            error = ApiError(431, "The request headers are too large together.", code="request_too_large")
+            response = self._refuse(error, address_of(request))
+            response.force_close()
+            return response
+        return await self._handle(request)
+
+    def wind_down(self) -> None:
+        """Close what is idle, and let what is busy be the last of its connection."""
+        for connection in self.connections:
+            if isinstance(connection, EdgeProtocol):
+                connection.wind_down()
+
+
+def peer_uid(peer: socket.socket) -> int:
+    """Who is at the other end of a Unix socket (unix(7), SO_PEERCRED: pid, uid, gid)."""
+    size = struct.calcsize("3i")
+    _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return int(uid)
+
+
+def address_of(request: web.BaseRequest) -> str:
+    """The peer's IP address; `local` on a Unix socket."""
+    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    return str(peer[0]) if isinstance(peer, tuple) and peer else "local"
+
+
+def common_headers(request_id: str, processing_s: float) -> dict[str, str]:
+    """The headers of every answer. `server` stands here so that aiohttp does not put its version there."""
+    return {
+        "server": "tollhouse",
+        "x-request-id": request_id,
+        "openai-version": OPENAI_VERSION,
+        "openai-processing-ms": str(max(0, round(processing_s * 1000))),
+    }

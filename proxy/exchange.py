@@ -1,0 +1,111 @@
+"""The records that travel through the pipeline, each frozen: a room takes one and returns the next.
+
+`Call` (what was asked) + `Principal` (by whom) → `Estimate` (what it may cost) → `Reservation` (what was set aside)
+→ `Outcome` (what it cost and how it ended).
+"""
+
+import datetime as dt
+import enum
+from dataclasses import dataclass, field
+
+from sidecar.wire.internal import Usage
+
+
+class Endpoint(enum.StrEnum):
+    """The public routes that reach a model, by their route template."""
+
+    CHAT = "/v1/chat/completions"
+    COMPLETIONS = "/v1/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """W3C Trace Context of a request: ids in lower-case hex, and the client's tracestate as it came."""
+
+    trace_id: str
+    span_id: str
+    sampled: bool
+    tracestate: str
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request as the edge saw it, before its body. `monotonic_s` is the clock at the first byte of the handler."""
+
+    request_id: str
+    client_request_id: str | None
+    trace: Trace
+    address: str
+    monotonic_s: float
+    utc: dt.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks. `models` of None means every model the tier allows."""
+
+    account_id: str
+    key_id: str
+    tier: str
+    models: frozenset[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What is asked: the admission fields of a parsed body, and the body itself, decoded and encoded again.
+
+    `max_output_tokens` is what the client asked for, per choice; None if it asked for nothing. `choices` counts all
+    sequences: prompts × n. `prompt_bytes` is the length of `body`, `messages` how many messages or prompts it holds.
+    """
+
+    endpoint: Endpoint
+    model: str
+    stream: bool
+    choices: int
+    max_output_tokens: int | None
+    max_output_param: str
+    messages: int
+    body: bytes = field(repr=False)
+
+    @property
+    def prompt_bytes(self) -> int:
+        return len(self.body)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a call may cost at most, in tokens. `exact` is True once the sidecar counted the prompt."""
+
+    prompt_tokens: int
+    output_tokens: int
+    choices: int
+    exact: bool
+
+    @property
+    def total(self) -> int:
+        return self.prompt_tokens + self.output_tokens * self.choices
+
+
+class Ending(enum.StrEnum):
+    """How a request ended, once each: the log's and the ledger's `reason`."""
+
+    COMPLETE = "complete"
+    CLIENT_GONE = "client_gone"
+    CLIENT_STALLED = "client_stalled"
+    REFUSED = "refused"
+    UPSTREAM_REFUSED = "upstream_refused"
+    UPSTREAM_FAILED = "upstream_failed"
+    SHUTTING_DOWN = "shutting_down"
+    REVOKED = "revoked"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end of a request. `usage` of None means nothing ran, so nothing is owed."""
+
+    status: int
+    ending: Ending
+    usage: Usage | None
+    finish_reason: str
+    error_code: str | None = None

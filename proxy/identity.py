@@ -1,0 +1,245 @@
+"""Who asks: API keys, made and recognised. Keys at rest are an id and a MAC; the secret is shown once and kept nowhere.
+
+Every wrong key gets the same answer, whatever is wrong with it, and every well-formed one takes the same path to it:
+one look-up by id, then one comparison in constant time. What a key may do is not decided here.
+"""
+
+import datetime as dt
+import hashlib
+import hmac
+import ipaddress
+import math
+import re
+import secrets
+import zlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from proxy.clock import Clock
+from proxy.exchange import Principal
+from proxy.policy.schema import Policy
+from proxy.secrets import API_KEY_MAC, RootSecret
+from proxy.store.database import StorageError
+from proxy.store.keys import KeyRecord
+from sidecar.jsonlog import JsonLog
+from sidecar.wire.errors import ApiError, unavailable
+
+PREFIX: Final = "sk-th_"
+ID_CHARS: Final = 10
+SECRET_CHARS: Final = 32
+CHECK_CHARS: Final = 6
+_ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_KEY: Final = re.compile(rf"{PREFIX}([0-9A-Za-z]{{{ID_CHARS}}})_[0-9A-Za-z]{{{SECRET_CHARS + CHECK_CHARS}}}")
+MAC_VERSION: Final = 1
+# A known key is looked up again after this long, and served for as long while the database is away (GUARDS A12).
+KNOWN_KEY_S: Final = 60.0
+MOST_KNOWN_KEYS: Final = 10_000
+# Who has a /64 has 2^64 addresses: failures of IPv6 are counted by network.
+_V6_NETWORK_BITS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class MintedKey:
+    """A new key. `secret` is the whole of it, for its owner alone; the rest is for the database."""
+
+    secret: str = field(repr=False)
+    key_id: str
+    mac: bytes = field(repr=False)
+    mac_version: int
+
+
+class Keysmith:
+    """Makes keys and their MACs. Stateless."""
+
+    def __init__(self, root: RootSecret) -> None:
+        self._pepper = root.derive(API_KEY_MAC)
+
+    def mint(self) -> MintedKey:
+        key_id, secret = _random(ID_CHARS), _random(SECRET_CHARS)
+        body = f"{PREFIX}{key_id}_{secret}"
+        key = body + _checksum(body)
+        return MintedKey(key, key_id, self.mac(key), MAC_VERSION)
+
+    def mac(self, key: str) -> bytes:
+        """32 bytes over the whole key."""
+        return hmac.digest(self._pepper, key.encode(), hashlib.sha256)
+
+
+def key_id_of(key: str) -> str | None:
+    """The public id in a key; None for what was never one: another shape, or a checksum that a typing error broke."""
+    matched = _KEY.fullmatch(key)
+    if matched is None or key[-CHECK_CHARS:] != _checksum(key[:-CHECK_CHARS]):
+        return None
+    return matched[1]
+
+
+class KeyStore(Protocol):
+    """Where keys are kept; see `proxy.store.keys.Keys`."""
+
+    async def lookup(self, key_id: str) -> KeyRecord | None:
+        """Raises StorageError."""
+
+    def touch(self, key_id: str, moment: dt.datetime) -> Awaitable[None]:
+        """Note when a key was last used. What it gives may be dropped."""
+
+
+class Failures(Protocol):
+    """How often an address may fail; see `proxy.admission.rate.Allowance`."""
+
+    def take(self, subject: str) -> float:
+        """Count a failure and give 0; or, if there were too many, give the seconds until one more is free."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A key that was recognised, and until when it need not be looked up again, in monotonic seconds."""
+
+    record: KeyRecord
+    fresh_until_s: float
+
+
+class Identify:
+    """The room. Mutable: `_known`, recognised keys by their MAC; `_forgotten`, how often something was forgotten."""
+
+    def __init__(
+        self,
+        keys: KeyStore,
+        smith: Keysmith,
+        policy: Callable[[], Policy],
+        failures: Failures,
+        *,
+        clock: Clock,
+        log: JsonLog,
+    ) -> None:
+        self._keys = keys
+        self._smith = smith
+        self._policy = policy
+        self._failures = failures
+        self._clock = clock
+        self._log = log
+        # Compared with when there is no such key, so that an unknown id takes as long as a wrong secret.
+        self._nobody = secrets.token_bytes(32)
+        self._known: dict[bytes, _Known] = {}
+        self._forgotten = 0
+
+    async def identify(self, authorization: str | None, address: str) -> Principal:
+        """Raises ApiError: 401; 429 after too many failures from the address, which only failures meet; 403; 503."""
+        key = _bearer(authorization)
+        if key is None:
+            raise self._failed(address, _missing())
+        key_id = key_id_of(key)
+        record = None if key_id is None else await self._recognise(key_id, self._smith.mac(key))
+        if record is None or not self._valid(record):
+            raise self._failed(address, _wrong())
+        try:
+            tier = self._policy().tier(record.tier)
+        except ApiError:
+            self._log.error("key_without_tier", key_id=record.key_id, tier=record.tier)
+            raise
+        return Principal(account_id=record.account_id, key_id=record.key_id, tier=tier.name, models=record.models)
+
+    def forget(self, key_id: str) -> None:
+        """Look a key up again when it next comes: it was revoked or changed. What is being read now is read again."""
+        self._forgotten += 1
+        self._known = {mac: known for mac, known in self._known.items() if known.record.key_id != key_id}
+
+    async def _recognise(self, key_id: str, mac: bytes) -> KeyRecord | None:
+        """The key's record, if there is one and the MAC is its own.
+
+        Known keys are found by the whole MAC: a wrong secret for a known id finds nothing and goes to the store as an
+        unknown id does, so that neither is quicker.
+        """
+        now_s = self._clock.monotonic()
+        known = self._known.get(mac)
+        if known is not None and now_s < known.fresh_until_s:
+            return known.record
+        record = await self._look_up(key_id)
+        right = hmac.compare_digest(mac, self._nobody if record is None else record.mac)
+        if record is None or not right or record.mac_version != MAC_VERSION:
+            return None
+        self._keep(mac, _Known(record, now_s + KNOWN_KEY_S))
+        # Known keys come here once in KNOWN_KEY_S: often enough to say when a key was last used.
+        if self._valid(record):
+            _ = self._keys.touch(key_id, self._clock.now())
+        return record
+
+    async def _look_up(self, key_id: str) -> KeyRecord | None:
+        """Read until nothing was forgotten meanwhile: a revocation that passes by is not undone by what we read."""
+        while True:
+            forgotten = self._forgotten
+            try:
+                record = await self._keys.lookup(key_id)
+            except StorageError as exc:
+                raise unavailable("Keys cannot be checked now.", code="storage_unavailable", retry_after_s=2) from exc
+            if self._forgotten == forgotten:
+                return record
+
+    def _keep(self, mac: bytes, known: _Known) -> None:
+        self._known.pop(mac, None)
+        if len(self._known) >= MOST_KNOWN_KEYS:
+            # The one that was looked up the longest ago.
+            del self._known[next(iter(self._known))]
+        self._known[mac] = known
+
+    def _valid(self, record: KeyRecord) -> bool:
+        return record.revoked is None and (record.expires is None or self._clock.now() < record.expires)
+
+    def _failed(self, address: str, error: ApiError) -> ApiError:
+        """What a failure is told: `error`, or to wait."""
+        wait_s = self._failures.take(_neighbourhood(address))
+        if wait_s == 0:
+            return error
+        return ApiError(
+            429,
+            "Too many requests without a valid API key came from your address. "
+            f"Please try again in {math.ceil(wait_s)}s.",
+            type="requests",
+            code="rate_limit_exceeded",
+            retry_after_s=wait_s,
+        )
+
+
+def _bearer(authorization: str | None) -> str | None:
+    scheme, _, key = (authorization or "").strip().partition(" ")
+    key = key.strip()
+    return key if scheme.lower() == "bearer" and key else None
+
+
+def _missing() -> ApiError:
+    return ApiError(
+        401,
+        "You didn't provide an API key. Send it in an Authorization header: 'Authorization: Bearer YOUR_KEY'.",
+        headers={"www-authenticate": "Bearer"},
+    )
+
+
+def _wrong() -> ApiError:
+    """One for all causes, and without the key or any part of it."""
+    return ApiError(401, "Incorrect API key provided.", code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+
+
+def _neighbourhood(address: str) -> str:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((int(parsed), _V6_NETWORK_BITS), strict=False))
+
+
+def _random(chars: int) -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(chars))
+
+
+def _checksum(text: str) -> str:
+    """CRC-32 in base 62: catches typing errors and secret scanners' false finds before anything is looked up."""
+    rest = zlib.crc32(text.encode())
+    digits = []
+    for _ in range(CHECK_CHARS):
+        rest, digit = divmod(rest, len(_ALPHABET))
+        digits.append(_ALPHABET[digit])
+    return "".join(reversed(digits))

@@ -1,0 +1,189 @@
+"""The proxy's metrics: their names, labels and buckets, and the page they make. Who counts what is `proxy.record`'s.
+
+Label sets are closed: route templates, served models or `_other`, tiers or `none`, status codes, enums. Never a key, an
+address, a path or a name that a client chose. The page stays under 2,000 lines and is made in a thread.
+"""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from typing_extensions import override
+
+from proxy.clock import Clock
+
+OTHER: Final = "_other"
+NO_TIER: Final = "none"
+
+LATENCY_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
+FIRST_TOKEN_S: Final = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1, 1.5, 2.5, 5, 7.5, 10, 20, 40, 80)
+OVERHEAD_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
+BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+LAG_EVERY_S: Final = 0.5
+WINDOWS_S: Final = {"5m": 300.0, "1h": 3600.0, "24h": 86400.0}
+# The share of its monthly tokens that a key has used, by the upper end of each band.
+BANDS: Final = (("0_50", 0.5), ("50_80", 0.8), ("80_95", 0.95), ("95_100", 1.0), ("over", float("inf")))
+
+
+class ActiveClients(Collector):
+    """Distinct keys seen within each window. Mutable: `_seen`, when each key last asked, in monotonic seconds."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._seen: dict[str, float] = {}
+
+    def saw(self, key_id: str) -> None:
+        # Last seen, last in order: what is too old stands first.
+        self._seen.pop(key_id, None)
+        self._seen[key_id] = self._clock.monotonic()
+
+    def counts(self) -> dict[str, int]:
+        now_s = self._clock.monotonic()
+        ages = [now_s - seen_s for seen_s in list(self._seen.values())]
+        return {window: sum(age <= length_s for age in ages) for window, length_s in WINDOWS_S.items()}
+
+    def forget_old(self) -> None:
+        """Drop who was not seen within the longest window; called on the event loop, which owns the order."""
+        oldest_s = self._clock.monotonic() - max(WINDOWS_S.values())
+        for key_id in [key_id for key_id, seen_s in self._seen.items() if seen_s < oldest_s]:
+            del self._seen[key_id]
+
+    @override
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily(
+            "tollhouse_proxy_active_clients", "Distinct keys that asked within a window.", labels=["window"]
+        )
+        for window, count in self.counts().items():
+            family.add_metric([window], count)
+        yield family
+
+
+class Metrics:
+    """Every metric of the proxy, on a registry of its own."""
+
+    def __init__(self, clock: Clock, registry: CollectorRegistry, release: str) -> None:
+        self._registry = registry
+        self.active = ActiveClients(clock)
+        registry.register(self.active)
+        ProcessCollector(registry=registry)
+        self._requests(registry)
+        self._ledger(registry)
+        self._house(registry, release)
+
+    def _requests(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "tollhouse_proxy_requests_total",
+            "Requests answered.",
+            ["endpoint", "model", "tier", "code"],
+            registry=registry,
+        )
+        self.duration = Histogram(
+            "tollhouse_proxy_request_duration_seconds",
+            "From a request's head to the end of its answer.",
+            ["endpoint", "stream"],
+            buckets=LATENCY_S,
+            registry=registry,
+        )
+        self.first_token = Histogram(
+            "tollhouse_proxy_time_to_first_token_seconds",
+            "From a request's head to the first event of its answer.",
+            ["model"],
+            buckets=FIRST_TOKEN_S,
+            registry=registry,
+        )
+        self.overhead = Histogram(
+            "tollhouse_proxy_overhead_seconds",
+            "Time a request spent in each room of the proxy, the model's own time left out.",
+            ["phase"],
+            buckets=OVERHEAD_S,
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "tollhouse_proxy_tokens_total", "Tokens charged.", ["model", "tier", "type"], registry=registry
+        )
+        self.errors = Counter(
+            "tollhouse_proxy_errors_total", "Requests that ended in an error.", ["type", "origin"], registry=registry
+        )
+        self.decisions = Counter(
+            "tollhouse_proxy_policy_decisions_total",
+            "What admission decided, by the rule that decided it.",
+            ["policy", "decision"],
+            registry=registry,
+        )
+        self.in_progress = Gauge(
+            "tollhouse_proxy_requests_in_progress", "Requests being served now.", registry=registry
+        )
+        self.open_streams = Gauge("tollhouse_proxy_open_streams", "Streams being relayed now.", registry=registry)
+        self.disconnects = Counter(
+            "tollhouse_proxy_client_disconnects_total",
+            "Clients that left before their answer was whole.",
+            ["phase"],
+            registry=registry,
+        )
+
+    def _ledger(self, registry: CollectorRegistry) -> None:
+        self.ledger_depth = Gauge(
+            "tollhouse_proxy_ledger_queue_depth", "Ledger operations that wait for their commit.", registry=registry
+        )
+        self.ledger_lag = Gauge(
+            "tollhouse_proxy_ledger_lag_seconds", "Age of the oldest ledger operation not on disk.", registry=registry
+        )
+        self.ledger_commit = Histogram(
+            "tollhouse_proxy_ledger_commit_seconds", "Time of one ledger commit.", buckets=OVERHEAD_S, registry=registry
+        )
+        self.ledger_batch = Histogram(
+            "tollhouse_proxy_ledger_batch_size", "Operations in one ledger commit.", buckets=BATCH, registry=registry
+        )
+        self.ledger_failures = Counter(
+            "tollhouse_proxy_ledger_failures_total", "Ledger operations that failed.", registry=registry
+        )
+
+    def _house(self, registry: CollectorRegistry, release: str) -> None:
+        self.upstream_up = Gauge(
+            "tollhouse_proxy_upstream_up", "Whether a sidecar is ready.", ["upstream"], registry=registry
+        )
+        self.keys = Gauge(
+            "tollhouse_proxy_keys",
+            "Keys by the share of their monthly tokens that is used.",
+            ["quota_band"],
+            registry=registry,
+        )
+        self.policy = Gauge(
+            "tollhouse_proxy_policy_info", "The policy revision in force.", ["revision"], registry=registry
+        )
+        self.loop_lag = Histogram(
+            "tollhouse_proxy_event_loop_lag_seconds",
+            "How late the event loop runs what is due.",
+            buckets=OVERHEAD_S,
+            registry=registry,
+        )
+        Gauge("tollhouse_proxy_build_info", "What runs here.", ["version", "python"], registry=registry).labels(
+            release, ".".join(map(str, sys.version_info[:3]))
+        ).set(1)
+
+    async def page(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        self.active.forget_old()
+        return await asyncio.to_thread(generate_latest, self._registry)
+
+
+def quota_bands(shares: list[float]) -> dict[str, int]:
+    """How many keys are in each band; a share of exactly an upper end belongs to that band."""
+    counts = {name: 0 for name, _ in BANDS}
+    for share in shares:
+        counts[next(name for name, end in BANDS if share <= end)] += 1
+    return counts
+
+
+async def watch_loop(lag: Histogram) -> None:
+    """Measure how late the event loop is, for ever."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due_s = loop.time() + LAG_EVERY_S
+        await asyncio.sleep(LAG_EVERY_S)
+        lag.observe(max(0.0, loop.time() - due_s))

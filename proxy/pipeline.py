@@ -1,0 +1,299 @@
+"""One request on its way through the house: identify → admit → forward → settle → record. Read this first.
+
+Each room takes what the one before it made (see `proxy.exchange`). A request ends exactly once, here: with one answer,
+one charge and one line in the log, whatever was raised on the way. Who listens on which path is `proxy.routes`'s.
+"""
+
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+from proxy.body import read_call
+from proxy.client import Client, LeftError
+from proxy.clock import Clock
+from proxy.exchange import Arrival, Call, Ending, Endpoint, Outcome, Principal
+from proxy.forward import CLIENT_CLOSED, Delivery, Forward, Reserved, Run, Timings, told_on_leaving
+from proxy.metrics import OTHER
+from proxy.record import Ended, Record, Rooms
+from proxy.settings import Limits
+from proxy.settle import Chargeable, Settlement
+from proxy.upstream import Sidecar, Ticket, UpstreamRefusedError, Upstreams
+from sidecar.jsonlog import JsonLog
+from sidecar.wire.errors import ApiError, internal_error
+from sidecar.wire.internal import Count, ModelState
+
+# The codes of our own 503s that are not a sidecar's fault.
+OURS: Final = frozenset({"storage_unavailable"})
+
+
+class Granted(Reserved, Chargeable, Protocol):
+    """A grant of `proxy.admission.grant`: held for as long as the request runs."""
+
+    @property
+    def priority(self) -> int: ...
+    def headers(self) -> dict[str, str]: ...
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Identifies(Protocol):
+    """See `proxy.identity.Identify`."""
+
+    async def identify(self, authorization: str | None, address: str) -> Principal:
+        """Raises ApiError 401, 403, 429 or 503."""
+
+
+class Admits(Protocol):
+    """See `proxy.admission.gate.Admission`."""
+
+    def check(self, principal: Principal, call: Call, model: ModelState | None) -> ModelState:
+        """Raises ApiError 400, 403 or 404."""
+
+    async def admit(
+        self,
+        principal: Principal,
+        call: Call,
+        arrival: Arrival,
+        model: ModelState | None,
+        counter: Callable[[Call], Awaitable[Count]],
+        *,
+        upstream: str,
+    ) -> Granted:
+        """Raises ApiError; then nothing was consumed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A call that may run, and where."""
+
+    call: Call
+    sidecar: Sidecar
+    grant: Granted
+
+
+@dataclass(slots=True)
+class Notes:
+    """What is known of one request so far. Mutable: each field is set once, by the room that finds it out."""
+
+    principal: Principal | None = None
+    call: Call | None = None
+    model: str | None = None
+    sidecar: Sidecar | None = None
+    admitted: bool = False
+    error: ApiError | None = None
+    identify_s: float | None = None
+    admit_s: float | None = None
+
+
+class Pipeline:
+    """The hallway. Mutable: `_running`, the clients whose requests run now, by key id."""
+
+    def __init__(
+        self,
+        identify: Identifies,
+        admission: Admits,
+        upstreams: Upstreams,
+        record: Record,
+        *,
+        clock: Clock,
+        log: JsonLog,
+        limits: Limits,
+        storage_s: float,
+    ) -> None:
+        self._identify = identify
+        self._admission = admission
+        self._upstreams = upstreams
+        self._forward = Forward(clock)
+        self._record = record
+        self._clock = clock
+        self._log = log
+        self._limits = limits
+        self._storage_s = storage_s
+        self._running: dict[str, set[Client]] = {}
+
+    async def run(self, client: Client, endpoint: Endpoint, authorization: str | None) -> None:
+        """Serve a request that reaches a model, to its end."""
+        notes, timings = Notes(), Timings()
+        rooms = self._through_the_rooms(client, endpoint, authorization, notes, timings)
+        await self._end(client, endpoint.value, rooms, notes, timings)
+
+    async def show(
+        self, client: Client, template: str, authorization: str | None, page: Callable[[Principal], bytes]
+    ) -> None:
+        """Serve a request that only reads what a key may see, to its end."""
+        notes, timings = Notes(), Timings()
+        await self._end(client, template, self._shown(client, authorization, page, notes), notes, timings)
+
+    async def tell(self, client: Client, template: str, status: int, headers: dict[str, str]) -> None:
+        """Serve a request that is no secret and has no body, to its end."""
+        notes, timings = Notes(), Timings()
+        await self._end(client, template, self._told(client, status, headers), notes, timings)
+
+    async def refuse(self, client: Client, template: str, error: ApiError) -> None:
+        """Serve a request that is refused before anything is read of it."""
+        notes, timings = Notes(), Timings()
+        await self._end(client, template, _raised(error), notes, timings)
+
+    def cut(self, key_id: str) -> None:
+        """End the running requests of a key that was revoked."""
+        for client in self._running.get(key_id, ()):
+            client.leave(Ending.REVOKED)
+
+    async def _end(
+        self, client: Client, template: str, work: Awaitable[Outcome], notes: Notes, timings: Timings
+    ) -> None:
+        """The one end of a request, whatever `work` raises."""
+        try:
+            outcome = await work
+        except LeftError as left:
+            outcome = await self._left(client, left.ending, notes)
+        except ApiError as error:
+            outcome = await _tell(client, error, _ending_of(error), notes)
+        except Exception as exc:  # noqa: BLE001 - the boundary: what nobody expected is told as a 500 and logged
+            self._log.exception("request_failed", exc, request_id=client.arrival.request_id)
+            outcome = await _tell(client, internal_error(), Ending.INTERNAL, notes)
+        self._record.finish(_ended(client.arrival, template, outcome, notes, timings))
+
+    async def _through_the_rooms(
+        self, client: Client, endpoint: Endpoint, authorization: str | None, notes: Notes, timings: Timings
+    ) -> Outcome:
+        async with client.present():
+            principal = await self._identified(client, authorization, notes)
+        with self._at_work(principal.key_id, client):
+            async with client.present():
+                body = await client.body()
+                admitted = await self._admitted(client, endpoint, principal, body, notes)
+            client.announce(admitted.grant.headers())
+            async with admitted.grant:
+                delivery = await self._forwarded(client, principal, admitted, timings)
+        if delivery.error is not None:
+            await _tell(client, delivery.error, delivery.outcome.ending, notes)
+        return delivery.outcome
+
+    async def _shown(
+        self, client: Client, authorization: str | None, page: Callable[[Principal], bytes], notes: Notes
+    ) -> Outcome:
+        async with client.present():
+            principal = await self._identified(client, authorization, notes)
+            await client.answer(200, page(principal))
+        return Outcome(200, Ending.COMPLETE, None, "")
+
+    async def _told(self, client: Client, status: int, headers: dict[str, str]) -> Outcome:
+        async with client.present():
+            await client.answer(status, b"", headers)
+        return Outcome(status, Ending.COMPLETE, None, "")
+
+    async def _identified(self, client: Client, authorization: str | None, notes: Notes) -> Principal:
+        begun_s = self._clock.monotonic()
+        try:
+            notes.principal = await self._identify.identify(authorization, client.arrival.address)
+        finally:
+            notes.identify_s = self._clock.monotonic() - begun_s
+        return notes.principal
+
+    async def _admitted(
+        self, client: Client, endpoint: Endpoint, principal: Principal, body: bytes, notes: Notes
+    ) -> Admitted:
+        begun_s = self._clock.monotonic()
+        try:
+            call = notes.call = read_call(
+                endpoint, body, max_choices=self._limits.max_choices, max_prompts=self._limits.max_prompts
+            )
+            found = self._upstreams.find(call.model)
+            if found is None:
+                self._upstreams.check_known(call.model)
+            # The key's rights come before the choice: a stranger to a model is not told whether it is up.
+            model = self._admission.check(principal, call, found)
+            notes.model = model.id
+            sidecar = notes.sidecar = self._upstreams.choose(model.id)
+            grant = await self._admission.admit(
+                principal, call, client.arrival, model, sidecar.count, upstream=sidecar.name
+            )
+        finally:
+            notes.admit_s = self._clock.monotonic() - begun_s
+        notes.admitted = True
+        return Admitted(call, sidecar, grant)
+
+    async def _forwarded(self, client: Client, principal: Principal, admitted: Admitted, timings: Timings) -> Delivery:
+        call, sidecar, grant = admitted.call, admitted.sidecar, admitted.grant
+        ticket = Ticket(
+            request_id=client.arrival.request_id,
+            tenant=principal.account_id,
+            priority=grant.priority,
+            max_total_tokens=grant.estimate.total,
+            max_output_tokens=grant.estimate.output_tokens,
+            trace=client.arrival.trace,
+        )
+        settlement = Settlement(grant, client.arrival, timings, self._clock, self._storage_s)
+        run = Run(call, ticket, sidecar, grant, client, settlement, timings)
+        with self._record.streaming() if call.stream else contextlib.nullcontext():
+            return await self._forward.run(run)
+
+    @contextlib.contextmanager
+    def _at_work(self, key_id: str, client: Client) -> Iterator[None]:
+        """While this lasts, `cut` reaches the client."""
+        self._running.setdefault(key_id, set()).add(client)
+        try:
+            yield
+        finally:
+            self._running[key_id].discard(client)
+            if not self._running[key_id]:
+                del self._running[key_id]
+
+    async def _left(self, client: Client, ending: Ending, notes: Notes) -> Outcome:
+        error = told_on_leaving(ending)
+        if error is None:
+            return Outcome(CLIENT_CLOSED, ending, None, "")
+        return await _tell(client, error, ending, notes)
+
+
+async def _raised(error: ApiError) -> Outcome:
+    raise error
+
+
+async def _tell(client: Client, error: ApiError, ending: Ending, notes: Notes) -> Outcome:
+    """The boundary: the one place where an error becomes an answer, or an event in one that has begun."""
+    notes.error = error
+    if client.answered:
+        await client.fail(error.event())
+        return Outcome(200, ending, None, "", error.code)
+    with contextlib.suppress(LeftError):
+        await client.answer(error.status, error.body(), error.headers())
+    return Outcome(error.status, ending, None, "", error.code)
+
+
+def _ending_of(error: ApiError) -> Ending:
+    if isinstance(error, UpstreamRefusedError):
+        return Ending.UPSTREAM_REFUSED
+    if error.status < 500:
+        return Ending.REFUSED
+    return Ending.INTERNAL if error.code is None or error.code in OURS else Ending.UPSTREAM_FAILED
+
+
+def _ended(arrival: Arrival, template: str, outcome: Outcome, notes: Notes, timings: Timings) -> Ended:
+    return Ended(
+        arrival=arrival,
+        endpoint=template,
+        outcome=outcome,
+        principal=notes.principal,
+        call=notes.call,
+        known_model=notes.model or (OTHER if notes.call else None),
+        admitted=notes.admitted,
+        upstream=notes.sidecar.name if notes.sidecar else None,
+        error=notes.error,
+        first_byte_s=timings.first_byte_s,
+        rooms=Rooms(
+            identify_s=notes.identify_s,
+            admit_s=notes.admit_s,
+            forward_s=_between(timings.upstream_head_s, timings.durable_s),
+            settle_s=_between(timings.settling_s, timings.settled_s),
+        ),
+    )
+
+
+def _between(first_s: float | None, second_s: float | None) -> float | None:
+    return None if first_s is None or second_s is None else second_s - first_s

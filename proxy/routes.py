@@ -1,0 +1,225 @@
+"""The public listener's table of URLs, and the life of the tasks behind it. One exchange, one task.
+
+The raw path decides, by exact match, before anything is decoded. A client that leaves does not cancel its exchange: it
+is told to the exchange, which stops the sidecar and settles what was produced (`proxy.client.Client.leave`).
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import unquote
+
+import msgspec
+from aiohttp import web
+from prometheus_async import aio
+
+from proxy import tracing
+from proxy.admission.refusal import model_not_found
+from proxy.client import Client
+from proxy.clock import Clock
+from proxy.edge import address_of, common_headers
+from proxy.exchange import Arrival, Ending, Endpoint, Outcome, Principal
+from proxy.metrics import OTHER, Metrics
+from proxy.pipeline import Pipeline
+from proxy.record import Ended, Record
+from proxy.settings import Limits, Timeouts
+from proxy.upstream import Upstreams
+from sidecar.wire.errors import ApiError
+from sidecar.wire.internal import ModelState
+
+MODELS: Final = "/v1/models"
+MODEL: Final = "/v1/models/{id}"
+# The allowed methods of each template; OPTIONS is answered everywhere, and says the same.
+METHODS: Final = {
+    Endpoint.CHAT.value: ("POST",),
+    Endpoint.COMPLETIONS.value: ("POST",),
+    MODELS: ("GET", "HEAD"),
+    MODEL: ("GET", "HEAD"),
+}
+MAX_CLIENT_REQUEST_ID: Final = 512
+# After the drain, an exchange that is told to end still stops its sidecar and settles.
+ENDING_S: Final = 10.0
+
+
+class _Details(msgspec.Struct, frozen=True):
+    precision: str
+    tier: str
+    capabilities: list[str]
+
+
+class _Model(msgspec.Struct, frozen=True):
+    """OpenAI's model object, with what we say beside it (WIRE, "Our own additions")."""
+
+    id: str
+    created: int
+    max_model_len: int
+    tollhouse: _Details
+    object: str = "model"
+    owned_by: str = "tollhouse"
+
+
+class _Models(msgspec.Struct, frozen=True):
+    data: list[_Model]
+    object: str = "list"
+
+
+class Front:
+    """The public listener. `allows` tells whether a key may use a model.
+
+    Mutable: `_exchanges`, the running ones by their task; `_closing`, once the drain began.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        upstreams: Upstreams,
+        allows: Callable[[Principal, str], bool],
+        *,
+        record: Record,
+        metrics: Metrics,
+        clock: Clock,
+        limits: Limits,
+        timeouts: Timeouts,
+    ) -> None:
+        self._pipeline = pipeline
+        self._upstreams = upstreams
+        self._allows = allows
+        self._record = record
+        self._metrics = metrics
+        self._clock = clock
+        self._limits = limits
+        self._timeouts = timeouts
+        self._exchanges: dict[asyncio.Task[None], Client] = {}
+        self._closing = False
+
+    @property
+    def in_progress(self) -> int:
+        return len(self._exchanges)
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Serve one request; aiohttp's handler."""
+        arrival = self._arrival(request, address_of(request))
+        client = Client(request, arrival, limits=self._limits, timeouts=self._timeouts, clock=self._clock)
+        if self._closing:
+            client.leave(Ending.SHUTTING_DOWN)
+        serving = aio.track_inprogress(self._metrics.in_progress, self._serve(client, request))
+        task = asyncio.ensure_future(serving)
+        self._exchanges[task] = client
+        task.add_done_callback(self._exchanges.pop)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            client.leave(Ending.CLIENT_GONE)
+            raise
+        return client.response
+
+    def refuse(self, error: ApiError, address: str) -> web.Response:
+        """The answer for bytes that are no request."""
+        arrival = self._arrival(None, address)
+        outcome = Outcome(error.status, Ending.REFUSED, None, "", error.code)
+        self._record.finish(Ended(arrival, OTHER, outcome, error=error))
+        headers = {**error.headers(), **common_headers(arrival.request_id, 0.0), "content-type": "application/json"}
+        return web.Response(status=error.status, body=error.body(), headers=headers)
+
+    async def drain(self, limit_s: float, hurry: asyncio.Event) -> None:
+        """Let what runs end: by itself until the limit or `hurry`, then by telling it to."""
+        self._closing = True
+        hurried = asyncio.ensure_future(hurry.wait())
+        ended = asyncio.ensure_future(self._all_ended())
+        try:
+            await asyncio.wait({ended, hurried}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hurried.cancel()
+            ended.cancel()
+        for client in self._exchanges.values():
+            client.leave(Ending.SHUTTING_DOWN)
+        if self._exchanges:
+            await asyncio.wait(set(self._exchanges), timeout=ENDING_S)
+
+    async def _all_ended(self) -> None:
+        while self._exchanges:
+            await asyncio.wait(set(self._exchanges))
+
+    async def _serve(self, client: Client, request: web.BaseRequest) -> None:
+        path = request.raw_path.partition("?")[0]
+        template = _template(path)
+        authorization = request.headers.get("authorization")
+        if template is None:
+            await self._pipeline.refuse(client, OTHER, _unknown_url())
+        elif request.method == "OPTIONS":
+            await self._pipeline.tell(client, template, 204, {"allow": _allowed(template)})
+        elif request.method not in METHODS[template]:
+            await self._pipeline.refuse(client, template, _wrong_method(template))
+        elif template == MODELS:
+            await self._pipeline.show(client, template, authorization, self._list)
+        elif template == MODEL:
+            await self._pipeline.show(client, template, authorization, self._one(path))
+        else:
+            await self._pipeline.run(client, Endpoint(template), authorization)
+
+    def _arrival(self, request: web.BaseRequest | None, address: str) -> Arrival:
+        headers = request.headers if request is not None else {}
+        return Arrival(
+            request_id=f"req_{secrets.token_hex(12)}",
+            client_request_id=_client_request_id(headers.get("x-client-request-id")),
+            trace=tracing.begin(headers.get("traceparent"), headers.get("tracestate")),
+            address=address,
+            monotonic_s=self._clock.monotonic(),
+            utc=self._clock.now(),
+        )
+
+    def _list(self, principal: Principal) -> bytes:
+        """Raises ApiError 503 as long as no sidecar has said what it serves."""
+        self._upstreams.check_told()
+        allowed = [model for model in self._upstreams.served() if self._allows(principal, model.id)]
+        return msgspec.json.encode(_Models([_entry(model) for model in allowed]))
+
+    def _one(self, path: str) -> Callable[[Principal], bytes]:
+        name = unquote(path.removeprefix(f"{MODELS}/"))
+
+        def page(principal: Principal) -> bytes:
+            """Raises ApiError 404, or 503 as long as some sidecar has not said what it serves."""
+            self._upstreams.check_known(name)
+            model = self._upstreams.find(name)
+            if model is None or not self._allows(principal, name):
+                raise model_not_found(name)
+            return msgspec.json.encode(_entry(model))
+
+        return page
+
+
+def _template(path: str) -> str | None:
+    """The route template of a raw path. A model's id may hold slashes, as they are or as %2F."""
+    if path in METHODS:
+        return path
+    return MODEL if path.startswith(f"{MODELS}/") and len(path) > len(MODELS) + 1 else None
+
+
+def _allowed(template: str) -> str:
+    return ", ".join((*METHODS[template], "OPTIONS"))
+
+
+def _unknown_url() -> ApiError:
+    # The URL itself is not repeated: it is a stranger's.
+    return ApiError(404, "Unknown request URL. See the API's paths under /v1.", code="unknown_url")
+
+
+def _wrong_method(template: str) -> ApiError:
+    return ApiError(
+        405,
+        f"This URL takes {' or '.join(METHODS[template])}.",
+        code="method_not_supported",
+        headers={"allow": _allowed(template)},
+    )
+
+
+def _client_request_id(given: str | None) -> str | None:
+    """The client's own id of a request (WIRE 1.1): ASCII of 512 characters at most, or none of our business."""
+    fits = given is not None and given.isascii() and given.isprintable() and len(given) <= MAX_CLIENT_REQUEST_ID
+    return given if fits else None
+
+
+def _entry(model: ModelState) -> _Model:
+    details = _Details(model.precision, model.tier, model.capabilities)
+    return _Model(model.id, model.created, model.max_context, details)

@@ -1,0 +1,94 @@
+"""What `conf/proxy.yaml` may say. Read once at start by `load_settings`; `TOLLHOUSE__SECTION__KEY` overrides a value.
+
+Relative paths are relative to the working directory. Units are in the names.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from sidecar import yamlfile
+
+ENV_PREFIX = "TOLLHOUSE__"
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Seconds = Annotated[float, Meta(gt=0, le=86400)]
+Positive = Annotated[int, Meta(ge=1)]
+
+
+class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The public listener: `/v1/*` only."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+
+
+class Admin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The admin listeners: health and metrics on loopback TCP, and also the admin API on a 0600 Unix socket."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8001
+    socket: str = "run/admin.sock"
+
+
+class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One sidecar, by the Unix socket it listens on."""
+
+    name: Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9-]{0,62}$")]
+    socket: str
+
+
+class Database(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where keys and the ledger live. `synchronous` is SQLite's: FULL loses nothing when the power goes."""
+
+    url: str = "sqlite+aiosqlite:///data/tollhouse.db"
+    synchronous: Annotated[str, Meta(pattern="^(FULL|NORMAL)$")] = "FULL"
+    busy_timeout_s: Seconds = 2.0
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Bounds of the HTTP edge."""
+
+    max_body_bytes: Positive = 4 * 1024 * 1024
+    max_header_line_bytes: Positive = 8190
+    head_timeout_s: Seconds = 10.0
+    body_timeout_s: Seconds = 30.0
+    keep_alive_s: Seconds = 75.0
+    auth_failures_per_minute: Positive = 20
+    max_choices: Annotated[int, Meta(ge=1, le=128)] = 8
+    max_prompts: Annotated[int, Meta(ge=1, le=2048)] = 32
+
+
+class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How long the proxy waits for the outside world. Streams time out between bytes, not in total."""
+
+    connect_s: Seconds = 2.0
+    state_s: Seconds = 2.0
+    count_s: Seconds = 10.0
+    first_byte_s: Seconds = 600.0
+    between_bytes_s: Seconds = 120.0
+    cancel_s: Seconds = 5.0
+    client_write_s: Seconds = 30.0
+    drain_s: Seconds = 30.0
+    storage_s: Seconds = 5.0
+
+
+class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole of `conf/proxy.yaml`."""
+
+    upstreams: Annotated[list[Upstream], Meta(min_length=1)]
+    listen: Listen = Listen()
+    admin: Admin = Admin()
+    database: Database = Database()
+    policies: str = "policies"
+    secret_file: str = "data/root.secret"
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+    log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
+
+
+def load_settings(path: Path, environ: dict[str, str]) -> Proxy:
+    """Read the file and the environment. Raises yamlfile.ConfigInvalidError with every problem found."""
+    return yamlfile.load(path, Proxy, environ=environ, env_prefix=ENV_PREFIX)

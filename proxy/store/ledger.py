@@ -1,0 +1,174 @@
+"""The ledger in SQL: every reservation and its one end, and the quota that moves with them. No limit is known here.
+
+`posting` decides what a batch of operations changes; this module reads the rows it asks about and writes what it says,
+a whole batch in a handful of statements.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from sqlalchemy import Row, bindparam, func, insert, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from proxy.store import audit
+from proxy.store.posting import COUNTERS, Booked, Entry, Operation, Posting, Reserved, Settled, Shrunk, State, Voided
+from proxy.store.tables import account, api_key, ledger, quota
+from proxy.store.writer import Writer
+
+ENTRY_COLUMNS: Final = tuple(field.name for field in fields(Entry))
+ENDING_COLUMNS: Final = tuple(field.name for field in fields(Settled) if field.name not in {"request_id", "forced"})
+
+# Postgres locks the rows it finds; SQLite has no such clause and is given none, its write lock covers everything.
+FIND: Final = (
+    select(ledger.c.request_id, ledger.c.state, ledger.c.est_tokens, ledger.c.key_id, ledger.c.period)
+    .where(ledger.c.request_id.in_(bindparam("ids", expanding=True)))
+    .order_by(ledger.c.request_id)
+    .with_for_update()
+)
+IS_OPEN: Final = (ledger.c.request_id == bindparam("of")) & (ledger.c.state == State.RESERVED)
+INSERT: Final = insert(ledger)
+SHRINK: Final = update(ledger).where(IS_OPEN).values(est_tokens=bindparam("to"))
+END: Final = update(ledger).where(IS_OPEN).values({name: bindparam(name) for name in ("state", *ENDING_COLUMNS)})
+# The same words in SQLite and in Postgres, for which SQLAlchemy has two constructs.
+OPEN_QUOTA: Final = text(
+    f"INSERT INTO quota (key_id, period, {', '.join(COUNTERS)}) "  # noqa: S608  our own column names
+    f"VALUES (:of_key, :of_period, {', '.join('0' for _ in COUNTERS)}) ON CONFLICT (key_id, period) DO NOTHING"
+)
+MOVE: Final = (
+    update(quota)
+    .where(quota.c.key_id == bindparam("of_key"), quota.c.period == bindparam("of_period"))
+    .values({name: quota.c[name] + bindparam(name) for name in COUNTERS})
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How much of a period a key has used and set aside."""
+
+    settled_tokens: int = 0
+    reserved_tokens: int = 0
+    settled_requests: int = 0
+    reserved_requests: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """What a key used in a period. `total_tokens` is prompt plus completion; the reserved ones come on top."""
+
+    key_id: str
+    name: str
+    account: str
+    tier: str
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    reserved_requests: int
+    reserved_tokens: int
+
+
+class Ledger:
+    """The books, written on behalf of one boot of the proxy. Stateless but for the writer's queue.
+
+    Each operation may be submitted again, or too late: a row ends once. The futures are done when it is on disk, and
+    may be dropped. Reservations fail with StorageError; ends are tried until they succeed, or the writer is left. An
+    end whose reservation never reached the disk ends nothing.
+    """
+
+    def __init__(self, writer: Writer, boot_id: str) -> None:
+        self._writer = writer
+        self._boot_id = boot_id
+
+    def reserve(self, entry: Entry) -> asyncio.Future[None]:
+        return self._writer.submit(_post, Reserved(entry, self._boot_id))
+
+    def shrink(self, request_id: str, est_tokens: int) -> asyncio.Future[None]:
+        """The request needs no more than this; a greater number changes nothing."""
+        return self._writer.submit(_post, Shrunk(request_id, est_tokens))
+
+    def settle(self, settled: Settled) -> asyncio.Future[None]:
+        return self._writer.submit(_post, settled, retained=True)
+
+    def void(self, voided: Voided) -> asyncio.Future[None]:
+        return self._writer.submit(_post, voided, retained=True)
+
+    async def standing(self, key_id: str, period: str) -> Standing:
+        """As of the last commit."""
+        columns = [quota.c[field.name] for field in fields(Standing)]
+        found = await self._writer.read(select(*columns).where(quota.c.key_id == key_id, quota.c.period == period))
+        return Standing(*found[0]) if found else Standing()
+
+    async def open_rows(self) -> list[Entry]:
+        """The reservations that other boots left open, oldest first."""
+        columns = [ledger.c[name] for name in ENTRY_COLUMNS]
+        orphans = select(*columns).where(ledger.c.state == State.RESERVED, ledger.c.boot_id != self._boot_id)
+        return [Entry(*tuple(row)) for row in await self._writer.read(orphans.order_by(ledger.c.created))]
+
+    async def usage(self, period: str) -> list[UsageRow]:
+        """Every key, by account and name, with what it used in the period."""
+        counters = [func.coalesce(quota.c[name], 0).label(name) for name in COUNTERS]
+        keys = api_key.join(account, account.c.id == api_key.c.account_id)
+        joined = keys.outerjoin(quota, (quota.c.key_id == api_key.c.id) & (quota.c.period == period))
+        names = [api_key.c.id, api_key.c.name, account.c.name.label("account"), api_key.c.tier]
+        query = select(*names, *counters).select_from(joined).order_by(account.c.name, api_key.c.name, api_key.c.id)
+        return [_usage_row(row) for row in await self._writer.read(query)]
+
+    async def check(self) -> list[str]:
+        """What is wrong with the books, in words; empty when the invariants hold."""
+        return [problem for law in audit.LAWS for problem in law.broken_by(await self._writer.read(law.query))]
+
+
+async def _post(connection: AsyncConnection, operations: Sequence[Operation]) -> None:
+    """Apply a batch. Runs in the writer's transaction."""
+    ids = list({operation.request_id for operation in operations})
+    found = await connection.execute(FIND, {"ids": ids})
+    posting = Posting({row.request_id: Booked(row.state, row.est_tokens, row.key_id, row.period) for row in found})
+    for operation in operations:
+        posting.post(operation)
+    if posting.reserved:
+        await connection.execute(INSERT, [_inserted(reserved) for reserved in posting.reserved])
+        opened = sorted({(reserved.entry.key_id, reserved.entry.period) for reserved in posting.reserved})
+        await connection.execute(OPEN_QUOTA, [{"of_key": key_id, "of_period": period} for key_id, period in opened])
+    if posting.shrunk:
+        await connection.execute(SHRINK, [{"of": of, "to": to} for of, to in posting.shrunk.items()])
+    if posting.ended:
+        await connection.execute(END, [_ended(end) for end in posting.ended])
+    if posting.moves:
+        # Sorted, so that two writers on Postgres cannot wait for each other.
+        moves = [
+            {"of_key": key_id, "of_period": period} | {name: counter[name] for name in COUNTERS}
+            for (key_id, period), counter in sorted(posting.moves.items())
+        ]
+        await connection.execute(MOVE, moves)
+
+
+def _inserted(reserved: Reserved) -> dict[str, object]:
+    row: dict[str, object] = {name: getattr(reserved.entry, name) for name in ENTRY_COLUMNS}
+    tokens = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0}
+    return row | tokens | {"boot_id": reserved.boot_id, "state": State.RESERVED}
+
+
+def _ended(end: Settled | Voided) -> dict[str, object]:
+    # A Voided has no tokens and no first byte: those columns get their zero, or nothing.
+    empty = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0, "ttft_ms": None, "finish_reason": ""}
+    row: dict[str, object] = {name: getattr(end, name, empty.get(name)) for name in ENDING_COLUMNS}
+    return row | {"of": end.request_id, "state": end.state}
+
+
+def _usage_row(row: Row[Any]) -> UsageRow:
+    return UsageRow(
+        key_id=row.id,
+        name=row.name,
+        account=row.account,
+        tier=row.tier,
+        requests=row.settled_requests,
+        prompt_tokens=row.settled_prompt_tokens,
+        cached_tokens=row.settled_cached_tokens,
+        completion_tokens=row.settled_tokens - row.settled_prompt_tokens,
+        total_tokens=row.settled_tokens,
+        reserved_requests=row.reserved_requests,
+        reserved_tokens=row.reserved_tokens,
+    )

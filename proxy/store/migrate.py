@@ -1,0 +1,87 @@
+"""The schema's revision: what it is, what it should be, and the way there. Alembic without an ini file.
+
+The steps are in the package `migrations`. Everything here blocks: on an event loop, call it in a thread.
+"""
+
+from pathlib import Path
+from urllib.parse import quote
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, create_engine
+from sqlalchemy.pool import NullPool
+
+import migrations
+from proxy.settings import Database as DatabaseSettings
+from proxy.store.database import WRITES, claimed, file_of, prepare, translated
+
+
+class SchemaError(Exception):
+    """The tables in the database are not the ones of this version. The message says what to do."""
+
+
+def head() -> str:
+    """The revision that this version of the program works with."""
+    revision = ScriptDirectory.from_config(_config()).get_current_head()
+    if revision is None:
+        raise SchemaError("This installation has no migrations: install it again.")
+    return revision
+
+
+def current(settings: DatabaseSettings) -> str | None:
+    """The revision in the database; None if it has no tables, or is not there. Beside a running server too.
+
+    It reads without the lock: a connection that neither writes nor checkpoints cannot harm the write-ahead log.
+    """
+    path = file_of(settings)
+    if not path.exists():
+        return None
+    url = URL.create("sqlite", database=f"file:{quote(str(path))}", query={"mode": "ro", "uri": "true"})
+    engine = create_engine(url, poolclass=NullPool)
+    with translated(), engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def require_head(settings: DatabaseSettings) -> None:
+    """Raises SchemaError if the database is behind this version or ahead of it, StorageError if it cannot be read."""
+    there, wanted = current(settings), head()
+    _refuse_unknown(there, wanted)
+    if there != wanted:
+        raise SchemaError(
+            f"The database is at revision {there or 'none'}, this version needs {wanted}: run `tollhouse db upgrade`."
+        )
+
+
+def upgrade(settings: DatabaseSettings) -> None:
+    """Bring the database to the head in one transaction, making it if it is absent.
+
+    Raises StorageLockedError, StorageError, and SchemaError if it is ahead of this version.
+    """
+    path = file_of(settings)
+    config = _config()
+    engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool)
+    prepare(engine, settings)
+    with claimed(path), translated(), engine.connect() as connection:
+        connection.execution_options(**{WRITES: True})
+        with connection.begin():
+            _refuse_unknown(MigrationContext.configure(connection).get_current_revision(), head())
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+
+def _refuse_unknown(there: str | None, wanted: str) -> None:
+    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if there is not None and there not in known:
+        raise SchemaError(
+            f"The database is at revision {there}, which this version does not know (it needs {wanted}): "
+            "a newer Tollhouse has upgraded it. Run that one, or restore a backup."
+        )
+
+
+def _config() -> Config:
+    config = Config()
+    # The option goes through ConfigParser, to which % means something.
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent).replace("%", "%%"))
+    return config

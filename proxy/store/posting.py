@@ -1,0 +1,180 @@
+"""The records of the ledger, and what a batch of them changes: pure, no SQL.
+
+A row is `reserved` once, may shrink while it is, and ends once as `settled`, `forced` (settled at the estimate) or
+`void` (nothing ran). Whatever comes again, or too late, changes nothing. `quota` moves by exactly what the row did.
+"""
+
+import datetime as dt
+import enum
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+
+class State(enum.StrEnum):
+    """What a ledger row is."""
+
+    RESERVED = "reserved"
+    SETTLED = "settled"
+    FORCED = "forced"
+    VOID = "void"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A reservation: `est_tokens` are set aside for the key in the period. `upstream` names the sidecar, if chosen."""
+
+    request_id: str
+    key_id: str
+    account_id: str
+    tier: str
+    period: str
+    endpoint: str
+    model: str
+    upstream: str | None
+    stream: bool
+    choices: int
+    priority: int
+    est_tokens: int
+    created: dt.datetime
+    client_request_id: str | None = None
+    trace_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """A reservation, made by one boot of the proxy."""
+
+    entry: Entry
+    boot_id: str
+
+    @property
+    def request_id(self) -> str:
+        return self.entry.request_id
+
+
+@dataclass(frozen=True, slots=True)
+class Shrunk:
+    """The reservation of a request is now smaller. A greater one is not taken: it was never admitted."""
+
+    request_id: str
+    est_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The end of a request that ran. `forced`: charged at the estimate, because nobody could say what it used."""
+
+    request_id: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    ended: dt.datetime
+    duration_ms: int
+    ttft_ms: int | None
+    status: int
+    reason: str
+    finish_reason: str = ""
+    error_code: str | None = None
+    forced: bool = False
+
+    @property
+    def state(self) -> State:
+        return State.FORCED if self.forced else State.SETTLED
+
+
+@dataclass(frozen=True, slots=True)
+class Voided:
+    """The end of a request of which nothing ran: nothing is owed."""
+
+    request_id: str
+    ended: dt.datetime
+    duration_ms: int
+    status: int
+    reason: str
+    error_code: str | None = None
+
+    @property
+    def state(self) -> State:
+        return State.VOID
+
+
+Operation = Reserved | Shrunk | Settled | Voided
+# The counters of `quota`, by their columns.
+COUNTERS: Final = (
+    "settled_tokens",
+    "reserved_tokens",
+    "settled_requests",
+    "reserved_requests",
+    "settled_prompt_tokens",
+    "settled_cached_tokens",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Booked:
+    """What the decisions need to know of a ledger row."""
+
+    state: str
+    est_tokens: int
+    key_id: str
+    period: str
+
+
+class Posting:
+    """What a batch of operations changes, decided one operation after the other.
+
+    Mutable: `_rows` (each row as the operations so far leave it), `reserved` (rows to insert), `shrunk` (estimates to
+    write), `ended` (rows to end, after that), `moves` (what is added to the counters of a key's period).
+    """
+
+    def __init__(self, rows: Mapping[str, Booked]) -> None:
+        self._rows = dict(rows)
+        self.reserved: list[Reserved] = []
+        self.shrunk: dict[str, int] = {}
+        self.ended: list[Settled | Voided] = []
+        self.moves: dict[tuple[str, str], Counter[str]] = {}
+
+    def post(self, operation: Operation) -> None:
+        if isinstance(operation, Reserved):
+            self._reserve(operation)
+            return
+        row = self._rows.get(operation.request_id)
+        if row is None or row.state != State.RESERVED:
+            return
+        if isinstance(operation, Shrunk):
+            self._shrink(operation, row)
+        else:
+            self._end(operation, row)
+
+    def _reserve(self, reserved: Reserved) -> None:
+        entry = reserved.entry
+        if entry.request_id in self._rows:
+            return
+        self._rows[entry.request_id] = row = Booked(State.RESERVED, entry.est_tokens, entry.key_id, entry.period)
+        self.reserved.append(reserved)
+        self._move(row, reserved_tokens=entry.est_tokens, reserved_requests=1)
+
+    def _shrink(self, shrunk: Shrunk, row: Booked) -> None:
+        if shrunk.est_tokens >= row.est_tokens:
+            return
+        self._rows[shrunk.request_id] = replace(row, est_tokens=shrunk.est_tokens)
+        self.shrunk[shrunk.request_id] = shrunk.est_tokens
+        self._move(row, reserved_tokens=shrunk.est_tokens - row.est_tokens)
+
+    def _end(self, end: Settled | Voided, row: Booked) -> None:
+        self._rows[end.request_id] = replace(row, state=end.state)
+        self.ended.append(end)
+        self._move(row, reserved_tokens=-row.est_tokens, reserved_requests=-1)
+        if isinstance(end, Settled):
+            self._move(
+                row,
+                settled_tokens=end.prompt_tokens + end.completion_tokens,
+                settled_requests=1,
+                settled_prompt_tokens=end.prompt_tokens,
+                settled_cached_tokens=end.cached_tokens,
+            )
+
+    def _move(self, row: Booked, **counters: int) -> None:
+        self.moves.setdefault((row.key_id, row.period), Counter()).update(counters)

@@ -1,0 +1,155 @@
+"""Every table, in SQLAlchemy Core: what `migrations/` makes. No query lives here.
+
+`quota` holds the running totals of the `ledger`, per key and month: it moves by exactly what a ledger row did, in the
+same transaction, so that neither admission nor `usage` ever sums the ledger. `doctor` does, and compares.
+"""
+
+import datetime as dt
+from typing import Any, Final
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    TypeDecorator,
+    text,
+)
+from sqlalchemy.types import TypeEngine
+from typing_extensions import override
+
+# Names that do not depend on the database: a later migration finds a constraint by its name.
+NAMING: Final = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+OPEN: Final = "state = 'reserved'"
+
+
+class Utc(TypeDecorator[dt.datetime]):
+    """A moment. SQLite keeps no time zone, so it is taken off on the way in and put on again on the way out."""
+
+    impl: TypeEngine[Any] | type[TypeEngine[Any]] = DateTime(timezone=True)
+    cache_ok: bool | None = True
+
+    @override
+    def process_bind_param(self, value: dt.datetime | None, dialect: Dialect) -> dt.datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a moment needs its time zone")
+        utc = value.astimezone(dt.UTC)
+        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
+
+    @override
+    def process_result_value(self, value: Any, dialect: Dialect) -> dt.datetime | None:
+        if value is None:
+            return None
+        moment: dt.datetime = value
+        return moment.replace(tzinfo=dt.UTC) if dialect.name == "sqlite" else moment
+
+
+metadata: Final = MetaData(naming_convention=NAMING)
+
+account: Final = Table(
+    "account",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("name", String(200), nullable=False, unique=True),
+    Column("created", Utc, nullable=False),
+)
+
+# Only the MAC of a key is kept: GUARDS A3. Keys are revoked, never deleted, because the quota names them.
+api_key: Final = Table(
+    "api_key",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("account_id", String(40), ForeignKey("account.id"), nullable=False, index=True),
+    Column("name", String(200), nullable=False),
+    Column("tier", String(100), nullable=False),
+    Column("models", JSON(none_as_null=True)),
+    Column("mac", LargeBinary(32), nullable=False),
+    Column("mac_version", Integer, nullable=False),
+    Column("created", Utc, nullable=False),
+    Column("expires", Utc),
+    Column("last_used", Utc),
+    Column("generation", Integer, nullable=False),
+    Column("revoked", Utc),
+)
+
+# `settled_tokens` is prompt plus completion; `settled_prompt_tokens` and `settled_cached_tokens` are parts of it.
+quota: Final = Table(
+    "quota",
+    metadata,
+    Column("key_id", String(40), ForeignKey("api_key.id"), primary_key=True),
+    Column("period", String(7), primary_key=True),
+    Column("settled_tokens", BigInteger, nullable=False),
+    Column("reserved_tokens", BigInteger, nullable=False),
+    Column("settled_requests", BigInteger, nullable=False),
+    Column("reserved_requests", BigInteger, nullable=False),
+    Column("settled_prompt_tokens", BigInteger, nullable=False),
+    Column("settled_cached_tokens", BigInteger, nullable=False),
+    CheckConstraint("settled_tokens >= 0 AND settled_requests >= 0", name="settled_not_negative"),
+    CheckConstraint("reserved_tokens >= 0 AND reserved_requests >= 0", name="reserved_not_negative"),
+)
+
+# One row per request that was let in: the books and the request log in one. `est_tokens` is the estimate that is, or
+# was last, reserved. No foreign keys: the hot path pays for no look-up that `quota` has already made.
+ledger: Final = Table(
+    "ledger",
+    metadata,
+    Column("request_id", String(40), primary_key=True),
+    Column("state", String(8), nullable=False),
+    Column("key_id", String(40), nullable=False),
+    Column("account_id", String(40), nullable=False),
+    Column("tier", String(100), nullable=False),
+    Column("period", String(7), nullable=False),
+    Column("endpoint", String(40), nullable=False),
+    Column("model", String(200), nullable=False),
+    Column("upstream", String(63)),
+    Column("stream", Boolean, nullable=False),
+    Column("choices", Integer, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("boot_id", String(40), nullable=False),
+    Column("est_tokens", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("created", Utc, nullable=False),
+    Column("ended", Utc),
+    Column("duration_ms", BigInteger),
+    Column("ttft_ms", BigInteger),
+    Column("status", Integer),
+    Column("reason", String(40)),
+    Column("finish_reason", String(40)),
+    Column("error_code", String(100)),
+    Column("client_request_id", String(512)),
+    Column("trace_id", String(32)),
+    CheckConstraint("state IN ('reserved', 'settled', 'void', 'forced')", name="state"),
+    # Recovery looks for open rows; there are as many as requests run, however long the log is.
+    Index("ix_ledger_open", "boot_id", sqlite_where=text(OPEN), postgresql_where=text(OPEN)),
+    Index("ix_ledger_created", "created"),
+)
+
+# One row per life of a proxy process: whose open rows are orphans.
+boot: Final = Table(
+    "boot",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("pid", Integer, nullable=False),
+    Column("started", Utc, nullable=False),
+    Column("ended", Utc),
+)

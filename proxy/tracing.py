@@ -1,0 +1,38 @@
+"""W3C Trace Context: read strictly, made when absent, handed on to the sidecar. No exporter, no sampling decision.
+
+Source: https://www.w3.org/TR/trace-context/ (Level 1). A header that breaks the grammar counts as absent.
+"""
+
+import re
+import secrets
+from typing import Final
+
+from proxy.exchange import Trace
+
+# version, trace id, parent id, flags: 55 characters in all.
+_TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+_TRACESTATE: Final = re.compile(r"[\x20-\x7e]{1,512}")
+_SAMPLED: Final = 1
+
+
+def begin(traceparent: str | None, tracestate: str | None) -> Trace:
+    """The trace of a request: the caller's, with a span of our own in it, or a new one that is not sampled."""
+    span_id = _nonzero_hex(8)
+    match = _TRACEPARENT.fullmatch(traceparent or "")
+    if match is None or match[1] == "ff" or not match[2].strip("0") or not match[3].strip("0"):
+        return Trace(_nonzero_hex(16), span_id, sampled=False, tracestate="")
+    state = tracestate if tracestate is not None and _TRACESTATE.fullmatch(tracestate) else ""
+    return Trace(match[2], span_id, sampled=bool(int(match[4], 16) & _SAMPLED), tracestate=state)
+
+
+def headers(trace: Trace) -> dict[str, str]:
+    """What the next hop is told."""
+    told = {"traceparent": f"00-{trace.trace_id}-{trace.span_id}-{'01' if trace.sampled else '00'}"}
+    if trace.tracestate:
+        told["tracestate"] = trace.tracestate
+    return told
+
+
+def _nonzero_hex(size: int) -> str:
+    made = secrets.token_hex(size)
+    return made if made.strip("0") else _nonzero_hex(size)

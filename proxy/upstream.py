@@ -1,0 +1,359 @@
+"""The sidecars: who is there and ready, which one runs a request, and every byte that is exchanged with them.
+
+Foreign exceptions (aiohttp's, the socket's, time-outs) end here: what leaves is an `ApiError` when the request never
+began or was refused, and `UpstreamLostError` when it may have begun.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import aiohttp
+import msgspec
+
+from proxy import tracing
+from proxy.exchange import Call, Trace
+from proxy.settings import Timeouts, Upstream
+from sidecar.jsonlog import JsonLog
+from sidecar.wire import internal
+from sidecar.wire.errors import ApiError, parse_error, unavailable
+from sidecar.wire.internal import Count, ModelState, RequestState, State
+from sidecar.wire.slots import RequestUsage, SlotReader
+
+POLL_READY_S: Final = 1.0
+POLL_ABSENT_S: Final = 0.25
+MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+RETRY_HEADERS: Final = ("retry-after", "retry-after-ms", "x-should-retry")
+UNREACHABLE: Final = "unreachable"
+
+
+class UpstreamLostError(Exception):
+    """The sidecar went silent or broke off after a request may have begun. `timed_out` tells which."""
+
+    def __init__(self, *, timed_out: bool = False) -> None:
+        super().__init__("timed out" if timed_out else "connection lost")
+        self.timed_out = timed_out
+
+
+class UpstreamRefusedError(ApiError):
+    """The sidecar answered with an error before anything ran; the client is told the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What the sidecar is told about a request beside its body."""
+
+    request_id: str
+    tenant: str
+    priority: int
+    max_total_tokens: int
+    max_output_tokens: int
+    trace: Trace
+
+    def headers(self) -> dict[str, str]:
+        """The whole head of the upstream request: nothing of the client's is copied."""
+        return {
+            "content-type": "application/json",
+            internal.REQUEST_ID: self.request_id,
+            internal.TENANT: self.tenant,
+            internal.PRIORITY: str(self.priority),
+            internal.MAX_TOTAL_TOKENS: str(self.max_total_tokens),
+            internal.MAX_OUTPUT_TOKENS: str(self.max_output_tokens),
+            **tracing.headers(self.trace),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """What the usage slots hold of a request; nothing at all of one that ended before `evicted_ns` (UTC)."""
+
+    usage: RequestUsage | None
+    evicted_ns: int
+
+
+class Answer:
+    """An answer under way: its head is here, its body is read piece by piece."""
+
+    def __init__(self, response: aiohttp.ClientResponse, between_bytes_s: float) -> None:
+        self._response = response
+        self._between_bytes_s = between_bytes_s
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        """The exact prompt, if the sidecar said it."""
+        text = self._response.headers.get(internal.PROMPT_TOKENS, "")
+        return int(text) if text.isascii() and text.isdigit() else None
+
+    @property
+    def ignored(self) -> str | None:
+        """The fields of the body that the sidecar ignored, for the client's eyes."""
+        return self._response.headers.get(internal.IGNORED)
+
+    async def piece(self) -> bytes:
+        """What has come since the last call, at least a byte; empty at a proper end. Raises UpstreamLostError."""
+        with _translated():
+            async with asyncio.timeout(self._between_bytes_s):
+                return await self._response.content.readany()
+
+    async def whole(self) -> bytes:
+        """The whole body. Raises UpstreamLostError, also when it is larger than `MAX_BODY_BYTES`."""
+        pieces: list[bytes] = []
+        size = 0
+        while piece := await self.piece():
+            pieces.append(piece)
+            size += len(piece)
+            if size > MAX_BODY_BYTES:
+                raise UpstreamLostError
+        return b"".join(pieces)
+
+
+class Sidecar:
+    """One sidecar behind one Unix socket.
+
+    Mutable: `state` (the last one it told, or None while it cannot be reached), `models` (the last ones it named),
+    `slots_path` (where it last said they are), `outstanding_tokens` (reserved by the requests it runs for us), the
+    client session.
+    """
+
+    def __init__(self, settings: Upstream, timeouts: Timeouts, log: JsonLog) -> None:
+        self.name = settings.name
+        self.state: State | None = None
+        self.models: Mapping[str, ModelState] | None = None
+        self.slots_path: Path | None = None
+        self.outstanding_tokens = 0
+        self._socket = settings.socket
+        self._timeouts = timeouts
+        self._log = log
+        self._asked = asyncio.Event()
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self.state is not None and self.state.ready
+
+    @property
+    def reason(self) -> str:
+        """Why it is not ready; empty if it is."""
+        if self.state is None:
+            return UNREACHABLE
+        return "" if self.state.ready else self.state.reason
+
+    async def __aenter__(self) -> Self:
+        # A connection for each request: a kept one may be half closed by a sidecar that restarted, and a POST on it
+        # could not be told from one that ran. A Unix socket connects in some 0.1 ms.
+        self._session = aiohttp.ClientSession(
+            "http://sidecar",
+            connector=aiohttp.UnixConnector(self._socket, limit=0, force_close=True),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect_s),
+            auto_decompress=False,
+            trust_env=False,
+            skip_auto_headers=("accept", "accept-encoding", "user-agent"),
+        )
+        await self.refresh()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def watch(self) -> None:
+        """Keep `state` fresh, for ever."""
+        while True:
+            self._asked.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_READY_S if self.ready else POLL_ABSENT_S):
+                    await self._asked.wait()
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Ask for the state now."""
+        was_ready = self.ready
+        try:
+            body = await self._ask("GET", "/internal/state", self._timeouts.state_s)
+            self.state = msgspec.json.decode(body, type=State)
+        except (ApiError, UpstreamLostError, msgspec.MsgspecError):
+            self.state = None
+        else:
+            self.slots_path = Path(self.state.slots_path)
+            if self.state.models or self.models is None:
+                self.models = {model.id: model for model in self.state.models}
+        if self.ready != was_ready:
+            self._log.info("upstream_ready" if self.ready else "upstream_lost", upstream=self.name, reason=self.reason)
+
+    async def count(self, call: Call) -> Count:
+        """Raises ApiError."""
+        try:
+            body = await self._ask("POST", "/internal/count", self._timeouts.count_s, call.body)
+            return msgspec.json.decode(body, type=Count)
+        except (UpstreamLostError, msgspec.MsgspecError) as exc:
+            raise _absent() from exc
+
+    async def cancel(self, request_id: str) -> RequestState:
+        """End a request, and say what it used once the engine let go. Raises ApiError or UpstreamLostError."""
+        body = await self._ask("DELETE", f"/internal/requests/{request_id}", self._timeouts.cancel_s)
+        try:
+            return msgspec.json.decode(body, type=RequestState)
+        except msgspec.MsgspecError as exc:
+            raise UpstreamLostError from exc
+
+    async def slots(self, request_id: str) -> Slots:
+        """What the usage slots say of a request. Raises SlotFileError."""
+        # Beside the socket as we reach it first: in another container the sidecar's own path may mean nothing here.
+        beside = Path(self._socket).with_suffix(".slots")
+        return await asyncio.to_thread(_read_slots, [beside, self.slots_path or beside], request_id)
+
+    async def metrics(self) -> bytes:
+        """The sidecar's metrics page. Raises ApiError or UpstreamLostError."""
+        return await self._ask("GET", "/metrics", self._timeouts.state_s)
+
+    @contextlib.asynccontextmanager
+    async def open(self, call: Call, ticket: Ticket) -> AsyncIterator[Answer]:
+        """Run a call. The answer's head is here on entry; leaving before its end breaks the connection off.
+
+        Raises ApiError if nothing ran, UpstreamLostError if something may have run.
+        """
+        self.outstanding_tokens += ticket.max_total_tokens
+        try:
+            response = await self._post(call, ticket)
+            try:
+                if response.status != 200:
+                    raise await self._refusal(response)
+                yield Answer(response, self._timeouts.between_bytes_s)
+            finally:
+                response.close()
+        except (UpstreamLostError, ApiError):
+            self._asked.set()
+            raise
+        finally:
+            self.outstanding_tokens -= ticket.max_total_tokens
+
+    async def _post(self, call: Call, ticket: Ticket) -> aiohttp.ClientResponse:
+        with _translated():
+            async with asyncio.timeout(self._timeouts.first_byte_s):
+                return await self._client.post(
+                    call.endpoint.value, data=call.body, headers=ticket.headers(), allow_redirects=False
+                )
+
+    async def _refusal(self, response: aiohttp.ClientResponse) -> ApiError:
+        body = await Answer(response, self._timeouts.between_bytes_s).whole()
+        error = parse_error(response.status if response.status >= 400 else 502, body)
+        kept = {name: response.headers[name] for name in RETRY_HEADERS if name in response.headers}
+        return UpstreamRefusedError(
+            error.status, error.message, type=error.type, code=error.code, param=error.param, headers=kept
+        )
+
+    async def _ask(self, method: str, path: str, limit_s: float, body: bytes | None = None) -> bytes:
+        """One short exchange. Raises ApiError or UpstreamLostError."""
+        headers = {"content-type": "application/json"} if body is not None else {}
+        with _translated():
+            async with (
+                asyncio.timeout(limit_s),
+                self._client.request(method, path, data=body, headers=headers, allow_redirects=False) as response,
+            ):
+                if response.status != 200:
+                    raise await self._refusal(response)
+                return await Answer(response, limit_s).whole()
+
+    @property
+    def _client(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("a sidecar is used inside its `async with`")
+        return self._session
+
+
+class Upstreams:
+    """All sidecars, their watchers, and the choice among them. Mutable: the task group of the watchers."""
+
+    def __init__(self, sidecars: list[Sidecar]) -> None:
+        self.sidecars = sidecars
+        self._stack = contextlib.AsyncExitStack()
+        self._watchers: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        for sidecar in self.sidecars:
+            await self._stack.enter_async_context(sidecar)
+            self._watchers.append(asyncio.create_task(sidecar.watch(), name=f"watch {sidecar.name}"))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        await self._stack.aclose()
+
+    @property
+    def ready(self) -> bool:
+        """Whether any sidecar can run a request now."""
+        return any(sidecar.ready for sidecar in self.sidecars)
+
+    def served(self) -> list[ModelState]:
+        """Each model once, in order of id, ready or not."""
+        found = {model.id: model for sidecar in self.sidecars for model in (sidecar.models or {}).values()}
+        return [found[name] for name in sorted(found)]
+
+    def find(self, model: str) -> ModelState | None:
+        """What is known of a model, also while no sidecar that serves it is ready."""
+        for sidecar in sorted(self.sidecars, key=lambda sidecar: not sidecar.ready):
+            if sidecar.models and model in sidecar.models:
+                return sidecar.models[model]
+        return None
+
+    def named(self, name: str) -> Sidecar | None:
+        return next((sidecar for sidecar in self.sidecars if sidecar.name == name), None)
+
+    def check_known(self, model: str) -> None:
+        """Raises ApiError 503 for a model nobody named, as long as some sidecar has not yet said what it serves."""
+        silent = {sidecar.reason for sidecar in self.sidecars if not sidecar.models}
+        if silent and self.find(model) is None:
+            raise _not_ready(silent)
+
+    def check_told(self) -> None:
+        """Raises ApiError 503 if no sidecar has ever said what it serves."""
+        if not any(sidecar.models for sidecar in self.sidecars):
+            raise _not_ready({sidecar.reason for sidecar in self.sidecars})
+
+    def choose(self, model: str) -> Sidecar:
+        """The ready sidecar that serves the model and has the least to do. Raises ApiError 503."""
+        serving = [sidecar for sidecar in self.sidecars if sidecar.models and model in sidecar.models]
+        ready = [sidecar for sidecar in serving if sidecar.ready]
+        if not ready:
+            raise _not_ready({sidecar.reason for sidecar in serving})
+        return min(ready, key=lambda sidecar: sidecar.outstanding_tokens)
+
+
+def _absent() -> ApiError:
+    return unavailable(
+        "The model server cannot be reached. Please try again.", code="upstream_unavailable", retry_after_s=1
+    )
+
+
+def _not_ready(reasons: set[str]) -> ApiError:
+    if "loading" in reasons:
+        return unavailable("The model is being loaded. Please try again.", code="model_loading", retry_after_s=5)
+    if reasons == {"draining"}:
+        return unavailable("The model server is shutting down.", code="shutting_down", retry_after_s=5)
+    return _absent()
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
+        raise _absent() from exc
+    except TimeoutError as exc:
+        raise UpstreamLostError(timed_out=True) from exc
+    except (aiohttp.ClientError, OSError) as exc:
+        raise UpstreamLostError from exc
+
+
+def _read_slots(paths: Sequence[Path], request_id: str) -> Slots:
+    with SlotReader(next((path for path in paths if path.exists()), paths[-1])) as reader:
+        return Slots(reader.usage(request_id), reader.heartbeat().evicted_ns)

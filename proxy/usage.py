@@ -1,0 +1,129 @@
+"""Reads what a request used out of the upstream's answer: the usage comment of a stream, the `usage` of a JSON body.
+
+Pure: bytes in, bytes out. The states of a stream, in order:
+- passing: whole server-sent events go through untouched, the part of one is kept until the rest of it is here;
+- held: the usage comment was seen and taken out; all that follows is kept until the caller has settled.
+An error event changes no state; it is noted, and goes through like any other.
+"""
+
+from typing import Final
+
+import msgspec
+
+from sidecar.wire.internal import USAGE_COMMENT, Usage
+
+END_OF_EVENT: Final = b"\n\n"
+DONE: Final = b"data: [DONE]\n\n"
+MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
+_ERROR_EVENT: Final = b'data: {"error"'
+
+
+class AnswerError(Exception):
+    """The upstream's bytes are not an answer in the agreed shape."""
+
+
+class Sifter:
+    """Takes the usage comment out of a stream.
+
+    Mutable: `_part` (an event not yet whole), `_held` (what followed the comment), `usage` (None until it was seen),
+    `failed` (an error event went through).
+    """
+
+    def __init__(self) -> None:
+        self._part = b""
+        self._held = b""
+        self.usage: Usage | None = None
+        self.failed = False
+
+    @property
+    def held(self) -> bytes:
+        """What came after the usage comment; to be sent once the request is settled."""
+        return self._held
+
+    @property
+    def complete(self) -> bool:
+        """Whether the end of the answer is here: the usage, and after it the closing event."""
+        return self.usage is not None and self._held.endswith(DONE)
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes in, give what may go out now. Raises AnswerError."""
+        if self.usage is not None:
+            self._held += data
+            self._check_size(self._held)
+            return b""
+        if self._part:
+            data = self._part + data
+        end = data.rfind(END_OF_EVENT)
+        if end < 0:
+            self._part = data
+            self._check_size(data)
+            return b""
+        whole, self._part = data[: end + 2], data[end + 2 :]
+        at = _find_event(whole, USAGE_COMMENT)
+        if at >= 0:
+            whole = self._take_usage(whole, at)
+        if _find_event(whole, _ERROR_EVENT) >= 0:
+            self.failed = True
+        return whole
+
+    def _take_usage(self, whole: bytes, at: int) -> bytes:
+        end = whole.index(END_OF_EVENT, at)
+        try:
+            self.usage = msgspec.json.decode(whole[at + len(USAGE_COMMENT) : end], type=Usage)
+        except msgspec.MsgspecError as exc:
+            raise AnswerError("the usage comment cannot be read") from exc
+        self._held = whole[end + 2 :] + self._part
+        self._part = b""
+        return whole[:at]
+
+    @staticmethod
+    def _check_size(kept: bytes) -> None:
+        if len(kept) > MAX_EVENT_BYTES:
+            raise AnswerError(f"an event of more than {MAX_EVENT_BYTES} bytes")
+
+
+def _find_event(events: bytes, start: bytes) -> int:
+    """Where the first event that begins with `start` is, or -1. A JSON string holds no raw line feed, so a match
+    after an empty line is always the start of an event.
+    """
+    if events.startswith(start):
+        return 0
+    at = events.find(END_OF_EVENT + start)
+    return at if at < 0 else at + len(END_OF_EVENT)
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _BodyUsage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int
+    prompt_tokens_details: _Details | None = None
+
+
+class _Choice(msgspec.Struct):
+    finish_reason: str | None = None
+
+
+class _Body(msgspec.Struct):
+    usage: _BodyUsage
+    choices: list[_Choice] = []
+
+
+_body_decoder: Final = msgspec.json.Decoder(_Body)
+
+
+def read_body(body: bytes) -> Usage:
+    """The usage of a whole JSON answer. Raises AnswerError."""
+    try:
+        answer = _body_decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise AnswerError("the answer has no usage that can be read") from exc
+    details = answer.usage.prompt_tokens_details
+    return Usage(
+        prompt_tokens=answer.usage.prompt_tokens,
+        completion_tokens=answer.usage.completion_tokens,
+        cached_tokens=(details.cached_tokens or 0) if details else 0,
+        finish_reason=(answer.choices[0].finish_reason or "") if answer.choices else "",
+    )

@@ -1,0 +1,166 @@
+"""The `tollhouse-sidecar` command: serve one model, fetch or list those of the catalogue. Words and exit codes only."""
+
+import asyncio
+import ctypes
+import json
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich.console import Console
+
+from sidecar.catalog.errors import CatalogError, UnreachableError
+from sidecar.catalog.fetch import Progress, is_whole, resolve
+from sidecar.catalog.fetch import fetch as fetch_model
+from sidecar.catalog.models import MODELS, find
+from sidecar.catalog.screen import FetchScreen, LoggedFetch
+from sidecar.jsonlog import JsonLog, capture_stdlib, stderr_log
+from sidecar.settings import Sidecar, load_settings
+from sidecar.yamlfile import ConfigInvalidError
+
+DEFAULT_CONFIG: Final = Path("conf/sidecar.yaml")
+DONE, FAILED, CONFIG_INVALID, NOT_REACHABLE, INTERRUPTED = 0, 1, 3, 4, 130
+
+_PR_SET_DUMPABLE: Final = 4  # linux/prctl.h
+
+_config_option = click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=DEFAULT_CONFIG,
+    metavar="FILE",
+    help=f"The configuration; {DEFAULT_CONFIG} if not given.",
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Write one JSON document to stdout.")
+
+
+@click.group("tollhouse-sidecar", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="tollhouse", message="%(prog)s %(version)s")
+def command() -> None:
+    """Run one model behind a Unix socket, for the proxy (or for curl) to talk to."""
+
+
+@command.command()
+@_config_option
+def serve(config: Path) -> int:
+    """Run the sidecar. A catalogue model that is not in the cache is fetched first."""
+    settings = load_settings(config, dict(os.environ))
+    _keep_secrets()
+    # Nothing here may ask a model hub for anything; read by huggingface_hub when it is imported.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    log = stderr_log(settings.log_level)
+    capture_stdlib(log)
+    try:
+        _bring(settings.model.source, settings, LoggedFetch(log, settings.model.source))
+    except CatalogError as exc:
+        return _start_failed(log, exc)
+    # Imports the tokenizer's world, which `list` and `fetch` need not wait for.
+    from sidecar import app  # noqa: PLC0415
+
+    return _run(app.serve(settings, log))
+
+
+@command.command()
+@click.argument("name", required=False)
+@_config_option
+@_json_option
+def fetch(name: str | None, config: Path, as_json: bool) -> int:
+    """Fetch the model NAME, or the configured one, and convert it once into the cache."""
+    settings = load_settings(config, dict(os.environ))
+    name = name or settings.model.source
+    with FetchScreen(Console(stderr=True), name) as screen:
+        path = _bring(name, settings, screen)
+    model = find(name)
+    said = {"name": name, "path": str(path), "license": None if model is None else model.license}
+    click.echo(json.dumps(said) if as_json else f"{name} is ready in {path}")
+    return DONE
+
+
+@command.command("list")
+@_config_option
+@_json_option
+def list_(config: Path, as_json: bool) -> int:
+    """List the models of the catalogue, and which of them are in the cache."""
+    cache = _cache(load_settings(config, dict(os.environ)))
+    rows = [
+        {
+            "name": model.name,
+            "description": model.description,
+            "license": model.license,
+            "path": str(model.folder(cache)) if is_whole(model.folder(cache)) else None,
+        }
+        for model in MODELS
+    ]
+    if as_json:
+        click.echo(json.dumps({"rows": rows}))
+    for row in rows if not as_json else []:
+        click.echo(f"{row['name']}  {'in the cache' if row['path'] else 'not fetched yet'}  {row['license']}")
+        click.echo(f"    {row['description']}")
+    return DONE
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line to its end, and give its exit code."""
+    say = Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print
+    try:
+        returned = command.main(arguments, prog_name="tollhouse-sidecar", standalone_mode=False)
+    except click.ClickException as exc:
+        exc.show()
+        return exc.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except ConfigInvalidError as exc:
+        for problem in exc.problems:
+            say(str(problem))
+        return CONFIG_INVALID
+    except CatalogError as exc:
+        say(f"Error: {exc.message}\n{exc.hint}")
+        return _code(exc)
+    return returned if isinstance(returned, int) else DONE
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def _cache(settings: Sidecar) -> Path:
+    return Path(settings.cache).expanduser()
+
+
+def _code(exc: CatalogError) -> int:
+    return NOT_REACHABLE if isinstance(exc, UnreachableError) else FAILED
+
+
+def _start_failed(log: JsonLog, exc: CatalogError) -> int:
+    log.error("start_failed", reason=exc.message, hint=exc.hint)
+    return _code(exc)
+
+
+def _bring(source: str, settings: Sidecar, progress: Progress) -> Path:
+    """The folder of a model, fetched if it must be. Raises CatalogError."""
+    folder = resolve(source, _cache(settings))
+    return fetch_model(source, _cache(settings), progress) if folder is None else folder
+
+
+def _run(serving: Coroutine[Any, Any, int]) -> int:
+    try:
+        import uvloop  # noqa: PLC0415 - not on every platform
+    except ImportError:
+        factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(serving)
+
+
+def _keep_secrets() -> None:
+    """No core dump and no debugger of the same user: prompts are in this process's memory."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    main()

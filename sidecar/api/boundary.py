@@ -1,0 +1,79 @@
+"""Where errors become answers, and the only place: the middleware around all handlers, and the reading of a body.
+
+Each answer carries `x-request-id`, a refusal the OpenAI error object. Nothing of a stranger's bytes goes into the log.
+"""
+
+from typing import Final
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from sidecar.jsonlog import JsonLog
+from sidecar.protocol.ticket import is_request_id, new_request_id
+from sidecar.wire.errors import INVALID_REQUEST, ApiError, internal_error
+from sidecar.wire.internal import REQUEST_ID as REQUEST_ID_HEADER
+
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+_SHOWN_CHARS: Final = 200
+
+
+def boundary(log: JsonLog) -> Middleware:
+    """The middleware that names each request and writes each error."""
+
+    @web.middleware
+    async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get(REQUEST_ID_HEADER, "")
+        request_id = given if is_request_id(given) else new_request_id()
+        request[REQUEST_ID] = request_id
+        try:
+            response = await handler(request)
+        except ApiError as error:
+            log.info("request_refused", request_id=request_id, status=error.status, error_code=error.code)
+            response = error_response(error)
+        except web.HTTPException as exc:
+            response = error_response(_from_http(request, exc))
+        except Exception as exc:
+            log.exception("handler_failed", exc, request_id=request_id)
+            response = error_response(internal_error())
+        if not response.prepared:
+            response.headers["x-request-id"] = request_id
+        return response
+
+    return around
+
+
+def error_response(error: ApiError) -> web.Response:
+    return web.Response(
+        status=error.status, body=error.body(), headers={**error.headers(), "content-type": "application/json"}
+    )
+
+
+async def read_body(request: web.Request, max_bytes: int) -> bytes:
+    """Raises ApiError 413 or 415, by the declared length before anything is read."""
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError(415, "Only identity bodies are accepted here.", code="unsupported_media_type")
+    if (request.content_length or 0) > max_bytes:
+        raise _too_large(max_bytes)
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge as exc:
+        raise _too_large(max_bytes) from exc
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    return ApiError(413, f"The request body may have {max_bytes} bytes at most.", code="request_too_large")
+
+
+def _from_http(request: web.Request, exc: web.HTTPException) -> ApiError:
+    """Refusals of aiohttp's own: no such route, or none for this method."""
+    place = f"{request.method} {request.path}"[:_SHOWN_CHARS]
+    if isinstance(exc, web.HTTPMethodNotAllowed):
+        return ApiError(
+            405,
+            f"Method not allowed: {place}.",
+            code="method_not_supported",
+            headers={"allow": ", ".join(sorted(exc.allowed_methods))},
+        )
+    if exc.status == 404:
+        return ApiError(404, f"Unknown request URL: {place}. Please check the URL for typos.", code="unknown_url")
+    return ApiError(exc.status, "The request cannot be served.", type=INVALID_REQUEST)

@@ -1,0 +1,142 @@
+"""What every handler stands on: the engine, the loaded tokenizer, and what is known of the one served model."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from sidecar.api.engine import Engine
+from sidecar.jsonlog import JsonLog
+from sidecar.metrics import Gauges, Metrics
+from sidecar.protocol.plan import Encoder, Limits
+from sidecar.settings import Sidecar
+from sidecar.tokenizer.text import Detokenizer
+from sidecar.wire.errors import ApiError, unavailable
+from sidecar.wire.internal import ModelState, State, TokenBound
+
+# How many requests may wait for each that may run, unless the settings say (GUARDS, F15).
+QUEUE_FACTOR: Final = 4
+LOADING: Final = "loading"
+DRAINING: Final = "draining"
+
+
+class TextDecoder(Encoder, Protocol):
+    """A tokenizer both ways."""
+
+    def detokenizer(self) -> Detokenizer: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """The served model's side of text, as loaded. `created` is when the model's files were made, in UTC seconds."""
+
+    tokenizer: TextDecoder
+    stop_token_ids: tuple[int, ...]
+    bound: TokenBound | None
+    chats: bool
+    created: int
+
+
+class Front:
+    """The handlers' common ground.
+
+    Mutable: `language` (None until the tokenizer is loaded), `_flights` (accepted requests that are not over),
+    `_landed` (set while there are none).
+    """
+
+    def __init__(self, settings: Sidecar, engine: Engine, metrics: Metrics, log: JsonLog) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.metrics = metrics
+        self.log = log
+        self.language: Language | None = None
+        self._flights = 0
+        self._landed = asyncio.Event()
+        self._landed.set()
+
+    @property
+    def ready(self) -> bool:
+        return self.engine.ready and self.language is not None
+
+    def limits(self) -> tuple[Language, Limits]:
+        """What a request is read and planned with. Raises ApiError 503 while the model cannot run one."""
+        language, info = self.language, self.engine.info
+        if not self.engine.ready or language is None or info is None:
+            raise not_ready(self._reason)
+        return language, Limits(self.settings.model.id, info.max_context, info.vocab_size, language.stop_token_ids)
+
+    def model(self) -> ModelState | None:
+        """The served model, once all of it is known; it stays known while the engine restarts."""
+        language, info = self.language, self.engine.info
+        if language is None or info is None:
+            return None
+        return ModelState(
+            id=self.settings.model.id,
+            max_context=info.max_context,
+            tier=info.tier,
+            precision=info.precision,
+            device=info.device,
+            fingerprint=info.fingerprint,
+            created=language.created,
+            capabilities=["chat", "completions"] if language.chats else ["completions"],
+            bound=language.bound,
+        )
+
+    def state(self) -> State:
+        engine, step, model = self.engine, self.engine.last_step, self.model()
+        return State(
+            ready=self.ready,
+            reason="" if self.ready else self._reason,
+            models=[] if model is None else [model],
+            running=engine.running,
+            waiting=engine.waiting,
+            max_sequences=self.settings.engine.max_sequences,
+            max_queue=max_queue(self.settings),
+            kv_used_tokens=0 if step is None else step.kv_used_tokens,
+            kv_capacity_tokens=0 if step is None else step.kv_capacity_tokens,
+            steps=0 if step is None else step.number,
+            engine_pid=engine.engine_pid,
+            restarts=engine.restarts,
+            heartbeat_age_s=engine.heartbeat_age_s,
+            slots_path=str(engine.slots_path.absolute()),
+        )
+
+    def gauges(self) -> Gauges:
+        engine, step = self.engine, self.engine.last_step
+        used = 0.0 if step is None or not step.kv_capacity_tokens else step.kv_used_tokens / step.kv_capacity_tokens
+        return Gauges(engine.running, engine.waiting, used, engine.restarts, engine.info)
+
+    @contextlib.contextmanager
+    def flight(self) -> Iterator[None]:
+        """The time from acceptance to the last byte: a drain waits for it."""
+        self._flights += 1
+        self._landed.clear()
+        try:
+            yield
+        finally:
+            self._flights -= 1
+            if not self._flights:
+                self._landed.set()
+
+    async def landed(self) -> None:
+        """Return when no accepted request is left."""
+        await self._landed.wait()
+
+    @property
+    def _reason(self) -> str:
+        return self.engine.reason or LOADING
+
+
+def max_queue(settings: Sidecar) -> int:
+    """How many requests may wait."""
+    return settings.max_queue or QUEUE_FACTOR * settings.engine.max_sequences
+
+
+def not_ready(reason: str) -> ApiError:
+    """The refusal of a request that no engine can run now."""
+    if reason == LOADING:
+        return unavailable("The model is being loaded. Please try again.", code="model_loading", retry_after_s=5)
+    if reason == DRAINING:
+        return unavailable("The model server is shutting down.", code="shutting_down", retry_after_s=5)
+    return unavailable("The model is not available now.", code="upstream_unavailable", retry_after_s=1)

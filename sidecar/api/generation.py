@@ -1,0 +1,188 @@
+"""POST /v1/chat/completions and /v1/completions: read → plan → queue → answer, whole or as a stream.
+
+Everything that can be refused is refused before the head of an answer. After acceptance a request ends once:
+- with a whole answer;
+- with its client gone: leaving `async with sequences` frees its rows;
+- with the engine's failure: an error event and a broken connection in a stream. A proxy's request without a stream gets
+  a broken connection too: an error status would tell it that nothing ran, and it would not ask what is owed.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from sidecar.api.boundary import REQUEST_ID, read_body
+from sidecar.api.engine import Sequences
+from sidecar.api.events import EventStream, break_off
+from sidecar.api.front import DRAINING, Front, Language, not_ready
+from sidecar.api.preparation import Preparation
+from sidecar.api.run import Run
+from sidecar.protocol.answer import ChatShape, Head, Shape, TextShape
+from sidecar.protocol.choices import Choices, Progress
+from sidecar.protocol.plan import Plan
+from sidecar.protocol.stream import Stream, StreamOptions, whole
+from sidecar.protocol.ticket import read_ticket
+from sidecar.supervisor import EngineLostError
+from sidecar.wire import internal
+from sidecar.wire.errors import ApiError, internal_error, unavailable
+
+CLIENT_CLOSED: Final = 499
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """An accepted request on its way to an answer."""
+
+    request: web.Request
+    plan: Plan
+    run: Run
+    shape: Shape
+    sequences: Sequences
+
+
+class Generation:
+    """The two handlers. Stateless."""
+
+    def __init__(self, front: Front, preparation: Preparation) -> None:
+        self._front = front
+        self._preparation = preparation
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._handle(request, chat=True)
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._handle(request, chat=False)
+
+    async def _handle(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
+        ticket = read_ticket(request.headers, request[REQUEST_ID])
+        body = await read_body(request, self._front.settings.api.max_body_bytes)
+        language, limits = self._front.limits()
+        plan = await self._preparation.plan(body, ticket, language, limits, chat=chat)
+        with self._front.flight():
+            sequences = self._front.engine.open(ticket.request_id, list(plan.submits))
+            run = Run(plan, _choices(plan, language), self._front.metrics, self._front.log)
+            exchange = Exchange(request, plan, run, self._shape(plan), sequences)
+            try:
+                async with sequences:
+                    return await (self._stream(exchange) if plan.options.stream else self._whole(exchange))
+            except asyncio.CancelledError:
+                run.abort("client_gone")
+                raise
+            except ConnectionError:
+                # A write found out before the server did; nobody reads this response.
+                run.abort("client_gone")
+                return web.Response(status=CLIENT_CLOSED)
+
+    async def _whole(self, exchange: Exchange) -> web.StreamResponse:
+        run, plan = exchange.run, exchange.plan
+        try:
+            await self._consume(exchange, _pass)
+        except Exception as exc:
+            error = self._failed(exchange, exc)
+            if not plan.ticket.proxied:
+                raise error from exc
+            break_off(exchange.request)
+            return web.Response(status=error.status)
+        body = whole(exchange.shape, run.choices, plan.prompt_tokens)
+        run.complete()
+        return web.Response(body=body, headers={**_head(plan), "content-type": "application/json"})
+
+    async def _stream(self, exchange: Exchange) -> web.StreamResponse:
+        run, plan = exchange.run, exchange.plan
+        keep_alive_s = self._front.settings.timeouts.keep_alive_comment_s
+        headers = {"x-request-id": plan.ticket.request_id, **_head(plan)}
+        events = EventStream(exchange.request, headers, keep_alive_s)
+        stream = Stream(exchange.shape, run.choices, plan.prompt_tokens, _stream_options(plan))
+
+        async def send(progress: Progress) -> None:
+            if piece := stream.feed(progress):
+                await events.send(piece)
+
+        async with events.open():
+            try:
+                await self._consume(exchange, send)
+            except ConnectionError:
+                raise
+            except Exception as exc:  # noqa: BLE001  whatever it is, the stream must not end as if it were whole
+                await events.fail(self._failed(exchange, exc).event())
+                return events.response
+            run.complete()
+            await events.finish(stream.end())
+        return events.response
+
+    async def _consume(self, exchange: Exchange, told: Callable[[Progress], Awaitable[None]]) -> None:
+        """Follow the engine until every choice has ended. Raises what the engine and `told` raise, and ApiError."""
+        choices = exchange.run.choices
+        async for delta in exchange.sequences:
+            exchange.run.note(delta)
+            if delta.error is not None:
+                self._front.log.error("sequence_failed", request_id=delta.request_id, message=delta.error)
+            progress = choices.take(delta)
+            if progress.cancel_at is not None:
+                exchange.sequences.cancel(progress.index, progress.cancel_at)
+            await told(progress)
+            if choices.ended:
+                return
+        raise internal_error()
+
+    def _failed(self, exchange: Exchange, exc: Exception) -> ApiError:
+        """What the client is told of a failure after acceptance; noted and logged."""
+        error = self._told(exc)
+        if error is None:
+            error = internal_error()
+            request_id = exchange.plan.ticket.request_id
+            self._front.log.exception("request_failed", exc, request_id=request_id)
+        exchange.run.abort("engine_lost" if isinstance(exc, EngineLostError) else "engine_error", error.code)
+        return error
+
+    def _told(self, exc: Exception) -> ApiError | None:
+        if isinstance(exc, ApiError):
+            return exc
+        if not isinstance(exc, EngineLostError):
+            return None
+        if self._front.engine.reason == DRAINING:
+            return not_ready(DRAINING)
+        return unavailable("The model server was lost.", code="upstream_unavailable", retry_after_s=1)
+
+    def _shape(self, plan: Plan) -> Shape:
+        info = self._front.engine.info
+        head = Head(
+            request_id=plan.ticket.request_id,
+            created=int(time.time()),
+            model=plan.options.model,
+            fingerprint="" if info is None else info.fingerprint,
+            echo_service_tier=plan.options.echo_service_tier,
+        )
+        return ChatShape(head) if plan.chat else TextShape(head)
+
+
+def _choices(plan: Plan, language: Language) -> Choices:
+    count, stops = len(plan.submits), plan.options.stop
+    return Choices(count, language.tokenizer.detokenizer, stops, language.stop_token_ids)
+
+
+def _head(plan: Plan) -> dict[str, str]:
+    """What is told beside the answer, before it."""
+    head = {internal.PROMPT_TOKENS: str(plan.prompt_tokens)}
+    if plan.options.ignored:
+        head[internal.IGNORED] = ignored_header(plan.options.ignored)
+    return head
+
+
+def ignored_header(names: tuple[str, ...]) -> str:
+    """Names of fields for a header: a stranger chose them, so only plain characters of them are shown."""
+    shown = ("".join(char if "!" <= char <= "~" and char != "," else "?" for char in name[:64]) for name in names[:16])
+    return ", ".join(shown)
+
+
+def _stream_options(plan: Plan) -> StreamOptions:
+    options = plan.options
+    return StreamOptions(plan.ticket.proxied, options.include_usage, options.continuous_usage)
+
+
+async def _pass(_: Progress) -> None:
+    """A whole answer needs no news on the way."""

@@ -1,0 +1,128 @@
+"""From a body to a plan, in threads: parsing, templating and tokenising may take long, and never touch the event loop.
+
+The prompts of a counted body are kept for a few seconds, so that counting and then running it tokenises once.
+"""
+
+import asyncio
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from sidecar.api.front import Language
+from sidecar.protocol.chat import read_chat
+from sidecar.protocol.completions import read_completion
+from sidecar.protocol.fields import Fields, decode_object
+from sidecar.protocol.plan import Limits, Plan, Prompts, check_model, encode, make_plan
+from sidecar.protocol.requests import GenerationRequest
+from sidecar.protocol.ticket import Ticket
+from sidecar.settings import Api
+from sidecar.wire.errors import unavailable
+
+KEPT_S: Final = 5.0
+MOST_KEPT: Final = 256
+MOST_KEPT_TOKENS: Final = 1 << 20
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Prompts and when they may be forgotten, in monotonic seconds."""
+
+    prompts: Prompts
+    tokens: int
+    until_s: float
+
+
+class CountedPrompts:
+    """The prompts of the bodies counted last, by their digest. Safe from several threads.
+
+    Mutable, under `_lock`: `_kept` (oldest first), `_tokens` (in all of them).
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[bytes, Kept] = OrderedDict()
+        self._tokens = 0
+
+    def keep(self, digest: bytes, prompts: Prompts) -> None:
+        now_s = self._clock()
+        tokens = sum(map(len, prompts))
+        with self._lock:
+            self._forget(digest)
+            self._kept[digest] = Kept(prompts, tokens, now_s + KEPT_S)
+            self._tokens += tokens
+            while self._kept and (
+                len(self._kept) > MOST_KEPT
+                or self._tokens > MOST_KEPT_TOKENS
+                or next(iter(self._kept.values())).until_s <= now_s
+            ):
+                self._forget(next(iter(self._kept)))
+
+    def find(self, digest: bytes) -> Prompts | None:
+        with self._lock:
+            kept = self._kept.get(digest)
+            return kept.prompts if kept is not None and kept.until_s > self._clock() else None
+
+    def _forget(self, digest: bytes) -> None:
+        kept = self._kept.pop(digest, None)
+        if kept is not None:
+            self._tokens -= kept.tokens
+
+
+class Preparation:
+    """The room where bodies are read. Mutable: `_waiting`, how many bodies are being read or wait for it."""
+
+    def __init__(self, api: Api, threads: Executor, most_waiting: int, clock: Callable[[], float]) -> None:
+        self._api = api
+        self._threads = threads
+        self._most_waiting = most_waiting
+        self._counted = CountedPrompts(clock)
+        self._waiting = 0
+
+    async def plan(self, body: bytes, ticket: Ticket, language: Language, limits: Limits, *, chat: bool) -> Plan:
+        """Raises ApiError 400, 404, or 503 if too many bodies wait already."""
+
+        def work() -> Plan:
+            request = self._read(decode_object(body), limits, chat=chat)
+            prompts = self._counted.find(_digest(body, chat=chat))
+            if prompts is None:
+                prompts = encode(request, language.tokenizer, limits)
+            return make_plan(request, prompts, ticket, limits)
+
+        return await self._in_thread(work)
+
+    async def count(self, body: bytes, language: Language, limits: Limits) -> int:
+        """How many tokens the prompts of a body have. Raises ApiError as `plan` does."""
+
+        def work() -> int:
+            fields = decode_object(body)
+            chat = "messages" in fields.names()
+            prompts = encode(self._read(fields, limits, chat=chat), language.tokenizer, limits)
+            self._counted.keep(_digest(body, chat=chat), prompts)
+            return sum(map(len, prompts))
+
+        return await self._in_thread(work)
+
+    def _read(self, fields: Fields, limits: Limits, *, chat: bool) -> GenerationRequest:
+        request = read_chat(fields, self._api) if chat else read_completion(fields, self._api)
+        check_model(request.options, limits.model)
+        return request
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        if self._waiting >= self._most_waiting:
+            raise unavailable("The server is overloaded.", code="server_is_overloaded", retry_after_s=1)
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        finally:
+            self._waiting -= 1
+
+
+def _digest(body: bytes, *, chat: bool) -> bytes:
+    return hashlib.sha256(b"chat:" + body if chat else b"text:" + body).digest()

@@ -1,0 +1,82 @@
+"""One accepted request, from acceptance to its one end: what is timed, counted and logged of it."""
+
+import time
+from collections.abc import Callable
+
+from sidecar.jsonlog import JsonLog
+from sidecar.metrics import Metrics
+from sidecar.protocol.choices import Choices
+from sidecar.protocol.plan import Plan
+from sidecar.wire.frames import Delta
+
+ABORTED = "aborted"
+
+
+class Run:
+    """Mutable: `_first_s` (the first token), `_last_s` (each sequence's last token), `_over` (it has ended)."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        choices: Choices,
+        metrics: Metrics,
+        log: JsonLog,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.plan = plan
+        self.choices = choices
+        self._metrics = metrics
+        self._log = log
+        self._clock = clock
+        self._accepted_s = clock()
+        self._first_s: float | None = None
+        self._last_s: dict[int, float] = {}
+        self._over = False
+        metrics.accepted(plan.prompt_tokens)
+
+    def note(self, delta: Delta) -> None:
+        """Time the tokens of a delta."""
+        if not delta.token_ids:
+            return
+        now_s = self._clock()
+        if self._first_s is None:
+            self._first_s = now_s
+            self._metrics.first_token(now_s - self._accepted_s)
+        last_s = self._last_s.get(delta.index)
+        if last_s is not None:
+            self._metrics.next_token(now_s - last_s)
+        self._last_s[delta.index] = now_s
+
+    def complete(self) -> None:
+        """The whole answer was given."""
+        self._end(self.choices.finish_reason, "complete", None)
+
+    def abort(self, reason: str, error_code: str | None = None) -> None:
+        """The answer is not whole. `reason` is one of `metrics.ABORT_REASONS`. An end that came before stands."""
+        if not self._over:
+            self._metrics.aborted(reason)
+        self._end(ABORTED, reason, error_code)
+
+    def _end(self, finish_reason: str, ending: str, error_code: str | None) -> None:
+        if self._over:
+            return
+        self._over = True
+        now_s = self._clock()
+        first_s = self._first_s
+        decode_s = None if first_s is None else max(self._last_s.values()) - first_s
+        tokens = self.choices.completion_tokens
+        self._metrics.ended(finish_reason, tokens, now_s - self._accepted_s, decode_s)
+        self._log.info(
+            "request",
+            request_id=self.plan.ticket.request_id,
+            endpoint="/v1/chat/completions" if self.plan.chat else "/v1/completions",
+            stream=self.plan.options.stream,
+            choices=len(self.choices.all),
+            prompt_tokens=self.plan.prompt_tokens,
+            completion_tokens=tokens,
+            finish_reason=finish_reason,
+            ending=ending,
+            error_code=error_code,
+            duration_ms=round((now_s - self._accepted_s) * 1000),
+            ttft_ms=None if first_s is None else round((first_s - self._accepted_s) * 1000),
+        )

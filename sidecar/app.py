@@ -1,0 +1,243 @@
+"""The only builder of the sidecar's front, and its life: listen, load, serve, drain, leave. No request logic here."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import prometheus_client
+from aiohttp import web
+
+from sidecar.api.boundary import boundary
+from sidecar.api.front import Front, Language, max_queue
+from sidecar.api.generation import Generation
+from sidecar.api.internals import Internals
+from sidecar.api.listener import GuardedSite, SocketUnusableError, close_socket, open_socket
+from sidecar.api.models import Models
+from sidecar.api.preparation import Preparation
+from sidecar.catalog.errors import CatalogError
+from sidecar.catalog.fetch import resolve
+from sidecar.engine.config import EngineConfig
+from sidecar.jsonlog import JsonLog
+from sidecar.metrics import Metrics
+from sidecar.settings import Sidecar
+from sidecar.supervisor import Supervisor
+from sidecar.tokenizer.model_tokenizer import ModelTokenizer, TokenizerUnusableError
+
+# The tokenizer leaves Python's lock while it works; more threads than this would take from the engine.
+TEXT_THREADS: Final = 2
+# Handlers still there after the engine has ended have this long to tell their clients.
+LEAVE_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """The built front."""
+
+    settings: Sidecar
+    log: JsonLog
+    front: Front
+    supervisor: Supervisor
+    app: web.Application
+    load: Callable[[], Language]
+
+    def announce(self) -> None:
+        """Say that the model is ready, once both its engine and its tokenizer are."""
+        info = self.supervisor.info
+        if not self.front.ready or info is None:
+            return
+        self.log.info(
+            "ready",
+            model=self.settings.model.id,
+            tier=info.tier,
+            precision=info.precision,
+            device=info.device,
+            dtype=info.dtype,
+            fingerprint=info.fingerprint,
+            max_context=info.max_context,
+            max_sequences=info.max_sequences,
+            weights_bytes=info.weights_bytes,
+            load_s=round(sum(info.load_seconds.values()), 3),
+            engine_pid=self.supervisor.engine_pid,
+            socket=self.settings.socket,
+        )
+
+
+class Signals:
+    """SIGTERM and SIGINT. Mutable: `leave` (set by the first, or by a failed start), `hurry` (by the second)."""
+
+    def __init__(self) -> None:
+        self.leave = asyncio.Event()
+        self.hurry = asyncio.Event()
+
+    def receive(self) -> None:
+        if self.leave.is_set():
+            self.hurry.set()
+        self.leave.set()
+
+    @contextlib.asynccontextmanager
+    async def heard(self) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.receive)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+
+def build(settings: Sidecar, folder: Path, log: JsonLog) -> House:
+    """Everything, wired; nothing of it runs yet. `folder` is the model's."""
+    metrics = Metrics(settings.model.id)
+    supervisor = Supervisor(engine_config(settings, folder), settings.timeouts, max_queue(settings), log)
+    front = Front(settings, supervisor, metrics, log)
+    house = House(settings, log, front, supervisor, application(front), partial(load_language, folder))
+    supervisor.on_step.append(metrics.step)
+    supervisor.on_ready.append(lambda _: house.announce())
+    return house
+
+
+def engine_config(settings: Sidecar, folder: Path) -> EngineConfig:
+    engine = settings.engine
+    return EngineConfig(
+        model_path=str(folder),
+        slots_path=str(Path(settings.socket).absolute().with_suffix(".slots")),
+        precision=engine.precision,
+        device=engine.device,
+        max_sequences=engine.max_sequences,
+        step_token_budget=engine.step_token_budget,
+        max_context=settings.model.max_context,
+        kv_tokens=engine.kv_tokens,
+        threads=engine.threads,
+    )
+
+
+def application(front: Front) -> web.Application:
+    """The routes, on a front."""
+    api = front.settings.api
+    app = web.Application(middlewares=[boundary(front.log)], client_max_size=api.max_body_bytes)
+    threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
+    # More than can be accepted need not be looked at.
+    most_waiting = max_queue(front.settings) + front.settings.engine.max_sequences
+    preparation = Preparation(api, threads, most_waiting, time.monotonic)
+    generation = Generation(front, preparation)
+    models = Models(front)
+    internals = Internals(front, preparation)
+    app.add_routes(
+        [
+            web.post("/v1/chat/completions", generation.chat),
+            web.post("/v1/completions", generation.completions),
+            web.get("/v1/models", models.list),
+            web.get("/v1/models/{id:.+}", models.one),
+            web.post("/internal/count", internals.count),
+            web.get("/internal/state", internals.state),
+            web.get("/internal/requests/{id}", internals.usage),
+            web.delete("/internal/requests/{id}", internals.cancel),
+            web.get("/metrics", internals.metrics),
+        ]
+    )
+
+    async def close_threads(_: web.Application) -> None:
+        threads.shutdown(wait=False, cancel_futures=True)
+
+    app.on_cleanup.append(close_threads)
+    return app
+
+
+def load_language(folder: Path) -> Language:
+    """The model's tokenizer and chat template. Takes seconds: call it in a thread. Raises TokenizerUnusableError."""
+    tokenizer = ModelTokenizer(folder)
+    return Language(
+        tokenizer=tokenizer,
+        stop_token_ids=tuple(tokenizer.stop_token_ids),
+        bound=tokenizer.bound(),
+        chats=tokenizer.has_chat_template,
+        created=int((folder / "config.json").stat().st_mtime),
+    )
+
+
+async def serve(settings: Sidecar, log: JsonLog) -> int:
+    """Run a sidecar until it is told to leave; gives the exit code."""
+    # Else each counter and histogram would have a twin that says when it was made.
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
+    try:
+        folder = await asyncio.to_thread(_model_folder, settings)
+        listening = await asyncio.to_thread(open_socket, Path(settings.socket), log)
+    except (CatalogError, SocketUnusableError) as exc:
+        return _cannot_start(log, exc)
+    try:
+        return await _run(build(settings, folder, log), listening)
+    finally:
+        await asyncio.to_thread(close_socket, listening, Path(settings.socket))
+
+
+def _model_folder(settings: Sidecar) -> Path:
+    """Raises CatalogError, also for a model that is yet to be fetched."""
+    folder = resolve(settings.model.source, Path(settings.cache).expanduser())
+    if folder is None:
+        raise CatalogError(f"the model '{settings.model.source}' is not in the cache", "run: tollhouse-sidecar fetch")
+    return folder
+
+
+def _cannot_start(log: JsonLog, exc: Exception) -> int:
+    hint = exc.hint if isinstance(exc, CatalogError) else None
+    log.error("start_failed", reason=str(exc), hint=hint)
+    return 1
+
+
+async def _run(house: House, listening: socket.socket) -> int:
+    runner = web.AppRunner(
+        house.app, handler_cancellation=True, access_log=None, auto_decompress=False, shutdown_timeout=LEAVE_S
+    )
+    await runner.setup()
+    signals = Signals()
+    try:
+        allowed = frozenset({0, os.getuid()})
+        await GuardedSite(runner, listening, Path(house.settings.socket), allowed, house.log).start()
+        house.log.info("listening", socket=house.settings.socket, pid=os.getpid())
+        async with signals.heard(), asyncio.TaskGroup() as tasks:
+            tasks.create_task(house.supervisor.run(), name="supervisor")
+            loading = tasks.create_task(_load(house, signals), name="tokenizer")
+            await signals.leave.wait()
+            await _drain(house, signals)
+            await house.supervisor.stop()
+            loaded = await loading
+    finally:
+        await runner.cleanup()
+    house.log.info("stopped", exit_code=0 if loaded else 1)
+    return 0 if loaded else 1
+
+
+async def _load(house: House, signals: Signals) -> bool:
+    """Whether the tokenizer could be loaded; without one there is nothing to serve."""
+    try:
+        house.front.language = await asyncio.to_thread(house.load)
+    except (TokenizerUnusableError, OSError) as exc:
+        _cannot_start(house.log, exc)
+        signals.leave.set()
+        return False
+    house.announce()
+    return True
+
+
+async def _drain(house: House, signals: Signals) -> None:
+    """Accept nothing new; wait for what was accepted, for as long as the settings or a second signal allow."""
+    house.supervisor.drain()
+    drain_s = house.settings.timeouts.drain_s
+    house.log.info("draining", running=house.supervisor.running, waiting=house.supervisor.waiting, drain_s=drain_s)
+    waits = {asyncio.create_task(house.front.landed()), asyncio.create_task(signals.hurry.wait())}
+    try:
+        await asyncio.wait(waits, timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.wait(waits)

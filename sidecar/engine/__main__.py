@@ -1,0 +1,107 @@
+"""The engine process: `python -m sidecar.engine --fd N --config JSON`. Started by the front, ends with it."""
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import msgspec
+
+from sidecar.engine.channel import Channel, FrontGoneError
+from sidecar.engine.config import EngineConfig
+from sidecar.jsonlog import JsonLog, capture_stdlib, stderr_log
+from sidecar.wire.frames import Failed, Ready
+from sidecar.wire.slots import SlotWriter
+
+# Linux prctl(2): the signal this process gets when its parent ends, and whether its memory may be read by others.
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m sidecar.engine")
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--config", required=True)
+    arguments = parser.parse_args()
+    config = msgspec.json.decode(arguments.config, type=EngineConfig)
+    # Ctrl-C reaches the whole group; the front decides when this process ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(_PR_SET_DUMPABLE, 0)
+        if os.getppid() != parent:
+            return 1
+    log = stderr_log(name="engine")
+    capture_stdlib(log)
+    channel = Channel(socket.socket(fileno=arguments.fd))
+    with contextlib.suppress(FrontGoneError):
+        return _serve(config, channel, log)
+    return 0
+
+
+def _serve(config: EngineConfig, channel: Channel, log: JsonLog) -> int:
+    # Set before Transformers is imported: a served model never comes from a network.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Threads that wait for the next operation give the core away soon: the front, the proxy and the client need it too.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    import torch  # noqa: PLC0415  # seconds; a wrong command line should not wait for it
+    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
+
+    from sidecar.engine import loader  # noqa: PLC0415
+    from sidecar.engine.core import Core, EngineBrokenError  # noqa: PLC0415
+    from sidecar.engine.scheduler import Scheduler  # noqa: PLC0415
+    from sidecar.engine.slot_pool import SlotPool  # noqa: PLC0415
+
+    transformers_logging.disable_progress_bar()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    slots = SlotWriter(Path(config.slots_path))
+    try:
+        loaded = loader.load(config)
+    except loader.ModelUnusableError as exc:
+        channel.send(Failed(str(exc)))
+        return 1
+    pool = SlotPool(config.max_sequences, loaded.capacity_tokens)
+    scheduler = Scheduler(pool, config.step_token_budget)
+
+    def step_failed(exc: Exception, sequences: int) -> None:
+        log.exception("step_failed", exc, count=sequences)
+
+    core = Core(loaded.runner, scheduler, slots, channel, step_failed)
+    # What is loaded stays: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    slots.beat(core.steps)
+    channel.send(
+        Ready(
+            tier=loader.TIER,
+            precision=config.precision,
+            device=config.device,
+            dtype="float32",
+            max_context=loaded.max_context,
+            max_sequences=config.max_sequences,
+            vocab_size=loaded.vocab_size,
+            weights_bytes=loaded.weights_bytes,
+            fingerprint=loaded.fingerprint,
+            load_seconds=loaded.seconds,
+        )
+    )
+    log.info("engine_ready", parity=loaded.parity, threads=torch.get_num_threads(), capacity=loaded.capacity_tokens)
+    try:
+        core.run()
+    except EngineBrokenError as exc:
+        channel.send(Failed(str(exc)))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""The engine: one loop, one step at a time. Drain commands → schedule → run the batch → take its tokens → report.
+
+A sequence ends exactly once: with the delta that carries its finish, and with its record in the usage slots closed.
+"""
+
+import time
+from collections.abc import Callable
+from itertools import count
+from typing import Final, Protocol
+
+from sidecar.engine.batch import Batch, Chunk
+from sidecar.engine.scheduler import Scheduler
+from sidecar.engine.sequence import Phase, Sequence
+from sidecar.wire.frames import Cancel, Command, Delta, Finish, Report, Shutdown, Step, Submit
+from sidecar.wire.slots import SlotWriter
+
+# How long an idle engine waits for a command before it looks around again.
+IDLE_WAIT_S: Final = 1.0
+# Steps that fail one after the other without one token in between: the engine is broken, not a request.
+MOST_FAILED_STEPS: Final = 3
+
+
+# Ended sequences that a late cancel may still correct; far fewer than the usage slots keep.
+REMEMBERED: Final = 256
+
+
+class EngineBrokenError(Exception):
+    """Step after step fails: a new process is needed."""
+
+
+class Sampled(Protocol):
+    """What a step gives; see `model_runner.Sampled`."""
+
+    @property
+    def chunks(self) -> tuple[Chunk, ...]: ...
+    @property
+    def tokens(self) -> tuple[int | None, ...]: ...
+    @property
+    def forward_s(self) -> float: ...
+
+
+class Runner(Protocol):
+    """What the core needs of a model; see `model_runner.ModelRunner`."""
+
+    def run(self, batch: Batch, capacity_tokens: int) -> Sampled: ...
+
+
+class Channel(Protocol):
+    """What the core needs of its front; see `channel.Channel`."""
+
+    def receive(self, wait_s: float) -> list[Command]: ...
+    def send(self, report: Report) -> None: ...
+
+
+class Core:
+    """Mutable: `steps`, `_arrivals`, `_deltas` (of the step under way), `_ended` (the last records that were closed, by
+    sequence, with their counts), `_failed_steps`, `_stopping`, and the scheduler.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        slots: SlotWriter,
+        channel: Channel,
+        on_step_error: Callable[[Exception, int], None],
+    ) -> None:
+        """`on_step_error` is told what a step raised and how many sequences were in it."""
+        self.steps = 0
+        self._runner = runner
+        self._scheduler = scheduler
+        self._slots = slots
+        self._channel = channel
+        self._on_step_error = on_step_error
+        self._arrivals = count()
+        self._deltas: list[Delta] = []
+        self._ended: dict[tuple[str, int], tuple[int, int]] = {}
+        self._failed_steps = 0
+        self._stopping = False
+
+    def run(self) -> None:
+        """Work until a Shutdown. Raises FrontGoneError when the front is gone, EngineBrokenError."""
+        while not self._stopping:
+            idle = not self._scheduler.has_work
+            commands = self._channel.receive(IDLE_WAIT_S if idle else 0.0)
+            if idle and commands:
+                # Idle time is no stall.
+                self._slots.beat(self.steps)
+            self._obey(commands)
+            self._expire()
+            if self._scheduler.has_work:
+                self.step()
+            elif self._deltas:
+                self._report(Batch((), ()), forward_s=0.0, started_s=time.perf_counter())
+
+    def step(self) -> None:
+        """One step, reported in one frame."""
+        started_s = time.perf_counter()
+        batch = self._scheduler.schedule()
+        forward_s = self._run_batch(batch) if batch.chunks else 0.0
+        self.steps += 1
+        self._slots.beat(self.steps)
+        self._report(batch, forward_s=forward_s, started_s=started_s)
+
+    def _obey(self, commands: list[Command]) -> None:
+        for command in commands:
+            if isinstance(command, Submit):
+                self._submit(command)
+            elif isinstance(command, Cancel):
+                self._cancel(command)
+            elif isinstance(command, Shutdown):
+                for sequence in self._scheduler.all():
+                    self._end(sequence, Finish.CANCELLED)
+                self._stopping = True
+
+    def _submit(self, submit: Submit) -> None:
+        deadline_s = None if submit.deadline_ms is None else time.monotonic() + submit.deadline_ms / 1000
+        prompt_tokens = len(submit.prompt_ids) if submit.counts_prompt else 0
+        record = self._slots.claim(submit.request_id, submit.index, prompt_tokens)
+        self._scheduler.add(Sequence(submit, next(self._arrivals), record, deadline_s))
+
+    def _cancel(self, cancel: Cancel) -> None:
+        sequence = self._scheduler.find(cancel.request_id, cancel.index)
+        if sequence is not None:
+            self._end(sequence, Finish.CANCELLED, counts=cancel.generated)
+        elif cancel.generated is not None and (record := self._ended.get((cancel.request_id, cancel.index))):
+            # It ended by itself while the front found a stop string further back.
+            self._slots.count(record[0], min(cancel.generated, record[1]))
+
+    def _expire(self) -> None:
+        for sequence in self._scheduler.expired(time.monotonic()):
+            self._end(sequence, Finish.DEADLINE)
+
+    def _run_batch(self, batch: Batch) -> float:
+        """Run a batch; if that fails, each of its chunks alone, so that only the culprit is lost."""
+        try:
+            return self._take(self._run(batch), batch)
+        except Exception as exc:  # noqa: BLE001  # whatever a model raises must not end its neighbours
+            self._on_step_error(exc, len(batch.chunks))
+        forward_s = 0.0
+        survivors = 0
+        for chunk in batch.chunks:
+            alone = Batch((chunk,), ()) if chunk.count == 1 else Batch((), (chunk,))
+            try:
+                forward_s += self._take(self._run(alone), alone)
+                survivors += 1
+            except Exception as exc:  # noqa: BLE001  # as above
+                if len(batch.chunks) > 1:
+                    self._on_step_error(exc, 1)
+                self._end(chunk.sequence, Finish.ERROR, error="The model failed on this request.")
+        self._failed_steps = 0 if survivors else self._failed_steps + 1
+        if self._failed_steps >= MOST_FAILED_STEPS:
+            raise EngineBrokenError(f"{self._failed_steps} steps failed one after the other")
+        return forward_s
+
+    def _run(self, batch: Batch) -> Sampled:
+        return self._runner.run(batch, self._scheduler.pool.capacity_tokens)
+
+    def _take(self, sampled: Sampled, batch: Batch) -> float:
+        """Give each sequence its token."""
+        self._failed_steps = 0
+        self._scheduler.computed(batch)
+        for chunk, token in zip(sampled.chunks, sampled.tokens, strict=True):
+            sequence = chunk.sequence
+            if token is None:
+                self._end(sequence, Finish.ERROR, error="The model's output for this request is not a number.")
+                continue
+            sequence.append(token)
+            ended = sequence.phase is Phase.ENDED
+            if ended:
+                self._close_record(sequence, sequence.generated)
+                self._scheduler.retire(sequence)
+            else:
+                self._slots.count(sequence.record, sequence.generated)
+            self._note(sequence, [token], sequence.generated)
+        return sampled.forward_s
+
+    def _end(self, sequence: Sequence, finish: Finish, *, error: str | None = None, counts: int | None = None) -> None:
+        """End a sequence without a token. `counts`: how many of its tokens the front makes count, at most all."""
+        generated = sequence.generated if counts is None else min(counts, sequence.generated)
+        self._close_record(sequence, generated)
+        self._scheduler.end(sequence, finish, error)
+        self._note(sequence, [], generated)
+
+    def _close_record(self, sequence: Sequence, generated: int) -> None:
+        self._slots.end(sequence.record, generated)
+        self._ended[sequence.submit.request_id, sequence.submit.index] = (sequence.record, generated)
+        if len(self._ended) > REMEMBERED:
+            del self._ended[next(iter(self._ended))]
+
+    def _note(self, sequence: Sequence, tokens: list[int], generated: int) -> None:
+        submit = sequence.submit
+        self._deltas.append(Delta(submit.request_id, submit.index, tokens, generated, sequence.finish, sequence.error))
+
+    def _report(self, batch: Batch, *, forward_s: float, started_s: float) -> None:
+        pool = self._scheduler.pool
+        step = Step(
+            number=self.steps,
+            deltas=self._deltas,
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            prefill_tokens=batch.prefill_tokens,
+            decode_tokens=len(batch.decodes),
+            kv_used_tokens=pool.used_tokens,
+            kv_capacity_tokens=pool.capacity_tokens,
+            forward_s=forward_s,
+            total_s=time.perf_counter() - started_s,
+        )
+        self._deltas = []
+        self._channel.send(step)

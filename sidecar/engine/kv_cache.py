@@ -1,0 +1,93 @@
+"""The KV cache on a CPU: for each layer and each slot a contiguous place for one sequence's keys and values.
+
+The memory is mapped without being reserved: a page costs something once a token was written to it. What ended sequences
+have touched is given back to the system when all slots together would hold more than the pool allows.
+"""
+
+import mmap
+from typing import Final
+
+import torch
+
+# Linux's MAP_NORESERVE (asm-generic/mman.h); Python 3.11 does not name it. Elsewhere an ordinary map serves.
+_NORESERVE: Final = 0x4000 if hasattr(mmap, "MADV_DONTNEED") else 0
+
+
+class LayerCache:
+    """One layer: keys `[slots, context, kv_heads, head_dim]` and values alike, in the model's dtype.
+
+    Mutable: the two tensors' contents, and their memory.
+    """
+
+    def __init__(self, slots: int, context: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """`key` and `value`, `[tokens, kv_heads, head_dim]`, show the shapes and dtypes to come."""
+        self.keys, self._key_map = _mapped(slots, context, key)
+        self.values, self._value_map = _mapped(slots, context, value)
+        self._flat_keys = self.keys.view(slots * context, -1)
+        self._flat_values = self.values.view(slots * context, -1)
+
+    @property
+    def bytes_per_token(self) -> int:
+        return sum(flat.shape[1] * flat.element_size() for flat in (self._flat_keys, self._flat_values))
+
+    def write(self, places: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Store `[tokens, kv_heads, head_dim]` at `places`, int64 `[tokens]`: slot × context + position."""
+        tokens = places.shape[0]
+        self._flat_keys.index_copy_(0, places, key.reshape(tokens, -1))
+        self._flat_values.index_copy_(0, places, value.reshape(tokens, -1))
+
+    def give_back(self, slot: int) -> None:
+        """Return the memory of a free slot to the system."""
+        for tensor, memory in ((self.keys, self._key_map), (self.values, self._value_map)):
+            size = tensor.stride(0) * tensor.element_size()
+            start = -(-slot * size // mmap.PAGESIZE) * mmap.PAGESIZE
+            length = (slot + 1) * size // mmap.PAGESIZE * mmap.PAGESIZE - start
+            if length > 0 and _NORESERVE:
+                memory.madvise(mmap.MADV_DONTNEED, start, length)
+
+
+class SlotCache:
+    """All layers. Mutable: `layers` (made when a layer first sees a key), `_touched` (tokens of memory a slot has)."""
+
+    def __init__(self, slots: int, context: int) -> None:
+        self.slots = slots
+        self.context = context
+        self.layers: dict[int, LayerCache] = {}
+        self._touched = [0] * slots
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Over all layers seen so far."""
+        return sum(layer.bytes_per_token for layer in self.layers.values())
+
+    def layer(self, index: int, key: torch.Tensor, value: torch.Tensor) -> LayerCache:
+        """The cache of layer `index`; `key` and `value` as in `LayerCache`."""
+        found = self.layers.get(index)
+        if found is None:
+            found = self.layers[index] = LayerCache(self.slots, self.context, key, value)
+        return found
+
+    def touch(self, ends: dict[int, int], capacity_tokens: int) -> None:
+        """Note that slots are about to hold tokens up to `ends`; free slots give back what is over the capacity."""
+        for slot, end in ends.items():
+            self._touched[slot] = max(self._touched[slot], end)
+        over = sum(self._touched) - capacity_tokens
+        if over > 0:
+            self._trim(over, ends)
+
+    def _trim(self, over: int, live: dict[int, int]) -> None:
+        for slot in sorted(range(self.slots), key=self._touched.__getitem__, reverse=True):
+            if over <= 0 or not self._touched[slot]:
+                return
+            if slot not in live:
+                for layer in self.layers.values():
+                    layer.give_back(slot)
+                over -= self._touched[slot]
+                self._touched[slot] = 0
+
+
+def _mapped(slots: int, context: int, like: torch.Tensor) -> tuple[torch.Tensor, mmap.mmap]:
+    heads, head_dim = like.shape[1:]
+    count = slots * context * heads * head_dim
+    memory = mmap.mmap(-1, count * like.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+    return torch.frombuffer(memory, dtype=like.dtype, count=count).view(slots, context, heads, head_dim), memory

@@ -1,0 +1,168 @@
+"""From a folder of safetensors to a model that runs on the slot cache in the chosen precision, proven on the way."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import nn
+from torch.nn.functional import rms_norm
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from typing_extensions import override
+
+from sidecar.engine import attention, linears, parity
+from sidecar.engine.config import EngineConfig
+from sidecar.engine.kv_cache import SlotCache
+from sidecar.engine.memory import available_bytes
+from sidecar.engine.model_runner import ModelRunner
+
+TIER: Final = "packed"
+# The share of free memory, after the weights, that the KV cache may grow into.
+KV_MEMORY_SHARE: Final = 0.5
+_HASHED_ENDS_BYTES: Final = 1 << 20
+
+
+class ModelUnusableError(Exception):
+    """The folder's model cannot be served; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model ready to run. `capacity_tokens`: what the KV cache may hold; `parity`: the largest difference found."""
+
+    runner: ModelRunner
+    max_context: int
+    capacity_tokens: int
+    vocab_size: int
+    weights_bytes: int
+    fingerprint: str
+    parity: float
+    seconds: dict[str, float]
+
+
+class _RmsNorm(nn.Module):
+    """PyTorch's own RMS norm in the place of a model's, which is five operations."""
+
+    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self._eps = eps
+
+    @override
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, self.weight.shape, self.weight, self._eps)
+
+
+def load(config: EngineConfig) -> Loaded:
+    """Raises ModelUnusableError."""
+    seconds: dict[str, float] = {}
+    folder = Path(config.model_path)
+    with _timed(seconds, "read"):
+        model = _read(folder)
+    with _timed(seconds, "reference"):
+        wanted = parity.references(model)
+    text_config = model.config.get_text_config()
+    context = _context(config, int(getattr(text_config, "max_position_embeddings", 1 << 20)))
+    step = attention.StepContext(SlotCache(config.max_sequences, context))
+    runner = ModelRunner(model, step)
+    try:
+        with _timed(seconds, "parity"):
+            attention.install(model, step)
+            use_native_norms(model)
+            # With the stock linears first: attention, cache and norms must be right before the precision counts.
+            worst = parity.check(runner, wanted)
+        with _timed(seconds, "pack"):
+            weights_bytes = linears.pack(model, config.precision)
+        with _timed(seconds, "warm"):
+            tolerance = float("inf") if config.precision == "int8" else parity.TOLERANCE
+            packed_worst = parity.check(runner, wanted, tolerance)
+    except (attention.UnsupportedAttentionError, parity.ParityError) as exc:
+        raise ModelUnusableError(f"{folder}: {type(model).__name__} cannot run on tier {TIER!r}: {exc}") from exc
+    capacity = config.kv_tokens or int(available_bytes() * KV_MEMORY_SHARE) // runner.bytes_per_token
+    capacity = min(capacity, config.max_sequences * context)
+    return Loaded(
+        runner=runner,
+        max_context=min(context, capacity),
+        capacity_tokens=capacity,
+        vocab_size=int(text_config.vocab_size),
+        weights_bytes=weights_bytes,
+        fingerprint=fingerprint(folder, config.precision),
+        parity=max(worst, packed_worst if config.precision != "int8" else 0.0),
+        seconds=seconds,
+    )
+
+
+def fingerprint(folder: Path, precision: str) -> str:
+    """Tells one set of weights, precision and tier from another: sizes, and the first and last MiB of each weight file.
+
+    The first MiB holds the safetensors header. Reading all of a large model would cost a start tens of seconds.
+    """
+    digest = hashlib.sha256(json.dumps([precision, TIER, torch.__version__]).encode())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_HASHED_ENDS_BYTES))
+            file.seek(max(0, size - _HASHED_ENDS_BYTES))
+            digest.update(file.read())
+    return f"fp_{digest.hexdigest()[:16]}"
+
+
+def _read(folder: Path) -> PreTrainedModel:
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            # The reference of the parity probe: the plainest there is, and every model has it.
+            attn_implementation="eager",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as exc:
+        raise ModelUnusableError(f"{folder}: Transformers cannot load this model: {exc}") from exc
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def _context(config: EngineConfig, models: int) -> int:
+    if config.max_context is not None and config.max_context > models:
+        raise ModelUnusableError(f"max_context is {config.max_context}, but the model has {models} positions")
+    return config.max_context or models
+
+
+def use_native_norms(model: PreTrainedModel) -> None:
+    """Replace RMS norms that compute exactly what PyTorch's does; others (with a unit offset, say) stay."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            weight, eps = getattr(child, "weight", None), getattr(child, "variance_epsilon", None)
+            if type(child).__name__.endswith("RMSNorm") and isinstance(weight, nn.Parameter) and isinstance(eps, float):
+                native = _RmsNorm(weight, eps)
+                if _agree(child, native, weight.shape[-1]):
+                    setattr(module, name, native)
+
+
+@torch.inference_mode()
+def _agree(one: nn.Module, other: nn.Module, width: int) -> bool:
+    x = torch.linspace(-3, 3, 2 * width).view(2, width)
+    return bool(torch.allclose(one(x), other(x), rtol=1e-5, atol=1e-6))
+
+
+class _timed:  # noqa: N801  # reads as a statement
+    """Notes how long a block took, in seconds."""
+
+    def __init__(self, into: dict[str, float], name: str) -> None:
+        self._into = into
+        self._name = name
+        self._clock: Callable[[], float] = time.perf_counter
+
+    def __enter__(self) -> None:
+        self._started = self._clock()
+
+    def __exit__(self, *_: object) -> None:
+        self._into[self._name] = round(self._clock() - self._started, 3)

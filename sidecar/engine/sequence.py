@@ -1,0 +1,65 @@
+"""One sequence on its way through the engine: its tokens, how far they are computed, and why it ended."""
+
+import enum
+from dataclasses import dataclass, field
+
+from sidecar.wire.frames import Finish, Submit
+
+
+class Phase(enum.Enum):
+    """Where a sequence is. WAITING → RUNNING → ENDED; a preempted one goes back to WAITING."""
+
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    ENDED = enum.auto()
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Mutable: `tokens` (prompt and what was generated), `computed` (how many of them are in the KV cache), `held`
+    (how many the pool counts for it), `slot` (its place in the cache, -1 without one), `phase`, `finish`, `error`.
+
+    `deadline_s` is monotonic; `record` is its place in the usage slots.
+    """
+
+    submit: Submit
+    arrival: int
+    record: int
+    deadline_s: float | None = None
+    tokens: list[int] = field(default_factory=list)
+    computed: int = 0
+    held: int = 0
+    slot: int = -1
+    phase: Phase = Phase.WAITING
+    finish: Finish | None = None
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.submit.prompt_ids)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.submit.prompt_ids)
+
+    @property
+    def generated(self) -> int:
+        """How many tokens it has produced."""
+        return len(self.tokens) - len(self.submit.prompt_ids)
+
+    @property
+    def pending(self) -> int:
+        """How many tokens are not in the KV cache yet; a decoding sequence has exactly one."""
+        return len(self.tokens) - self.computed
+
+    def append(self, token: int) -> None:
+        """Take the token that was picked for it, and end if that is the last one."""
+        self.tokens.append(token)
+        if token in self.submit.stop_token_ids:
+            self.end(Finish.STOP)
+        elif self.generated >= self.submit.max_new_tokens:
+            self.end(Finish.LENGTH)
+
+    def end(self, finish: Finish, error: str | None = None) -> None:
+        self.phase = Phase.ENDED
+        self.finish = finish
+        self.error = error

@@ -1,0 +1,149 @@
+"""The sidecar's metrics: their names, labels and buckets, and the page. No opinion on when something is counted.
+
+Every label comes from a closed set: the one served model, enums, the engine's own words about itself. Counting is cheap
+and happens on the event loop; the page is rendered in a thread, for it can take milliseconds.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+from sidecar.wire.frames import Ready, Step
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+LATENCY_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
+FIRST_TOKEN_S: Final = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1, 1.5, 2.5, 5, 7.5, 10, 20, 40, 80)
+BETWEEN_TOKENS_S: Final = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
+TOKENS: Final = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
+SEQUENCES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SHARES: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1)
+
+FINISH_REASONS: Final = ("stop", "length", "aborted")
+ABORT_REASONS: Final = ("client_gone", "engine_lost", "engine_error")
+PHASES: Final = ("prefill", "decode", "mixed")
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """How the engine stands now, as the page shows it."""
+
+    running: int
+    waiting: int
+    kv_used_ratio: float
+    restarts: int
+    info: Ready | None
+
+
+class Metrics:
+    """All of them, in a registry of their own. Mutable: the registry, `_restarts` (how many were counted)."""
+
+    def __init__(self, model: str) -> None:
+        self.registry = CollectorRegistry()
+        self._model = model
+        self._restarts = 0
+        ProcessCollector(registry=self.registry)
+        self._make_request_metrics()
+        self._make_engine_metrics()
+
+    def _make_request_metrics(self) -> None:
+        requests = self._counter("requests", "Requests that ran, by how they ended.", "model", "finish_reason")
+        self._requests = {reason: requests.labels(self._model, reason) for reason in FINISH_REASONS}
+        aborts = self._counter("aborts", "Requests that ended without a whole answer.", "reason")
+        self._aborts = {reason: aborts.labels(reason) for reason in ABORT_REASONS}
+        self._prompt = self._counter("prompt_tokens", "Prompt tokens of accepted requests.", "source").labels(
+            "computed"
+        )
+        self._generated = self._counter("generation_tokens", "Tokens generated.")
+        self._request_prompt = self._histogram("request_prompt_tokens", "Prompt tokens of a request.", TOKENS)
+        self._request_output = self._histogram("request_output_tokens", "Tokens generated for a request.", TOKENS)
+        self._duration = self._histogram("request_duration_seconds", "From acceptance to the end.", LATENCY_S)
+        self._decode = self._histogram("decode_seconds", "From the first token to the last.", LATENCY_S)
+        self._first_token = self._histogram(
+            "time_to_first_token_seconds", "From acceptance to the first token.", FIRST_TOKEN_S
+        )
+        self._between_tokens = self._histogram(
+            "inter_token_latency_seconds", "Between two tokens of one sequence.", BETWEEN_TOKENS_S
+        )
+
+    def _make_engine_metrics(self) -> None:
+        steps = self._histogram("step_duration_seconds", "Duration of an engine step.", BETWEEN_TOKENS_S, "phase")
+        self._steps = {phase: steps.labels(phase) for phase in PHASES}
+        self._overhead = self._histogram("step_overhead_ratio", "Share of a step outside the forward.", SHARES)
+        self._batch_size = self._histogram("batch_size", "Sequences that run after a step.", SEQUENCES)
+        self._running = self._gauge("requests_running", "Sequences that the engine runs.")
+        self._waiting = self._gauge("requests_waiting", "Sequences that wait for the engine.")
+        self._kv_used = self._gauge("kv_cache_used_ratio", "Share of the KV cache in use.")
+        self._engine_restarts = self._counter("engine_restarts", "Times the engine process was started again.")
+        self._load = self._gauge("model_load_seconds", "How long loading took.", "phase")
+        self._memory = self._gauge("memory_bytes", "Memory by use.", "kind")
+        self._info = self._gauge("model_info", "The loaded model.", "model", "dtype", "quantization", "device", "tier")
+
+    def accepted(self, prompt_tokens: int) -> None:
+        self._prompt.inc(prompt_tokens)
+        self._request_prompt.observe(prompt_tokens)
+
+    def first_token(self, since_accepted_s: float) -> None:
+        self._first_token.observe(since_accepted_s)
+
+    def next_token(self, since_last_s: float) -> None:
+        self._between_tokens.observe(since_last_s)
+
+    def ended(self, finish_reason: str, completion_tokens: int, duration_s: float, decode_s: float | None) -> None:
+        """A request is over. `finish_reason` is one of `FINISH_REASONS`."""
+        self._requests[finish_reason].inc()
+        self._generated.inc(completion_tokens)
+        self._request_output.observe(completion_tokens)
+        self._duration.observe(duration_s)
+        if decode_s is not None:
+            self._decode.observe(decode_s)
+
+    def aborted(self, reason: str) -> None:
+        """`reason` is one of `ABORT_REASONS`."""
+        self._aborts[reason].inc()
+
+    def step(self, step: Step) -> None:
+        """An engine step has run."""
+        if step.total_s <= 0:
+            return
+        self._steps[_phase(step)].observe(step.total_s)
+        self._overhead.observe(max(0.0, 1 - step.forward_s / step.total_s))
+        self._batch_size.observe(step.running)
+
+    def observe(self, gauges: Gauges) -> None:
+        """Bring the gauges up to date, before the page is rendered."""
+        self._running.set(gauges.running)
+        self._waiting.set(gauges.waiting)
+        self._kv_used.set(gauges.kv_used_ratio)
+        self._engine_restarts.inc(max(0, gauges.restarts - self._restarts))
+        self._restarts = max(self._restarts, gauges.restarts)
+        if gauges.info is not None:
+            self._loaded(gauges.info)
+
+    def render(self) -> bytes:
+        """The page. Takes long: call it in a thread."""
+        return generate_latest(self.registry)
+
+    def _loaded(self, info: Ready) -> None:
+        # A restarted engine may have come up in another tier: only one of them is the loaded model.
+        self._info.clear()
+        quantization = "int8" if info.precision == "int8" else "none"
+        self._info.labels(self._model, info.dtype, quantization, info.device, info.tier).set(1)
+        for phase, seconds in info.load_seconds.items():
+            self._load.labels(phase).set(seconds)
+        self._memory.labels("weights").set(info.weights_bytes)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"tollhouse_sidecar_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"tollhouse_sidecar_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"tollhouse_sidecar_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+
+def _phase(step: Step) -> str:
+    if step.prefill_tokens and step.decode_tokens:
+        return "mixed"
+    return "prefill" if step.prefill_tokens else "decode"

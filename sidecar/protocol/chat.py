@@ -1,0 +1,129 @@
+"""From a body of /v1/chat/completions to a `ChatRequest`: each field of OpenAI's read, passed over or refused by name.
+
+What several endpoints share is in `options`; here is what only chats have. Nothing is ignored that would change the
+answer: tools, formats and log-probabilities are refused until the engine has them.
+"""
+
+from typing import Final
+
+from sidecar.protocol.fields import Fields, as_text, check_length, invalid_value, not_one_of, unsupported
+from sidecar.protocol.messages import read_messages
+from sidecar.protocol.options import MOST_TOKENS, Neutral, read_options, refuse_unsupported
+from sidecar.protocol.requests import ChatRequest
+from sidecar.settings import Api
+from sidecar.wire.errors import bad_request
+
+MAX_TOOLS: Final = 128
+MAX_TOP_LOGPROBS: Final = 20
+MAX_METADATA: Final = 16
+MAX_METADATA_KEY_CHARS: Final = 64
+MAX_METADATA_VALUE_CHARS: Final = 512
+
+REFUSED: Final[dict[str, Neutral]] = {
+    "audio": (),
+    "best_of": (1,),
+    "function_call": ("none", "auto"),
+    "functions": (),
+    # Without tools it says that there are none.
+    "tool_choice": ("none", "auto"),
+    "tools": (),
+    "web_search_options": (),
+}
+_FORMATS: Final = ("text", "json_object", "json_schema")
+_EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+_VERBOSITIES: Final = ("low", "medium", "high")
+_MODALITIES: Final = ("text", "audio")
+
+
+def read_chat(fields: Fields, api: Api) -> ChatRequest:
+    """Raises ApiError 400."""
+    messages = read_messages(fields, api)
+    max_tokens = _max_tokens(fields)
+    _pass_over(fields)
+    _check_tools(fields)
+    _check_logprobs(fields)
+    _check_format(fields)
+    _check_modalities(fields)
+    refuse_unsupported(fields, REFUSED)
+    return ChatRequest(read_options(fields, api, max_tokens), messages)
+
+
+def _max_tokens(fields: Fields) -> tuple[int | None, str]:
+    """What one choice may have at most, and the name of the field that says it."""
+    new = fields.integer("max_completion_tokens", 1, MOST_TOKENS)
+    old = fields.integer("max_tokens", 1, MOST_TOKENS)
+    if new is not None and old is not None and new != old:
+        raise bad_request(
+            "'max_tokens' and 'max_completion_tokens' are both given and differ; give one.",
+            param="max_tokens",
+            code="invalid_value",
+        )
+    return (new, "max_completion_tokens") if old is None else (old, "max_tokens")
+
+
+def _pass_over(fields: Fields) -> None:
+    """Fields that have no effect on an answer from here, checked for their types only."""
+    fields.choice("reasoning_effort", _EFFORTS)
+    fields.choice("verbosity", _VERBOSITIES)
+    fields.flag("store")
+    for name in ("prediction", "moderation", "prompt_cache_options"):
+        fields.object(name)
+    _check_metadata(fields)
+
+
+def _check_metadata(fields: Fields) -> None:
+    metadata = fields.object("metadata")
+    if metadata is None:
+        return
+    names = metadata.names()
+    if len(names) > MAX_METADATA:
+        raise invalid_value("metadata", f"at most {MAX_METADATA} pairs are allowed.")
+    for name in names:
+        if len(name) > MAX_METADATA_KEY_CHARS:
+            raise invalid_value("metadata", f"a key may have {MAX_METADATA_KEY_CHARS} characters at most.")
+        if len(as_text(metadata.value(name), metadata.path(name))) > MAX_METADATA_VALUE_CHARS:
+            raise invalid_value("metadata", f"a value may have {MAX_METADATA_VALUE_CHARS} characters at most.")
+
+
+def _check_tools(fields: Fields) -> None:
+    """What is wrong with tools in any case; that they are not supported is in the table."""
+    tools = fields.array("tools")
+    if tools is not None:
+        check_length(tools, "tools", MAX_TOOLS)
+    fields.flag("parallel_tool_calls")
+
+
+def _check_logprobs(fields: Fields) -> None:
+    top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
+    if fields.flag("logprobs"):
+        raise unsupported("logprobs")
+    if top is not None:
+        raise bad_request(
+            "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.",
+            param="top_logprobs",
+            code="invalid_value",
+        )
+
+
+def _check_format(fields: Fields) -> None:
+    response_format = fields.object("response_format")
+    if response_format is None:
+        return
+    kind = response_format.required_text("type")
+    if kind not in _FORMATS:
+        raise not_one_of(kind, _FORMATS, response_format.path("type"))
+    if kind != "text":
+        raise unsupported("response_format")
+
+
+def _check_modalities(fields: Fields) -> None:
+    modalities = fields.array("modalities")
+    if modalities is None:
+        return
+    check_length(modalities, "modalities", len(_MODALITIES))
+    for at, modality in enumerate(modalities):
+        name = as_text(modality, f"modalities[{at}]")
+        if name not in _MODALITIES:
+            raise not_one_of(name, _MODALITIES, f"modalities[{at}]")
+        if name != "text":
+            raise bad_request("This model answers in text only.", param=f"modalities[{at}]", code="unsupported_value")

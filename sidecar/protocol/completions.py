@@ -1,0 +1,74 @@
+"""From a body of /v1/completions to a `CompletionRequest`: text or token ids to continue, one prompt or several.
+
+Log-probabilities, echo and suffix are refused by name until the engine has them.
+"""
+
+from typing import Final
+
+from sidecar.protocol.fields import Fields, check_length, invalid_value, missing, unsupported, wrong_type
+from sidecar.protocol.options import MOST_TOKENS, read_options
+from sidecar.protocol.requests import CompletionRequest
+from sidecar.settings import Api
+from sidecar.wire.errors import bad_request
+
+MAX_LOGPROBS: Final = 20
+MAX_BEST_OF: Final = 20
+
+Prompt = str | tuple[int, ...]
+
+
+def read_completion(fields: Fields, api: Api) -> CompletionRequest:
+    """Raises ApiError 400."""
+    prompts = _prompts(fields, api.max_prompts)
+    max_tokens = fields.integer("max_tokens", 1, MOST_TOKENS)
+    if fields.integer("logprobs", 0, MAX_LOGPROBS) is not None:
+        raise unsupported("logprobs")
+    if fields.text("suffix"):
+        raise unsupported("suffix")
+    best_of = fields.integer("best_of", 1, MAX_BEST_OF)
+    options = read_options(fields, api, (max_tokens, "max_tokens"))
+    if best_of is not None and best_of < options.choices:
+        raise invalid_value("best_of", f"it must not be less than 'n', which is {options.choices}.")
+    if best_of is not None and best_of > options.choices:
+        raise unsupported("best_of")
+    return CompletionRequest(options, prompts)
+
+
+def _prompts(fields: Fields, most: int) -> tuple[Prompt, ...]:
+    prompt = fields.value("prompt")
+    if prompt is None:
+        raise missing("prompt")
+    if isinstance(prompt, str):
+        return (prompt,)
+    if not isinstance(prompt, list):
+        raise wrong_type("prompt", "a string or an array", prompt)
+    if prompt and _is_number(prompt[0]):
+        return (_token_ids(prompt, "prompt"),)
+    check_length(prompt, "prompt", most)
+    return tuple(_prompt(one, f"prompt[{at}]") for at, one in enumerate(prompt))
+
+
+def _prompt(prompt: object, path: str) -> Prompt:
+    if isinstance(prompt, str):
+        return prompt
+    if not isinstance(prompt, list):
+        raise wrong_type(path, "a string or an array of token ids", prompt)
+    check_length(prompt, path, MOST_TOKENS)
+    return _token_ids(prompt, path)
+
+
+def _token_ids(ids: list[object], path: str) -> tuple[int, ...]:
+    """A prompt that is tokens already. Here 5.0 is no integer: a number with a point is no token id."""
+    for at, token in enumerate(ids):
+        if type(token) is not int:
+            raise wrong_type(f"{path}[{at}]", "a token id", token)
+        if not 0 <= token <= MOST_TOKENS:
+            raise bad_request(
+                f"Invalid '{path}[{at}]': there is no such token.", param=f"{path}[{at}]", code="invalid_value"
+            )
+    # Each was seen to be an integer.
+    return tuple(token for token in ids if isinstance(token, int))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)

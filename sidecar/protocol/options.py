@@ -1,0 +1,191 @@
+"""The fields that chats and completions share, and the two tables of fields that have no effect or are refused.
+
+A field in a table is implemented, accepted without effect, or refused with its name; one that is in none is unknown.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from sidecar.protocol.fields import Fields, as_text, check_length, missing, unsupported, wrong_type
+from sidecar.protocol.requests import Options
+from sidecar.settings import Api
+from sidecar.wire.errors import bad_request
+
+INT64: Final = (1 << 63) - 1
+MOST_TOKENS: Final = (1 << 31) - 1
+MAX_STOPS: Final = 4
+MAX_STOP_CHARS: Final = 256
+COMPLETION_DEFAULT_TOKENS: Final = 16  # OpenAI's, for /v1/completions
+
+# Fields that are not supported, with the values that ask for nothing: those pass.
+Neutral = tuple[object, ...]
+REFUSED: Final[dict[str, Neutral]] = {
+    "add_generation_prompt": (True,),
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "presence_penalty": (0,),
+    "priority": (0,),
+    "prompt_logprobs": (),
+    "repetition_penalty": (1,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "structured_outputs": (),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+}
+# What each of them must be, where it is neutral or not: a wrong type is told as one.
+_NUMBERS: Final = frozenset(
+    {
+        "frequency_penalty",
+        "length_penalty",
+        "min_p",
+        "min_tokens",
+        "presence_penalty",
+        "priority",
+        "repetition_penalty",
+    }
+)
+_OBJECTS: Final = frozenset({"chat_template_kwargs", "logit_bias"})
+
+# Texts without an effect, and how many characters OpenAI lets them have.
+IGNORED_TEXTS: Final[dict[str, int | None]] = {
+    "user": None,
+    "safety_identifier": 64,
+    "prompt_cache_key": None,
+    "prompt_cache_retention": None,
+}
+_TIERS: Final = ("auto", "default", "flex", "scale", "priority", "fast")
+
+
+def read_options(fields: Fields, api: Api, max_tokens: tuple[int | None, str]) -> Options:
+    """Read what both endpoints have. The caller has read its own fields by now: what is left unread is unknown."""
+    model = fields.text("model")
+    if not model:
+        raise bad_request(
+            "you must provide a model parameter", param="model", code=missing("model").code
+        )  # OpenAI's words
+    stream = fields.flag("stream") or False
+    include_usage, continuous_usage, ignored = _stream_options(fields, api, stream=stream)
+    service_tier = fields.choice("service_tier", _TIERS)
+    for name, most in IGNORED_TEXTS.items():
+        _check_ignored_text(fields, name, most)
+    choices = fields.integer("n", 1, api.max_choices)
+    temperature = fields.number("temperature", 0, 2)
+    top_p = fields.number("top_p", 0, 1)
+    top_k = fields.integer("top_k", -1, MOST_TOKENS)
+    seed = fields.integer("seed", -INT64 - 1, INT64)
+    stop = _stop(fields)
+    refuse_unsupported(fields, REFUSED)
+    return Options(
+        model=model,
+        choices=1 if choices is None else choices,
+        max_tokens=max_tokens[0],
+        max_tokens_param=max_tokens[1],
+        temperature=1.0 if temperature is None else temperature,
+        top_p=1.0 if top_p is None else top_p,
+        top_k=max(0, top_k or 0),
+        seed=seed,
+        stop=stop,
+        stream=stream,
+        include_usage=include_usage,
+        continuous_usage=continuous_usage,
+        echo_service_tier=service_tier is not None,
+        ignored=tuple(ignored + _unknown(fields, api)),
+    )
+
+
+def _check_ignored_text(fields: Fields, name: str, most: int | None) -> None:
+    text = fields.text(name)
+    if text is not None and most is not None and len(text) > most:
+        raise bad_request(
+            f"Invalid '{name}': it may have {most} characters at most.", param=name, code="string_above_max_length"
+        )
+
+
+def refuse_unsupported(fields: Fields, table: dict[str, Neutral]) -> None:
+    """Raises ApiError 400 for a field of the table that asks for something."""
+    for name, neutral in table.items():
+        value = fields.value(name)
+        if value is None:
+            continue
+        _check_kind(name, value, fields.path(name))
+        if not any(type_of(value) is type_of(allowed) and value == allowed for allowed in neutral):
+            raise unsupported(fields.path(name))
+
+
+def type_of(value: object) -> type:
+    """JSON has one kind of number."""
+    return float if isinstance(value, int) and not isinstance(value, bool) else type(value)
+
+
+def _check_kind(name: str, value: object, path: str) -> None:
+    kinds: list[tuple[frozenset[str], Callable[[object], bool], str]] = [
+        (_NUMBERS, lambda found: type_of(found) is float, "a decimal"),
+        (_OBJECTS, lambda found: isinstance(found, dict), "an object"),
+    ]
+    for names, fits, expected in kinds:
+        if name in names and not fits(value):
+            raise wrong_type(path, expected, value)
+
+
+def _stream_options(fields: Fields, api: Api, *, stream: bool) -> tuple[bool, bool, list[str]]:
+    options = fields.object("stream_options")
+    if options is None:
+        return False, False, []
+    if not stream:
+        raise bad_request(
+            "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
+            param="stream_options",
+            code="invalid_value",
+        )
+    include = options.flag("include_usage") or False
+    continuous = options.flag("continuous_usage_stats") or False
+    options.flag("include_obfuscation")
+    return include, include and continuous, _unknown(options, api)
+
+
+def _unknown(fields: Fields, api: Api) -> list[str]:
+    unknown = fields.unread()
+    if unknown and api.unknown_fields == "refuse":
+        name = unknown[0][:MAX_STOP_CHARS]
+        raise bad_request(f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
+    return unknown
+
+
+def _stop(fields: Fields) -> tuple[str, ...]:
+    value = fields.value("stop")
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        stops = [value]
+    elif isinstance(value, list):
+        check_length(value, "stop", MAX_STOPS)
+        stops = [as_text(stop, f"stop[{at}]") for at, stop in enumerate(value)]
+    else:
+        raise wrong_type("stop", "a string or an array of strings", value)
+    for stop in stops:
+        if len(stop) > MAX_STOP_CHARS:
+            raise bad_request(
+                f"Invalid 'stop': a stop sequence is longer than {MAX_STOP_CHARS} characters.",
+                param="stop",
+                code="string_above_max_length",
+            )
+    return tuple(stop for stop in stops if stop)

@@ -1,0 +1,191 @@
+"""From a checked request to the sequences the engine runs: its prompts as tokens, and how much each may produce.
+
+Everything that can be refused is refused here, before an answer begins. Pure and synchronous; the encoder is handed in,
+and may take long, so a plan is made in a thread.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from sidecar.protocol.options import COMPLETION_DEFAULT_TOKENS
+from sidecar.protocol.requests import ChatRequest, CompletionRequest, GenerationRequest, Options, choice_seeds
+from sidecar.protocol.ticket import Ticket
+from sidecar.tokenizer.messages import Message
+from sidecar.wire.errors import ApiError, bad_request
+from sidecar.wire.frames import Sampling, Submit
+
+# A longer text is refused before it is tokenised (GUARDS, C2): tokens average about four bytes.
+MOST_BYTES_PER_TOKEN: Final = 8
+
+Prompts = tuple[tuple[int, ...], ...]
+
+
+class Encoder(Protocol):
+    """What makes tokens of text; see `sidecar.tokenizer.model_tokenizer`."""
+
+    def encode_text(self, text: str) -> list[int]: ...
+    def encode_chat(self, messages: tuple[Message, ...]) -> list[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the loaded model allows, and the tokens that end its answers."""
+
+    model: str
+    max_context: int
+    vocab_size: int
+    stop_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A request ready to run. Its sequences are indexed by prompt, then choice: `prompt × n + choice`."""
+
+    ticket: Ticket
+    options: Options
+    chat: bool
+    prompt_tokens: int
+    submits: tuple[Submit, ...]
+
+
+def check_model(options: Options, served: str) -> None:
+    """Raises ApiError 404 for a model that is not served here."""
+    if options.model != served:
+        raise model_not_found(options.model)
+
+
+def model_not_found(name: str) -> ApiError:
+    return ApiError(
+        404,
+        f"The model '{name[:200]}' does not exist or you do not have access to it.",
+        code="model_not_found",
+        param="model",
+    )
+
+
+def encode(request: GenerationRequest, encoder: Encoder, limits: Limits) -> Prompts:
+    """The prompts as tokens. Raises ApiError 400 for one that is empty, too long or not of this vocabulary."""
+    if isinstance(request, ChatRequest):
+        _check_bytes(sum(_size(message) for message in request.messages), "messages", limits)
+        prompts: Prompts = (tuple(encoder.encode_chat(request.messages)),)
+    else:
+        prompts = tuple(_encode_prompt(prompt, encoder, limits) for prompt in request.prompts)
+    for ids in prompts:
+        if not ids:
+            raise bad_request("The prompt has no tokens.", param=_param(request), code="invalid_value")
+        if len(ids) >= limits.max_context:
+            raise _too_long(request, len(ids), limits)
+    return prompts
+
+
+def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limits: Limits) -> Plan:
+    """Raises ApiError 400 if the answer cannot fit into the context window, or the prompt into its reservation."""
+    options = request.options
+    prompt_tokens = sum(map(len, prompts))
+    share = _reserved_share(request, prompt_tokens, len(prompts) * options.choices, ticket)
+    seeds = _seeds(options, len(prompts))
+    submits = [
+        Submit(
+            request_id=ticket.request_id,
+            index=index,
+            prompt_ids=list(ids),
+            max_new_tokens=_output(request, len(ids), share, ticket, limits),
+            sampling=_sampling(options, seeds[index]),
+            stop_token_ids=list(limits.stop_token_ids),
+            tenant=ticket.tenant,
+            weight=ticket.weight,
+            priority=ticket.priority,
+            deadline_ms=ticket.deadline_ms,
+            counts_prompt=index % options.choices == 0,
+        )
+        for index, ids in enumerate(ids for ids in prompts for _ in range(options.choices))
+    ]
+    return Plan(ticket, options, isinstance(request, ChatRequest), prompt_tokens, tuple(submits))
+
+
+def _encode_prompt(prompt: str | tuple[int, ...], encoder: Encoder, limits: Limits) -> tuple[int, ...]:
+    if isinstance(prompt, str):
+        _check_bytes(len(prompt.encode()), "prompt", limits)
+        return tuple(encoder.encode_text(prompt))
+    if any(token >= limits.vocab_size for token in prompt):
+        raise bad_request(
+            f"Invalid 'prompt': a token id is outside the vocabulary of {limits.vocab_size} tokens.",
+            param="prompt",
+            code="invalid_value",
+        )
+    return prompt
+
+
+def _size(message: Message) -> int:
+    calls = sum(len(call.name.encode()) + len(call.arguments.encode()) for call in message.tool_calls)
+    return len(message.content.encode()) + calls
+
+
+def _check_bytes(size: int, param: str, limits: Limits) -> None:
+    if size > MOST_BYTES_PER_TOKEN * limits.max_context:
+        raise bad_request(
+            f"This model's maximum context length is {limits.max_context} tokens. However, your {param} has {size} "
+            f"bytes, more than {MOST_BYTES_PER_TOKEN} for each of them. Please reduce its length.",
+            param=param,
+            code="context_length_exceeded",
+        )
+
+
+def _too_long(request: GenerationRequest, prompt_tokens: int, limits: Limits) -> ApiError:
+    param = _param(request)
+    return bad_request(
+        f"This model's maximum context length is {limits.max_context} tokens. However, your {param} resulted in "
+        f"{prompt_tokens} tokens, and the answer needs one at least. Please reduce the length of the {param}.",
+        param=param,
+        code="context_length_exceeded",
+    )
+
+
+def _reserved_share(request: GenerationRequest, prompt_tokens: int, sequences: int, ticket: Ticket) -> int | None:
+    """What the reservation leaves for each sequence; None without a reservation."""
+    if ticket.max_total_tokens is None:
+        return None
+    left = ticket.max_total_tokens - prompt_tokens
+    if left < sequences:
+        raise bad_request(
+            f"The prompt has {prompt_tokens} tokens; {ticket.max_total_tokens} are reserved for it and its answer.",
+            param=_param(request),
+            code="reservation_exceeded",
+        )
+    return left // sequences
+
+
+def _output(request: GenerationRequest, prompt_tokens: int, share: int | None, ticket: Ticket, limits: Limits) -> int:
+    """How many tokens one sequence may produce. A client's own limit is never cut to the context: it is refused."""
+    asked = request.options.max_tokens
+    left = limits.max_context - prompt_tokens
+    if asked is not None and asked > left:
+        param = _param(request)
+        raise bad_request(
+            f"This model's maximum context length is {limits.max_context} tokens. However, you requested "
+            f"{prompt_tokens + asked} tokens ({prompt_tokens} in the {param}, {asked} in the completion). Please "
+            f"reduce the length of the {param} or completion.",
+            param=param,
+            code="context_length_exceeded",
+        )
+    if asked is None and isinstance(request, CompletionRequest) and ticket.max_output_tokens is None:
+        asked = COMPLETION_DEFAULT_TOKENS
+    ceilings = (asked, ticket.max_output_tokens, share, left)
+    return min(ceiling for ceiling in ceilings if ceiling is not None)
+
+
+def _seeds(options: Options, prompts: int) -> list[int]:
+    """A seed for each sequence. A client's seed gives a prompt the same choices, whatever stands beside it."""
+    if options.seed is None:
+        return choice_seeds(None, prompts * options.choices)
+    return choice_seeds(options.seed, options.choices) * prompts
+
+
+def _sampling(options: Options, seed: int) -> Sampling:
+    # A top_p of 0 keeps the most likely token and no other.
+    greedy = options.temperature == 0 or options.top_p == 0
+    return Sampling(0.0 if greedy else options.temperature, options.top_p or 1.0, options.top_k, seed)
+
+
+def _param(request: GenerationRequest) -> str:
+    return "messages" if isinstance(request, ChatRequest) else "prompt"

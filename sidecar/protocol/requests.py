@@ -1,0 +1,62 @@
+"""What a client asks for, read and checked: the records that the two endpoints share. No HTTP, no tokens yet."""
+
+import secrets
+
+import msgspec
+
+from sidecar.tokenizer.messages import Message
+
+_MASK = (1 << 64) - 1
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What chats and completions have in common. `max_tokens` of None: nothing was asked for; per choice.
+
+    `max_tokens_param` is the field that said it. `ignored` are fields that nobody knows and the settings let pass.
+    """
+
+    model: str
+    choices: int
+    max_tokens: int | None
+    max_tokens_param: str
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int | None
+    stop: tuple[str, ...]
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+    echo_service_tier: bool
+    ignored: tuple[str, ...]
+
+
+class ChatRequest(msgspec.Struct, frozen=True):
+    """A body of /v1/chat/completions."""
+
+    options: Options
+    messages: tuple[Message, ...]
+
+
+class CompletionRequest(msgspec.Struct, frozen=True):
+    """A body of /v1/completions. A prompt is text, or token ids that are used as they are."""
+
+    options: Options
+    prompts: tuple[str | tuple[int, ...], ...]
+
+
+GenerationRequest = ChatRequest | CompletionRequest
+
+
+def choice_seeds(seed: int | None, count: int) -> list[int]:
+    """A seed for each choice: from the client's, so that it gives the same again, or else at random."""
+    base = secrets.randbits(64) if seed is None else seed & _MASK
+    return [_mix(base, index) for index in range(count)]
+
+
+def _mix(seed: int, index: int) -> int:
+    """SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014), `index` + 1 steps in."""
+    state = (seed + (index + 1) * 0x9E3779B97F4A7C15) & _MASK
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+    return state ^ (state >> 31)

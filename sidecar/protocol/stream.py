@@ -1,0 +1,82 @@
+"""The order of a stream's events. Pure: progress in, bytes out. The rules (OpenAI's reference, and its SDKs' readers):
+
+- with the first token, each choice is opened in order of index, for a reader may index a list by it;
+- then text, one choice per event; nothing is sent for tokens that have no text yet;
+- once every choice has ended: the usage comment, if a proxy asked and must settle before the end; the finish events in
+  order; the usage event, if the client asked; `[DONE]`. All of it in one piece, so the end is never cut in two.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+from msgspec import UNSET
+
+from sidecar.protocol.answer import DONE, ChunkUsage, Shape, TokenUsage, token_usage
+from sidecar.protocol.choices import Choices, Progress
+from sidecar.wire.internal import USAGE_COMMENT, Usage
+
+END_OF_EVENT: Final = b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """What is told beside the text. `comment`: the proxy's usage comment; `continuous`: the usage on every event."""
+
+    comment: bool
+    include_usage: bool
+    continuous_usage: bool
+
+
+class Stream:
+    """One stream. Mutable: `_opened`, whether its choices were."""
+
+    def __init__(self, shape: Shape, choices: Choices, prompt_tokens: int, options: StreamOptions) -> None:
+        self._shape = shape
+        self._choices = choices
+        self._prompt_tokens = prompt_tokens
+        self._options = options
+        self._opened = False
+
+    def feed(self, progress: Progress) -> bytes:
+        """What may go out after a delta; often nothing."""
+        usage = self._chunk_usage()
+        opening = b""
+        if not self._opened:
+            self._opened = True
+            opening = b"".join(self._shape.opening(index, usage) for index in range(len(self._choices.all)))
+        text = self._shape.part(progress.index, progress.text, None, usage) if progress.text else b""
+        return opening + text
+
+    def end(self) -> bytes:
+        """The whole end of the stream, once all choices have ended."""
+        usage = self._chunk_usage()
+        events = [self._comment()] if self._options.comment else []
+        events += [
+            self._shape.part(index, None, choice.finish_reason, usage) for index, choice in enumerate(self._choices.all)
+        ]
+        if self._options.include_usage:
+            events.append(self._shape.totals(self._usage()))
+        return b"".join([*events, DONE])
+
+    def _comment(self) -> bytes:
+        usage = Usage(
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._choices.completion_tokens,
+            finish_reason=self._choices.finish_reason,
+        )
+        return USAGE_COMMENT + msgspec.json.encode(usage) + END_OF_EVENT
+
+    def _usage(self) -> TokenUsage:
+        return token_usage(self._prompt_tokens, self._choices.completion_tokens)
+
+    def _chunk_usage(self) -> ChunkUsage:
+        if self._options.continuous_usage:
+            return self._usage()
+        return None if self._options.include_usage else UNSET
+
+
+def whole(shape: Shape, choices: Choices, prompt_tokens: int) -> bytes:
+    """The JSON answer of ended choices."""
+    made = [(choice.text, choice.finish_reason) for choice in choices.all]
+    return shape.whole(made, token_usage(prompt_tokens, choices.completion_tokens))

@@ -1,0 +1,80 @@
+"""What `conf/sidecar.yaml` may say. Read once at start; `TOLLHOUSE_SIDECAR__SECTION__KEY` overrides a value.
+
+Relative paths are relative to the working directory. Units are in the names.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from sidecar import yamlfile
+
+ENV_PREFIX = "TOLLHOUSE_SIDECAR__"
+
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0, le=86400)]
+
+
+class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is served. `source` is a name from the catalogue or a folder in Hugging Face layout.
+
+    `id` is the name clients use. `max_context` of None takes the model's own.
+    """
+
+    id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")]
+    source: Annotated[str, Meta(min_length=1)]
+    max_context: Annotated[int, Meta(ge=8)] | None = None
+
+
+class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the model runs. `threads` of None leaves torch's own choice.
+
+    `step_token_budget` bounds the tokens of one step: running sequences take one each, prompts share the rest.
+    `kv_tokens` bounds the tokens that all sequences together may hold in the KV cache; None is a share of free memory.
+    """
+
+    precision: Literal["fp32", "int8"] = "fp32"
+    device: Literal["cpu"] = "cpu"
+    max_sequences: Annotated[int, Meta(ge=1, le=1024)] = 64
+    step_token_budget: Annotated[int, Meta(ge=16)] = 512
+    kv_tokens: Positive | None = None
+    threads: Positive | None = None
+
+
+class Api(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Bounds of the OpenAI surface. Fields that OpenAI does not have: `refuse` answers 400, `ignore` names them."""
+
+    unknown_fields: Literal["refuse", "ignore"] = "refuse"
+    max_choices: Annotated[int, Meta(ge=1, le=128)] = 8
+    max_prompts: Annotated[int, Meta(ge=1, le=2048)] = 32
+    max_messages: Positive = 2048
+    max_body_bytes: Positive = 4 * 1024 * 1024
+
+
+class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How long the front waits for its engine. `stall_s`: sequences run and no step happens."""
+
+    load_s: Seconds = 1800.0
+    stall_s: Seconds = 30.0
+    drain_s: Seconds = 30.0
+    keep_alive_comment_s: Seconds = 10.0
+
+
+class Sidecar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole of `conf/sidecar.yaml`. `max_queue` of None is four times `engine.max_sequences`."""
+
+    model: Model
+    socket: str = "run/sidecar.sock"
+    cache: str = "~/.cache/tollhouse"
+    engine: Engine = Engine()
+    api: Api = Api()
+    timeouts: Timeouts = Timeouts()
+    max_queue: Positive | None = None
+    log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
+
+
+def load_settings(path: Path, environ: dict[str, str]) -> Sidecar:
+    """Read the file and the environment. Raises yamlfile.ConfigInvalidError with every problem found."""
+    return yamlfile.load(path, Sidecar, environ=environ, env_prefix=ENV_PREFIX)

@@ -1,0 +1,190 @@
+"""The tokenizer and chat template of one model folder, through Transformers' fast tokenizer.
+
+Everything here may take long: call it in a thread, never on the event loop.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import tokenizers
+from jinja2 import TemplateError
+
+from sidecar.tokenizer import bound
+from sidecar.tokenizer.control import ControlToken, ControlTokens, Disguise
+from sidecar.tokenizer.messages import Message, ToolCall
+from sidecar.tokenizer.text import Detokenizer
+from sidecar.wire.errors import bad_request
+from sidecar.wire.internal import TokenBound
+
+MAX_RENDERED_CHARS: Final = 8 * 1024 * 1024
+
+
+class TokenizerUnusableError(Exception):
+    """The folder has no fast tokenizer that can be loaded without code from the model."""
+
+
+class ModelTokenizer:
+    """Encodes chats and texts, and makes detokenizers. Immutable after construction, safe from several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        # Transformers takes seconds to import; who only lists models need not wait for it.
+        from transformers import AutoTokenizer  # noqa: PLC0415
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except (OSError, ValueError, KeyError) as exc:
+            raise TokenizerUnusableError(f"{folder}: the tokenizer cannot be loaded: {exc}") from exc
+        if not tokenizer.is_fast:
+            raise TokenizerUnusableError(f"{folder}: there is no fast tokenizer (tokenizer.json)")
+        self._folder = folder
+        self._template: Any = tokenizer
+        self._backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
+        specials = [
+            ControlToken(number, token.content, token.lstrip, token.rstrip)
+            for number, token in sorted(self._backend.get_added_tokens_decoder().items())
+            if token.special
+        ]
+        self._control = ControlTokens(specials)
+        self._special_ids = frozenset(token.id for token in specials)
+        # A second tokenizer for which special tokens are words like any other.
+        self._plain = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        self._plain.encode_special_tokens = True
+        self.has_chat_template = bool(tokenizer.chat_template)
+        self._knows_developer = "developer" in json.dumps(tokenizer.chat_template or "")
+        self._stop_ids = _stop_ids(folder, tokenizer.eos_token_id)
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """The tokens that end an answer, by the model's generation config, its config and its tokenizer."""
+        return self._stop_ids
+
+    def encode_text(self, text: str) -> list[int]:
+        """A completion's prompt: special tokens written in it are special, and the tokenizer adds its own."""
+        ids: list[int] = self._backend.encode(text).ids
+        return ids
+
+    def encode_chat(self, messages: tuple[Message, ...]) -> list[int]:
+        """The template's rendering of a chat, ready for the answer. Raises ApiError 400 if the template refuses it.
+
+        The ids are those of Transformers' `apply_chat_template`, except where a client's text holds control tokens.
+        """
+        if not self.has_chat_template:
+            raise bad_request("This model has no chat template; use /v1/completions.", param="messages")
+        disguise = Disguise(self._control, [text for message in messages for text in _texts(message)])
+        rendered = self._render(messages, disguise.put_on)
+        if not disguise.used:
+            ids: list[int] = self._backend.encode(rendered, add_special_tokens=False).ids
+            return ids
+        return [token for part in self._control.split(rendered) for token in self._encode_part(part, disguise)]
+
+    def detokenizer(self) -> Detokenizer:
+        return Detokenizer(self._decode, self._special_ids)
+
+    def bound(self) -> TokenBound | None:
+        """An upper bound from bytes alone, or None where there is none or it cannot be told."""
+        if not bound.is_byte_level(self._backend.to_str()):
+            return None
+
+        def render(messages: tuple[Message, ...]) -> str | None:
+            with contextlib.suppress(Exception):
+                return self._render(messages, str)
+            return None
+
+        def overhead(rendered: str) -> int:
+            parts = self._control.split(rendered)
+            return sum(1 if isinstance(part, int) else len(part.encode()) for part in parts)
+
+        if not self.has_chat_template:
+            return TokenBound(per_request=len(self.encode_text("")), per_message=0)
+        return bound.measure(render, overhead, len(self.encode_text("")))
+
+    def _encode_part(self, part: str | int, disguise: Disguise) -> list[int]:
+        if isinstance(part, int):
+            return [part]
+        ids: list[int] = self._plain.encode(disguise.take_off(part), add_special_tokens=False).ids
+        return ids
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._backend.decode(ids, skip_special_tokens=False)
+
+    def _render(self, messages: tuple[Message, ...], put_on: Callable[[str], str]) -> str:
+        chat = [self._shown(message, put_on) for message in messages]
+        try:
+            rendered: str = self._template.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        except TemplateError as exc:
+            raise bad_request(f"The model's chat template refuses these messages: {exc}", param="messages") from exc
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError) as exc:
+            raise bad_request("The model's chat template cannot render these messages.", param="messages") from exc
+        if len(rendered) > MAX_RENDERED_CHARS:
+            raise bad_request("The rendered messages are too long.", param="messages")
+        return rendered
+
+    def _shown(self, message: Message, put_on: Callable[[str], str]) -> dict[str, object]:
+        """A message as templates know it, with `put_on` applied to each text of the client."""
+        developer = message.role == "developer" and not self._knows_developer
+        shown: dict[str, object] = {"role": "system" if developer else message.role}
+        shown["content"] = put_on(message.content)
+        if message.name is not None:
+            shown["name"] = put_on(message.name)
+        if message.tool_call_id is not None:
+            shown["tool_call_id"] = put_on(message.tool_call_id)
+        if message.tool_calls:
+            shown["tool_calls"] = [_shown_call(call, put_on) for call in message.tool_calls]
+        return shown
+
+
+def _shown_call(call: ToolCall, put_on: Callable[[str], str]) -> dict[str, object]:
+    arguments = _mapped(_parsed(call.arguments), put_on)
+    return {
+        "id": put_on(call.id),
+        "type": "function",
+        "function": {"name": put_on(call.name), "arguments": arguments},
+    }
+
+
+def _texts(message: Message) -> list[str]:
+    texts = [message.content, message.name or "", message.tool_call_id or ""]
+
+    def note(text: str) -> str:
+        texts.append(text)
+        return text
+
+    for call in message.tool_calls:
+        _shown_call(call, note)
+    return texts
+
+
+def _parsed(arguments: str) -> object:
+    """Templates want an object; what is not JSON stays the text it is."""
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
+
+
+def _mapped(value: object, put_on: Callable[[str], str]) -> object:
+    """The same JSON with `put_on` applied to each string in it, the keys too."""
+    if isinstance(value, str):
+        return put_on(value)
+    if isinstance(value, list):
+        return [_mapped(item, put_on) for item in value]
+    if isinstance(value, dict):
+        return {put_on(key): _mapped(item, put_on) for key, item in value.items()}
+    return value
+
+
+def _stop_ids(folder: Path, tokenizer_eos: int | None) -> list[int]:
+    found = {tokenizer_eos} if tokenizer_eos is not None else set()
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        eos = json.loads(path.read_text("utf-8")).get("eos_token_id")
+        if isinstance(eos, int):
+            found.add(eos)
+        elif isinstance(eos, list):
+            found.update(number for number in eos if isinstance(number, int))
+    return sorted(found)

@@ -1,0 +1,101 @@
+"""From tokens to text while they come: whole characters only, and nothing that may yet become a stop string.
+
+Pure; the decoder is handed in. What `Detokenizer` gives, joined, is what decoding all tokens at once gives.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+REPLACEMENT: Final = "\ufffd"
+# Tokens kept before the newest ones, so that a decoder that looks back (a leading space, a run of byte tokens) sees
+# what it would have seen; and how long the window may grow before it is cut back to that.
+_KEPT: Final = 8
+_LONGEST: Final = 24
+_LONGEST_AT_ANY_PRICE: Final = 96
+# A character has at most four bytes. Text that still ends in U+FFFD after so many tokens is broken for good.
+_MOST_PENDING: Final = 16
+
+
+class Detokenizer:
+    """Gives the text of a sequence piece by piece, at a cost per token that does not grow.
+
+    Mutable: `_window` (the last tokens), `_given` (how many characters of the window's text were given), `_pending`
+    (tokens since text was last given).
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], skipped: frozenset[int]) -> None:
+        self._decode = decode
+        self._skipped = skipped
+        self._window: list[int] = []
+        self._given = 0
+        self._pending = 0
+
+    def feed(self, token: int) -> str:
+        """Take the next token and give the text that is now certain."""
+        if token in self._skipped:
+            return ""
+        self._window.append(token)
+        self._pending += 1
+        text = self._decode(self._window)
+        held = 1 if text.endswith(REPLACEMENT) else 0
+        if held and self._pending < _MOST_PENDING:
+            return ""
+        piece = text[self._given : len(text) - held]
+        self._given = max(self._given, len(text) - held)
+        if not held:
+            self._pending = 0
+        if len(self._window) > _LONGEST:
+            self._cut(text, held)
+        return piece
+
+    def flush(self) -> str:
+        """The text that was held back, at the end of the sequence."""
+        if not self._pending:
+            return ""
+        piece = self._decode(self._window)[self._given :]
+        self._given += len(piece)
+        self._pending = 0
+        return piece
+
+    def _cut(self, text: str, held: int) -> None:
+        """Shorten the window, at a place where the shorter one has the same text at its end."""
+        kept = self._window[-_KEPT:]
+        rest = self._decode(kept)
+        clean = rest and not rest.startswith(REPLACEMENT) and text.endswith(rest)
+        if clean or len(self._window) > _LONGEST_AT_ANY_PRICE:
+            self._window = kept
+            self._given = len(rest) - held
+
+
+class StopScanner:
+    """Finds the first stop string in text that comes in pieces. Mutable: `_held`, text that may become one."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = stops
+        self._held = ""
+
+    def feed(self, piece: str) -> tuple[str, bool]:
+        """Take more text; give what may be shown, and whether a stop string was completed (nothing follows then)."""
+        if not self._stops:
+            return piece, False
+        text = self._held + piece
+        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self._held = ""
+            return text[: min(found)], True
+        keep = self._unfinished(text)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep], False
+
+    def flush(self) -> str:
+        """The text that was held back and became no stop string."""
+        held, self._held = self._held, ""
+        return held
+
+    def _unfinished(self, text: str) -> int:
+        """The length of the longest end of `text` that begins a stop string."""
+        longest = min(len(text), max(map(len, self._stops)) - 1)
+        for size in range(longest, 0, -1):
+            if any(stop.startswith(text[-size:]) for stop in self._stops):
+                return size
+        return 0

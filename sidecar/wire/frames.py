@@ -1,0 +1,167 @@
+"""The messages between the sidecar's front and its engine process, and their framing on a socketpair.
+
+Front → engine: `Submit`, `Cancel`, `Shutdown`. Engine → front: `Ready` once, then one `Step` per engine step, which
+carries every delta of that step; `Failed` when the process cannot go on. A frame is a 4-byte big-endian length and a
+msgpack body.
+"""
+
+import enum
+import struct
+from typing import Final, Generic, TypeVar
+
+import msgspec
+
+MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
+_LENGTH: Final = struct.Struct(">I")
+
+T = TypeVar("T")
+
+
+class Finish(enum.StrEnum):
+    """Why a sequence ended. `stop` and `length` are OpenAI's; the others never reach a client as a finish reason."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+    ERROR = "error"
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How one sequence picks its tokens. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 filter nothing.
+
+    `seed` is an unsigned 64-bit number, already made distinct for each choice of a request.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    """One sequence to run. A request of `n` choices is `n` sequences that share `request_id`, not `index`.
+
+    A prompt is charged once: only the first choice of it has `counts_prompt`.
+    """
+
+    request_id: str
+    index: int
+    prompt_ids: list[int]
+    max_new_tokens: int
+    sampling: Sampling
+    stop_token_ids: list[int]
+    tenant: str = ""
+    weight: float = 1.0
+    priority: int = 0
+    deadline_ms: int | None = None
+    counts_prompt: bool = True
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """End a sequence now. Unknown or ended sequences are ignored.
+
+    `generated` is how many of its tokens count (the front found a stop string: what the engine ran past it is
+    discarded, not charged); None counts all that were produced.
+    """
+
+    request_id: str
+    index: int
+    generated: int | None = None
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """End the process; running sequences end as cancelled first."""
+
+
+class Delta(msgspec.Struct, frozen=True, array_like=True):
+    """What one step did for one sequence. The last delta of a sequence, and only that one, has `finish`.
+
+    `generated` is the running total that counts, end-of-sequence token included. `error` goes with `Finish.ERROR`.
+    """
+
+    request_id: str
+    index: int
+    token_ids: list[int]
+    generated: int
+    finish: Finish | None = None
+    error: str | None = None
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The model is loaded and a step has run."""
+
+    tier: str
+    precision: str
+    device: str
+    dtype: str
+    max_context: int
+    max_sequences: int
+    vocab_size: int
+    weights_bytes: int
+    fingerprint: str
+    load_seconds: dict[str, float]
+
+
+class Step(msgspec.Struct, frozen=True, tag="step"):
+    """One engine step: its deltas and the gauges as they stand after it. Durations are in seconds."""
+
+    number: int
+    deltas: list[Delta]
+    running: int
+    waiting: int
+    prefill_tokens: int
+    decode_tokens: int
+    kv_used_tokens: int
+    kv_capacity_tokens: int
+    forward_s: float
+    total_s: float
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The engine process cannot go on and exits after this frame."""
+
+    message: str
+
+
+Command = Submit | Cancel | Shutdown
+Report = Ready | Step | Failed
+
+
+class FrameTooLargeError(ValueError):
+    """A length prefix above `MAX_FRAME_BYTES`: the peer is not speaking this protocol."""
+
+
+class FrameReader(Generic[T]):
+    """Cuts a byte stream into decoded frames. Mutable: `_buffer`, the bytes of the frame not yet whole."""
+
+    def __init__(self, message_type: type[T]) -> None:
+        self._decoder = msgspec.msgpack.Decoder(message_type)
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[T]:
+        """Take `data` in and give the messages it completes.
+
+        Raises FrameTooLargeError, or msgspec.DecodeError for a body that is not a message.
+        """
+        buffer = self._buffer
+        buffer += data
+        messages: list[T] = []
+        start = 0
+        while len(buffer) - start >= _LENGTH.size:
+            (size,) = _LENGTH.unpack_from(buffer, start)
+            if size > MAX_FRAME_BYTES:
+                raise FrameTooLargeError(f"frame of {size} bytes")
+            end = start + _LENGTH.size + size
+            if len(buffer) < end:
+                break
+            messages.append(self._decoder.decode(bytes(buffer[start + _LENGTH.size : end])))
+            start = end
+        del buffer[:start]
+        return messages
+
+
+def encode_frame(message: Command | Report) -> bytes:
+    """One message as it goes on the wire, length first."""
+    body = msgspec.msgpack.encode(message)
+    return _LENGTH.pack(len(body)) + body

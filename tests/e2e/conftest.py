@@ -1,0 +1,192 @@
+"""A whole Tollhouse for a test: real processes, the real model, its own folder, and a way to look inside."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+MODEL = "smollm2-135m-instruct"
+START_TIMEOUT_S = 120.0
+
+UNLIMITED = {
+    "requests_per_minute": "unlimited",
+    "tokens_per_minute": "unlimited",
+    "concurrency": "unlimited",
+    "monthly_requests": "unlimited",
+    "monthly_tokens": "unlimited",
+    "max_output_tokens": "unlimited",
+    "default_output_tokens": "unlimited",
+    "models": ["*"],
+    "priority": 0,
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder starts processes, and one of them at a time is heavy enough."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker("e2e")
+            item.add_marker(pytest.mark.timeout(300))
+
+
+@dataclass
+class Process:
+    """A started command whose JSON log lines are kept in a file."""
+
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    def events(self) -> list[dict[str, Any]]:
+        lines = self.log.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def wait_for(self, event: str, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            for line in self.events():
+                if line["event"] == event:
+                    return line
+            if self.popen.poll() is not None:
+                break
+            time.sleep(0.05)
+        raise AssertionError(f"no {event!r} from {self.popen.args!r}:\n{self.log.read_text()[-4000:]}")
+
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 40.0) -> int:
+        if self.popen.poll() is None:
+            self.popen.send_signal(number)
+        return self.popen.wait(timeout_s)
+
+
+@dataclass
+class House:
+    """A folder with a configuration, and the processes started in it."""
+
+    folder: Path
+    tiers: dict[str, dict[str, Any]]
+    sidecar: Process | None = None
+    proxy: Process | None = None
+    port: int = 0
+    admin_port: int = 0
+    starts: int = 0
+    keys: dict[str, str] = field(default_factory=dict)
+    clients: list[openai.OpenAI] = field(default_factory=list)
+
+    def write(self, engine: dict[str, Any] | None = None, **proxy: Any) -> None:
+        (self.folder / "policies").mkdir(parents=True, exist_ok=True)
+        tiers = {name: UNLIMITED | rules for name, rules in self.tiers.items()}
+        self.yaml("policies/default.yaml", {"version": 1, "tiers": tiers})
+        self.yaml(
+            "conf/sidecar.yaml",
+            {"model": {"id": MODEL, "source": MODEL}, "engine": engine or {}},
+        )
+        self.yaml(
+            "conf/proxy.yaml",
+            {
+                "upstreams": [{"name": "local", "socket": "run/sidecar.sock"}],
+                "listen": {"port": 0},
+                "admin": {"port": 0},
+                **proxy,
+            },
+        )
+
+    def yaml(self, name: str, data: object) -> None:
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        # JSON is YAML, and has no anchors.
+        path.write_text(json.dumps(data))
+
+    def start(self, *command: str) -> Process:
+        self.starts += 1
+        log = self.folder / f"{self.starts}-{command[0]}.log"
+        with log.open("wb") as out:
+            popen = subprocess.Popen(
+                [BIN / command[0], *command[1:]], cwd=self.folder, stdout=out, stderr=out, start_new_session=True
+            )
+        return Process(popen, log)
+
+    def start_sidecar(self) -> Process:
+        self.sidecar = self.start("tollhouse-sidecar", "serve", "--config", "conf/sidecar.yaml")
+        self.sidecar.wait_for("ready")
+        return self.sidecar
+
+    def start_proxy(self) -> Process:
+        self.proxy = self.start("tollhouse", "serve")
+        ready = self.proxy.wait_for("ready")
+        self.port, self.admin_port = ready["port"], ready["admin_port"]
+        return self.proxy
+
+    def stop(self) -> None:
+        for client in self.clients:
+            client.close()
+        for process in (self.proxy, self.sidecar):
+            if process is not None:
+                process.stop()
+
+    def command(self, *arguments: str, code: int = 0) -> Any:
+        """Run `tollhouse --json …` and give its document."""
+        done = subprocess.run(
+            [BIN / "tollhouse", "--json", *arguments], cwd=self.folder, capture_output=True, timeout=60, check=False
+        )
+        assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+        return json.loads(done.stdout) if done.stdout.strip() else None
+
+    def key(self, tier: str) -> str:
+        """A new key of a tier, in an account of its own."""
+        name = f"{tier}-{len(self.keys)}"
+        self.command("accounts", "create", name)
+        made = self.command("keys", "create", "--account", name, "--tier", tier, "--name", name)
+        self.keys[made["secret"]] = made["key_id"]
+        return str(made["secret"])
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def client(self, key: str, **options: Any) -> openai.OpenAI:
+        client = openai.OpenAI(base_url=self.base_url, api_key=key, max_retries=0, timeout=120, **options)
+        self.clients.append(client)
+        return client
+
+
+@pytest.fixture(scope="session")
+def model_folder() -> Path:
+    """The default model, fetched and converted once into the user's cache."""
+    done = subprocess.run(
+        [BIN / "tollhouse-sidecar", "fetch", "--config", ROOT / "conf/sidecar.yaml", "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return Path(json.loads(done.stdout)["path"])
+
+
+@pytest.fixture(scope="module")
+def build_house(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., House]]:
+    """Make a house with the given tiers; it is taken down after the module."""
+    houses: list[House] = []
+
+    def build(tiers: dict[str, dict[str, Any]] | None = None, **options: Any) -> House:
+        # A Unix socket's path holds 107 bytes, so the folder is short.
+        house = House(tmp_path_factory.mktemp("h"), tiers or {"open": {}})
+        house.write(**options)
+        (house.folder / "data").mkdir(mode=0o700)
+        houses.append(house)
+        house.command("db", "upgrade")
+        return house
+
+    yield build
+    for house in houses:
+        house.stop()

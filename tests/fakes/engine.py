@@ -1,0 +1,128 @@
+"""An engine that does what a test says: by a script for each sequence, or delta by delta."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from sidecar.api.front import Language
+from sidecar.supervisor import EngineLostError
+from sidecar.tokenizer.messages import Message
+from sidecar.tokenizer.text import Detokenizer
+from sidecar.wire.errors import ApiError
+from sidecar.wire.frames import Delta, Finish, Ready, Step, Submit
+from sidecar.wire.internal import RequestState, TokenBound
+
+EOS = 0
+READY = Ready(
+    tier="packed",
+    precision="fp32",
+    device="cpu",
+    dtype="float32",
+    max_context=100,
+    max_sequences=2,
+    vocab_size=0x110000,
+    weights_bytes=1000,
+    fingerprint="fp_1",
+    load_seconds={"weights": 0.5, "warm_up": 0.25},
+)
+
+
+class LetterTokenizer:
+    """A token for each character. Mutable: `encoded`, how many texts it was given."""
+
+    def __init__(self) -> None:
+        self.encoded = 0
+
+    def encode_text(self, text: str) -> list[int]:
+        self.encoded += 1
+        return [ord(letter) for letter in text]
+
+    def encode_chat(self, messages: tuple[Message, ...]) -> list[int]:
+        return self.encode_text("".join(f"{message.role[0]}:{message.content}." for message in messages))
+
+    def detokenizer(self) -> Detokenizer:
+        return Detokenizer(lambda ids: "".join(map(chr, ids)), frozenset({EOS}))
+
+
+def language() -> Language:
+    return Language(LetterTokenizer(), (EOS,), TokenBound(1, 2), chats=True, created=1700000000)
+
+
+class FakeSequences:
+    """One request's sequences. Mutable: the deltas to come, `cancels` and `left`, for the test to look at."""
+
+    def __init__(self, request_id: str, submits: list[Submit]) -> None:
+        self.request_id = request_id
+        self.submits = submits
+        self.cancels: list[tuple[int | None, int | None]] = []
+        self.left = asyncio.Event()
+        self._deltas: asyncio.Queue[Delta | None] = asyncio.Queue()
+
+    def give(self, text: str, generated: int, finish: Finish | None = None, index: int = 0) -> None:
+        ids = [*map(ord, text), *([EOS] if finish is Finish.STOP else [])]
+        self._deltas.put_nowait(Delta(self.request_id, index, ids, generated, finish))
+
+    def give_all(self, text: str, index: int = 0) -> None:
+        """A delta for each letter, then the end of sequence."""
+        for at, letter in enumerate(text, start=1):
+            self.give(letter, at, index=index)
+        self.give("", len(text) + 1, Finish.STOP, index)
+
+    def lose(self) -> None:
+        self._deltas.put_nowait(None)
+
+    def cancel(self, index: int | None = None, generated: int | None = None) -> None:
+        self.cancels.append((index, generated))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.left.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        delta = await self._deltas.get()
+        if delta is None:
+            raise EngineLostError("the engine process ended")
+        return delta
+
+
+class FakeEngine:
+    """Mutable: all that a test sets or looks at. `script` gives the text of each sequence; None leaves it to `give`."""
+
+    def __init__(self, script: Callable[[Submit], str] | None = None) -> None:
+        self.script = script
+        self.ready = True
+        self.reason = ""
+        self.info: Ready | None = READY
+        self.restarts = 0
+        self.engine_pid = 42
+        self.last_step: Step | None = None
+        self.running = 0
+        self.waiting = 0
+        self.heartbeat_age_s: float | None = None
+        self.slots_path = Path("/nowhere/sidecar.slots")
+        self.refusal: ApiError | None = None
+        self.opened: asyncio.Queue[FakeSequences] = asyncio.Queue()
+        self.cancelled: list[str] = []
+
+    def open(self, request_id: str, submits: list[Submit]) -> FakeSequences:
+        if self.refusal is not None:
+            raise self.refusal
+        sequences = FakeSequences(request_id, submits)
+        if self.script is not None:
+            for submit in submits:
+                sequences.give_all(self.script(submit), submit.index)
+        self.opened.put_nowait(sequences)
+        return sequences
+
+    def usage(self, request_id: str) -> RequestState:
+        return RequestState(known=request_id == "req_known", running=True, prompt_tokens=3, completion_tokens=4)
+
+    async def cancel_request(self, request_id: str) -> RequestState:
+        self.cancelled.append(request_id)
+        return RequestState(known=True, running=False, prompt_tokens=3, completion_tokens=5)

@@ -1,0 +1,162 @@
+"""A gate with everything behind it that is ours, and fakes for what is not: the clock, the ledger, the sidecar."""
+
+import asyncio
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from proxy.admission.concurrency import Leases
+from proxy.admission.gate import Admission
+from proxy.admission.grant import Grant
+from proxy.admission.meters import Meters
+from proxy.admission.quota import QuotaBook
+from proxy.admission.rate import Cells
+from proxy.exchange import Arrival, Call, Endpoint, Principal, Trace
+from proxy.policy.schema import Policy, Tier
+from proxy.store.database import StorageError
+from proxy.store.ledger import Standing
+from proxy.store.posting import Entry, Settled, Voided
+from sidecar.wire.errors import ApiError
+from sidecar.wire.internal import Count, ModelState, TokenBound
+
+ONE_A_BYTE = TokenBound(per_request=0, per_message=0)
+NOON = dt.datetime(2026, 11, 25, 12, tzinfo=dt.UTC)
+
+
+class FakeClock:
+    """Both clocks, moved together by hand."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        return 1_000.0 + self.seconds
+
+    def now(self) -> dt.datetime:
+        return NOON + dt.timedelta(seconds=self.seconds)
+
+    def advance(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+class FakeLedger:
+    """Keeps what it is told. `writes` decides what becomes of a write: "done", "failed" or "stuck"."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+        self.writes = "done"
+        self.standings: dict[tuple[str, str], Standing] = {}
+        self.away = False
+
+    async def standing(self, key_id: str, period: str) -> Standing:
+        await asyncio.sleep(0)
+        if self.away:
+            raise StorageError("away")
+        return self.standings.get((key_id, period), Standing())
+
+    def reserve(self, entry: Entry) -> asyncio.Future[None]:
+        return self._tell(entry)
+
+    def shrink(self, request_id: str, est_tokens: int) -> asyncio.Future[None]:
+        return self._tell((request_id, est_tokens))
+
+    def settle(self, settled: Settled) -> asyncio.Future[None]:
+        return self._tell(settled)
+
+    def void(self, voided: Voided) -> asyncio.Future[None]:
+        return self._tell(voided)
+
+    def _tell(self, what: object) -> asyncio.Future[None]:
+        self.told.append(what)
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        written.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if self.writes == "done":
+            written.set_result(None)
+        elif self.writes == "failed":
+            written.set_exception(StorageError("full"))
+        return written
+
+
+@dataclass
+class Gatehouse:
+    """One tier, one model, and requests that arrive."""
+
+    tier: Tier
+    model: ModelState
+    policy: Policy
+    clock: FakeClock = field(default_factory=FakeClock)
+    ledger: FakeLedger = field(default_factory=FakeLedger)
+    exact: int = 10
+    counted: int = 0
+
+    def __post_init__(self) -> None:
+        self.meters = Meters(Cells(self.clock), Cells(self.clock), Leases(), QuotaBook(self.ledger))
+        self.gate = Admission(lambda: self.policy, self.meters, self.ledger, self.clock, storage_s=0.01)
+
+    def call(self, **fields: Any) -> Call:
+        given: dict[str, Any] = {
+            "endpoint": Endpoint.CHAT,
+            "model": self.model.id,
+            "stream": False,
+            "choices": 1,
+            "max_output_tokens": 10,
+            "max_output_param": "max_tokens",
+            "messages": 1,
+            "body": b"x" * 10,
+        }
+        return Call(**{**given, **fields})
+
+    def principal(self, key_id: str = "k", models: frozenset[str] | None = None) -> Principal:
+        return Principal(account_id="a", key_id=key_id, tier=self.tier.name, models=models)
+
+    def arrival(self) -> Arrival:
+        number = len(self.ledger.told)
+        trace = Trace("1" * 32, "2" * 16, sampled=False, tracestate="")
+        now, utc = self.clock.monotonic(), self.clock.now()
+        return Arrival(f"req_{number}", "client-1", trace, "127.0.0.1", now, utc)
+
+    async def count(self, call: Call) -> Count:
+        self.counted += 1
+        await asyncio.sleep(0)
+        return Count(self.exact, self.model.max_context)
+
+    async def admit(self, key_id: str = "k", models: frozenset[str] | None = None, **fields: Any) -> Grant:
+        principal, call = self.principal(key_id, models), self.call(**fields)
+        return await self.gate.admit(principal, call, self.arrival(), self.model, self.count, upstream="local")
+
+    async def refused(self, **fields: Any) -> ApiError:
+        """A refusal, which has consumed nothing."""
+        before = self.consumed()
+        with pytest.raises(ApiError) as caught:
+            await self.admit(**fields)
+        assert self.consumed() == before
+        return caught.value
+
+    def consumed(self) -> tuple[object, ...]:
+        """Everything that a request can take."""
+        lines = {key: (line.reserved_requests, line.reserved_tokens) for key, line in self.meters.quotas._lines.items()}
+        taken = {key: line for key, line in lines.items() if line != (0, 0)}
+        cells = (dict(self.meters.requests._full_at), dict(self.meters.tokens._full_at))
+        return len(self.ledger.told), cells, taken, len(self.meters.leases)
+
+    def used(self, key_id: str = "k", period: str = "2026-11") -> tuple[int, int]:
+        """Requests and tokens of the month, settled and reserved."""
+        quotas = self.meters.quotas
+        return quotas.peek_requests(key_id, period, None).used, quotas.peek_tokens(key_id, period, None, 0).used
+
+
+@pytest.fixture
+def build() -> Callable[..., Gatehouse]:
+    """Make a gatehouse; what is given of a tier or a model differs from "no limit" and a plain model."""
+
+    def make(*, max_context: int = 1000, bound: TokenBound | None = ONE_A_BYTE, **limits: Any) -> Gatehouse:
+        names = ("requests_per_minute", "tokens_per_minute", "concurrency", "monthly_requests", "monthly_tokens")
+        open_: dict[str, Any] = dict.fromkeys((*names, "max_output_tokens", "default_output_tokens"))
+        tier = Tier(**{"name": "t", "models": frozenset({"*"}), "priority": 3, **open_, **limits})
+        model = ModelState("m", max_context, "packed", "fp32", "cpu", "fp", 0, [], bound)
+        return Gatehouse(tier, model, Policy(tiers={"t": tier}, revision="0" * 12))
+
+    return make

@@ -1,0 +1,53 @@
+"""The two files in conf/: each setting is there, with its default."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import yaml
+
+from proxy.settings import Proxy, Upstream
+from proxy.settings import load_settings as load_proxy
+from sidecar.settings import Model, Sidecar
+from sidecar.settings import load_settings as load_sidecar
+
+CONF = Path(__file__).parents[4] / "conf"
+
+
+def names(struct: type[msgspec.Struct], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every setting, by the keys that lead to it."""
+    for field in msgspec.structs.fields(struct):
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            yield from names(field.type, (*above, field.encode_name))
+        else:
+            yield (*above, field.encode_name)
+
+
+def written(tree: object, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if not isinstance(tree, dict):
+        yield above
+        return
+    for key, value in tree.items():
+        yield from written(value, (*above, key))
+
+
+def test_the_proxy_s_file_says_what_the_defaults_are() -> None:
+    upstream = Upstream(name="local", socket="run/sidecar.sock")
+    assert load_proxy(CONF / "proxy.yaml", {}) == Proxy(upstreams=[upstream])
+
+
+def test_the_sidecar_s_file_says_what_the_defaults_are() -> None:
+    model = Model(id="smollm2-135m-instruct", source="smollm2-135m-instruct")
+    assert load_sidecar(CONF / "sidecar.yaml", {}) == Sidecar(model=model)
+
+
+@pytest.mark.parametrize(("name", "struct"), [("proxy.yaml", Proxy), ("sidecar.yaml", Sidecar)])
+def test_every_setting_is_shown(name: str, struct: type[msgspec.Struct]) -> None:
+    shown = set(written(yaml.safe_load((CONF / name).read_text())))
+    assert shown == set(names(struct))
+
+
+def test_the_proxy_looks_for_the_sidecar_where_it_listens() -> None:
+    (upstream,) = load_proxy(CONF / "proxy.yaml", {}).upstreams
+    assert upstream.socket == load_sidecar(CONF / "sidecar.yaml", {}).socket

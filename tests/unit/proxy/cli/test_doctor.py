@@ -1,0 +1,188 @@
+"""The doctor: each check says what it found and what to do; a wrong configuration stops none of the others."""
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.cli import doctor as room
+from proxy.cli import root
+from proxy.cli.checks import house, machine
+from proxy.cli.checks.check import Case, Status
+from proxy.cli.exits import CommandError
+from proxy.cli.sidecar_command import SidecarConfig, SidecarModel
+from proxy.settings import Admin, Listen, Proxy, Upstream
+
+ROOT = Path(__file__).parents[4]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A house that is configured and has not been started."""
+    shutil.copytree(ROOT / "policies", tmp_path / "policies")
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/proxy.yaml").write_text(
+        "upstreams: [{name: local, socket: run/s.sock}]\nlisten: {port: 0}\nadmin: {port: 0}\n"
+    )
+    (tmp_path / "conf/sidecar.yaml").write_text("model: {id: m, source: m}\nsocket: run/s.sock\n")
+    (tmp_path / "run").mkdir(mode=0o700)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def a_case(source: str = "m") -> Case:
+    settings = Proxy(
+        upstreams=[Upstream(name="local", socket="run/s.sock")], listen=Listen(port=0), admin=Admin(port=0)
+    )
+    sidecar = SidecarConfig(model=SidecarModel(id="m", source=source), socket="run/s.sock")
+    return Case(Path("conf/proxy.yaml"), settings, Path("conf/sidecar.yaml"), sidecar)
+
+
+def examined(capsys: pytest.CaptureFixture[str], *only: str, code: int = 0) -> list[dict[str, Any]]:
+    arguments = [part for name in only for part in ("--only", name)]
+    assert root.run(["--json", "doctor", *arguments]) == code
+    checks: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["checks"]
+    return checks
+
+
+def test_only_what_was_asked_for_is_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    checks = examined(capsys, "sqlite", "policy")
+    assert [check["name"] for check in checks] == ["sqlite", "policy"]
+
+
+def test_the_books_of_a_new_database_are_right(capsys: pytest.CaptureFixture[str]) -> None:
+    (check,) = examined(capsys, "ledger")
+    assert check["status"] == "warning"
+    root.run(["-q", "db", "upgrade"])
+    capsys.readouterr()
+    (check,) = examined(capsys, "ledger")
+    assert check["status"] == "ok"
+
+
+def test_books_that_disagree_are_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    root.run(["-q", "db", "upgrade"])
+    with sqlite3.connect("data/tollhouse.db") as database:
+        database.execute(
+            "INSERT INTO quota (key_id, period, settled_tokens, reserved_tokens, settled_requests, reserved_requests,"
+            " settled_prompt_tokens, settled_cached_tokens) VALUES ('k', '2026-11', 5, 0, 0, 0, 0, 0)"
+        )
+    database.close()
+    capsys.readouterr()
+    (check,) = examined(capsys, "ledger", code=1)
+    assert check["status"] == "failed"
+    assert check["hint"]
+
+
+def test_a_configuration_that_is_wrong_is_told_and_the_machine_looked_at(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "conf/proxy.yaml").write_text("upstrems: []\n")
+    checks = examined(capsys, "python", "config", "policy", code=1)
+    assert [check["name"] for check in checks] == ["python", "config"]
+    assert "conf/proxy.yaml:1:1: " in checks[1]["message"]
+
+
+def test_a_policy_s_first_mistake_is_told_with_its_place(here: Path) -> None:
+    (here / "policies/default.yaml").write_text("version: 2\ntiers: {}\n")
+    check = house.check_policy(a_case())
+    assert check.status is Status.FAILED
+    assert check.message.startswith("policies/default.yaml:1:10: ")
+
+
+def test_files_that_others_may_read_are_a_failure_with_the_remedy(here: Path) -> None:
+    assert house.check_permissions(a_case()).status is Status.OK
+    (here / "run").chmod(0o755)
+    check = house.check_permissions(a_case())
+    assert check.status is Status.FAILED
+    assert check.hint == "Run: chmod go-rwx run"
+
+
+def test_a_secret_that_others_may_read_is_a_failure(here: Path) -> None:
+    (here / "data").mkdir(mode=0o700)
+    secret = here / "data/root.secret"
+    secret.write_bytes(bytes(32))
+    secret.chmod(0o644)
+    check = house.check_permissions(a_case())
+    assert check.status is Status.FAILED
+    assert "chmod 600" in check.message
+
+
+def test_a_database_without_tables_is_a_warning_and_a_current_one_is_well() -> None:
+    assert house.check_database(a_case()).status is Status.WARNING
+    root.run(["-q", "db", "upgrade"])
+    assert house.check_database(a_case()).status is Status.OK
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/cache/m", Status.OK), (None, Status.WARNING)], ids=["in the cache", "not fetched"]
+)
+def test_a_catalogue_s_model_is_in_the_cache_or_not(
+    monkeypatch: pytest.MonkeyPatch, path: str | None, status: Status
+) -> None:
+    listed = json.dumps({"rows": [{"name": "m", "path": path}]}).encode()
+    monkeypatch.setattr(house.sidecar_command, "ask_sidecar_command", lambda *_: listed)
+    assert house.check_model(a_case()).status is status
+
+
+def test_a_source_that_is_neither_name_nor_folder_is_a_failure(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(house.sidecar_command, "ask_sidecar_command", lambda *_: b'{"rows": []}')
+    assert house.check_model(a_case(source="./model")).status is Status.FAILED
+    (here / "model").mkdir()
+    (here / "model/config.json").write_text("{}")
+    assert house.check_model(a_case(source="./model")).status is Status.OK
+
+
+def test_a_sidecar_that_is_not_installed_is_told_with_the_way_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: str) -> bytes:
+        raise CommandError("The sidecar is not installed.", hint="pip install it")
+
+    monkeypatch.setattr(house.sidecar_command, "ask_sidecar_command", missing)
+    check = house.check_model(a_case())
+    assert (check.status, check.hint) == (Status.FAILED, "pip install it")
+
+
+@pytest.mark.skipif(machine.platform.machine() != "x86_64", reason="the flags are x86's")
+@pytest.mark.parametrize(
+    ("flags", "status", "said"),
+    [
+        ("fpu avx2 avx512_vnni", Status.OK, "avx512_vnni"),
+        ("fpu avx2", Status.OK, "no VNNI"),
+        ("fpu avx", Status.WARNING, "no AVX2"),
+    ],
+)
+def test_the_cpu_is_known_by_its_flags(tmp_path: Path, flags: str, status: Status, said: str) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor : 0\nflags\t\t: {flags}\n")
+    check = machine.check_cpu(cpuinfo)
+    assert check.status is status
+    assert said in check.message
+
+
+@pytest.mark.parametrize(("kilobytes", "status"), [(8_000_000, Status.OK), (1_000_000, Status.WARNING)])
+def test_little_memory_is_a_warning(tmp_path: Path, kilobytes: int, status: Status) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text(f"MemTotal: 99 kB\nMemAvailable:  {kilobytes} kB\n")
+    assert machine.check_memory(meminfo).status is status
+
+
+def test_a_foreign_package_of_our_name_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    owners = {"proxy": ["tollhouse", "proxy.py"], "sidecar": ["tollhouse"]}
+    monkeypatch.setattr(machine.importlib.metadata, "packages_distributions", lambda: owners)
+    check = machine.check_packages()
+    assert check.status is Status.FAILED
+    assert "pip uninstall proxy.py" in check.hint
+
+
+def test_every_check_has_a_name_of_its_own() -> None:
+    assert len(set(room.NAMES)) == len(room.NAMES)
+
+
+def test_people_see_the_hint_below_the_finding(capsys: pytest.CaptureFixture[str]) -> None:
+    assert root.run(["doctor", "--only", "database"]) == 0
+    first, hint, _, summary = capsys.readouterr().out.splitlines()
+    assert first.startswith("! database  data/tollhouse.db has no tables yet")
+    assert "tollhouse db upgrade" in hint
+    assert summary == "1 warning."

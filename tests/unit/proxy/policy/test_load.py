@@ -1,0 +1,166 @@
+"""Policy files: what a good one becomes, and one bad file per defect, each with its place and what to write instead."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from proxy.policy.load import load_policy
+from proxy.policy.schema import Policy
+from sidecar.wire.errors import ApiError
+from sidecar.yamlfile import ConfigInvalidError, Problem
+
+HERE = Path(__file__).parent
+BAD = HERE / "bad"
+SHIPPED = HERE.parents[3] / "policies"
+
+# Line, column and what the message must say, for each file of the folder `bad`.
+DEFECTS = {
+    "a_boolean_for_a_number": (4, 26, "boolean"),
+    "a_default_beyond_the_maximum": (10, 28, "513 is more than max_output_tokens, which is 512"),
+    "a_default_beyond_the_minute": (10, 28, "256 and a prompt are more than tokens_per_minute"),
+    "a_default_beyond_the_month": (10, 28, "256 and a prompt are more than monthly_tokens"),
+    "a_duplicate_field": (13, 5, "twice"),
+    "a_duplicate_tier": (13, 3, "twice"),
+    "a_missing_limit": (4, 5, "monthly_tokens"),
+    "a_model_beside_every_model": (11, 19, "every model already"),
+    "a_model_pattern": (11, 14, "'llama-*' is a pattern"),
+    "a_model_twice": (11, 24, "'m' is listed twice"),
+    "a_model_with_a_space": (11, 14, "cannot be a model's name"),
+    "a_negative_limit": (5, 24, "-5"),
+    "a_tier_named_none": (3, 3, "cannot be a tier's name"),
+    "a_tier_with_a_space": (3, 3, "cannot be a tier's name"),
+    "an_anchor": (6, 18, "anchors"),
+    "an_octal_number": (7, 23, "leading zero"),
+    "an_unknown_field": (12, 5, "did you mean 'priority'?"),
+    "an_unlimited_default_beside_a_maximum": (10, 28, "unlimited is more than max_output_tokens"),
+    "another_version": (1, 10, "expected 1"),
+    "another_word_than_unlimited": (7, 23, "unlimited"),
+    "no_models": (11, 13, "at least 1"),
+    "no_tiers": (2, 8, "at least one"),
+}
+TIER = """\
+    requests_per_minute: 10
+    tokens_per_minute: unlimited
+    concurrency: unlimited
+    monthly_requests: unlimited
+    monthly_tokens: unlimited
+    max_output_tokens: unlimited
+    default_output_tokens: unlimited
+    models: ["m", "org/n"]
+    priority: 7
+"""
+
+
+def write(folder: Path, name: str, *tiers: str) -> None:
+    (folder / name).write_text("version: 1\ntiers:\n" + "".join(f"  {tier}:\n{TIER}" for tier in tiers))
+
+
+def problems(folder: Path) -> list[Problem]:
+    with pytest.raises(ConfigInvalidError) as caught:
+        load_policy(folder)
+    return caught.value.problems
+
+
+def test_every_bad_file_is_expected() -> None:
+    assert {path.stem for path in BAD.iterdir()} == set(DEFECTS)
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_defect_is_one_problem_at_its_place(name: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.yaml"
+    shutil.copy(BAD / path.name, path)
+    (problem,) = problems(tmp_path)
+    line, column, said = DEFECTS[name]
+    assert str(problem).startswith(f"{path}:{line}:{column}: ")
+    assert said in problem.message
+
+
+def test_the_shipped_policy_is_good() -> None:
+    policy = load_policy(SHIPPED)
+    assert set(policy.tiers) == {"free", "pro", "unlimited"}
+    unlimited, free, pro = policy.tier("unlimited"), policy.tier("free"), policy.tier("pro")
+    assert unlimited.requests_per_minute is unlimited.tokens_per_minute is unlimited.concurrency is None
+    assert unlimited.monthly_tokens is unlimited.monthly_requests is unlimited.max_output_tokens is None
+    assert free.requests_per_minute is not None
+    assert free.monthly_tokens is not None
+    assert free.priority < pro.priority < unlimited.priority
+
+
+def test_a_tier_is_compiled(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "free")
+    tier = load_policy(tmp_path).tier("free")
+    assert (tier.name, tier.requests_per_minute, tier.tokens_per_minute, tier.priority) == ("free", 10, None, 7)
+    assert tier.allows("m")
+    assert tier.allows("org/n")
+    assert not tier.allows("org")
+    assert not tier.allows("*")
+
+
+def test_every_model_is_a_star(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "free")
+    (tmp_path / "a.yaml").write_text((tmp_path / "a.yaml").read_text().replace('"m", "org/n"', '"*"'))
+    assert load_policy(tmp_path).tier("free").allows("anything/at:all")
+
+
+def test_the_tiers_of_all_files_are_one_policy(tmp_path: Path) -> None:
+    write(tmp_path, "b.yaml", "two", "three")
+    write(tmp_path, "a.yaml", "one")
+    assert list(load_policy(tmp_path).tiers) == ["one", "two", "three"]
+
+
+def test_a_tier_in_two_files_is_told_where_the_other_is(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "one", "two")
+    write(tmp_path, "b.yaml", "three", "two")
+    (problem,) = problems(tmp_path)
+    assert (problem.path, problem.line, problem.column) == (str(tmp_path / "b.yaml"), 13, 3)
+    assert f"{tmp_path}/a.yaml:13:3" in problem.message
+
+
+def test_all_problems_of_all_files_are_told_at_once(tmp_path: Path) -> None:
+    for name in DEFECTS:
+        shutil.copy(BAD / f"{name}.yaml", tmp_path)
+    write(tmp_path, "good.yaml", "good")
+    found = {Path(problem.path).stem for problem in problems(tmp_path)}
+    assert found >= set(DEFECTS)
+
+
+def test_only_yaml_files_directly_in_the_folder_are_read(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "one")
+    (tmp_path / "examples").mkdir()
+    write(tmp_path / "examples", "b.yaml", "one")
+    (tmp_path / ".a.yaml.swp").write_text("not a policy")
+    (tmp_path / ".hidden.yaml").write_text("not a policy")
+    (tmp_path / "policy.schema.json").write_text("{}")
+    assert list(load_policy(tmp_path).tiers) == ["one"]
+
+
+def test_a_file_that_would_be_passed_over_is_a_problem(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "one")
+    write(tmp_path, "b.yml", "two")
+    (problem,) = problems(tmp_path)
+    assert problem.path == str(tmp_path / "b.yml")
+    assert "ends in .yaml" in problem.message
+
+
+def test_without_a_policy_nobody_is_let_in(tmp_path: Path) -> None:
+    assert "no policy file" in problems(tmp_path)[0].message
+    assert "No such file" in problems(tmp_path / "missing")[0].message
+
+
+def test_the_revision_changes_with_every_byte_and_every_name(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "one")
+    first = load_policy(tmp_path).revision
+    assert len(first) == 12
+    assert load_policy(tmp_path).revision == first
+    (tmp_path / "a.yaml").rename(tmp_path / "b.yaml")
+    renamed = load_policy(tmp_path).revision
+    with (tmp_path / "b.yaml").open("a") as file:
+        file.write("# a comment\n")
+    assert len({first, renamed, load_policy(tmp_path).revision}) == 3
+
+
+def test_a_tier_that_is_not_there_is_the_operators_to_fix() -> None:
+    with pytest.raises(ApiError) as caught:
+        Policy(tiers={}, revision="").tier("gone")
+    assert (caught.value.status, caught.value.code) == (403, "permission_denied")

@@ -1,0 +1,133 @@
+"""A migrated database for each test, the stores on it, and the records to put in."""
+
+import datetime as dt
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.settings import Database as DatabaseSettings
+from proxy.store import migrate
+from proxy.store.accounts import Account, Accounts
+from proxy.store.boots import Boot, Boots
+from proxy.store.database import Database, file_of, open_database
+from proxy.store.keys import KeyRecord, Keys
+from proxy.store.ledger import Ledger
+from proxy.store.posting import Entry, Settled, Voided
+from proxy.store.writer import Writer
+
+NOW = dt.datetime(2026, 11, 25, 12, 0, tzinfo=dt.UTC)
+PERIOD = "2026-11"
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.monotonic_s = 100.0
+
+    def monotonic(self) -> float:
+        return self.monotonic_s
+
+    def now(self) -> dt.datetime:
+        return NOW
+
+
+class Records:
+    """Records with what a test does not care about filled in."""
+
+    now = NOW
+    period = PERIOD
+
+    def key(self, key_id: str = "key_a", **changes: Any) -> KeyRecord:
+        record = {"account_id": "acc", "name": key_id, "tier": "free", "models": None, "mac": b"m" * 32}
+        return KeyRecord(**{"key_id": key_id, **record, "mac_version": 1, "created": NOW, **changes})
+
+    def entry(self, request_id: str, est_tokens: int = 100, key_id: str = "key_a", **changes: Any) -> Entry:
+        return Entry(
+            **{
+                "request_id": request_id,
+                "key_id": key_id,
+                "account_id": "acc",
+                "tier": "free",
+                "period": PERIOD,
+                "endpoint": "/v1/chat/completions",
+                "model": "small",
+                "upstream": "local",
+                "stream": True,
+                "choices": 1,
+                "priority": 0,
+                "est_tokens": est_tokens,
+                "created": NOW,
+                **changes,
+            }
+        )
+
+    def settled(self, request_id: str, prompt: int = 10, completion: int = 5, **changes: Any) -> Settled:
+        times = {"ended": NOW, "duration_ms": 7, "ttft_ms": 3, "status": 200, "reason": "complete"}
+        return Settled(
+            **{
+                "request_id": request_id,
+                "prompt_tokens": prompt,
+                "completion_tokens": completion,
+                "cached_tokens": 0,
+                **times,
+                **changes,
+            }
+        )
+
+    def boot(self, boot_id: str) -> Boot:
+        return Boot(boot_id, 7, NOW)
+
+    def voided(self, request_id: str) -> Voided:
+        return Voided(request_id, ended=NOW, duration_ms=1, status=503, reason="upstream_refused", error_code="busy")
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """An open store with an account `acc` and the keys `key_a` and `key_b`."""
+
+    database: Database
+    writer: Writer
+    ledger: Ledger
+    accounts: Accounts
+    keys: Keys
+    boots: Boots
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture(scope="session")
+def make() -> Records:
+    return Records()
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated, empty database, to be copied: that is quicker than migrating."""
+    settings = DatabaseSettings(url=f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('template')}/empty.db")
+    migrate.upgrade(settings)
+    return file_of(settings)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, template: Path) -> DatabaseSettings:
+    """A migrated database that nobody has open."""
+    shutil.copy(template, tmp_path / "tollhouse.db")
+    return DatabaseSettings(
+        url=f"sqlite+aiosqlite:///{tmp_path}/tollhouse.db", synchronous="NORMAL", busy_timeout_s=0.05
+    )
+
+
+@pytest.fixture
+async def store(settings: DatabaseSettings, clock: FakeClock, make: Records) -> AsyncIterator[Store]:
+    async with open_database(settings) as database, Writer(database, clock) as writer:
+        accounts, keys = Accounts(writer), Keys(writer)
+        await accounts.create(Account("acc", "the account", NOW))
+        await keys.create(make.key("key_a"))
+        await keys.create(make.key("key_b"))
+        yield Store(database, writer, Ledger(writer, "boot_1"), accounts, keys, Boots(writer))

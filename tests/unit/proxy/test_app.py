@@ -1,0 +1,128 @@
+"""What a start needs, and what it says when that is missing."""
+
+import asyncio
+import io
+from pathlib import Path
+
+import pytest
+
+from proxy import app
+from proxy.admin import actions
+from proxy.admin.actions import NewAccount, NewKey
+from proxy.secrets import SecretFileError
+from proxy.settings import Admin, Database, Listen, Proxy, Upstream
+from proxy.store import migrate
+from proxy.store.database import StorageLockedError
+from proxy.store.migrate import SchemaError
+from sidecar.jsonlog import JsonLog
+from sidecar.wire.errors import ApiError
+from sidecar.yamlfile import ConfigInvalidError
+
+POLICY = """\
+version: 1
+tiers:
+  open:
+    requests_per_minute: unlimited
+    tokens_per_minute: unlimited
+    concurrency: unlimited
+    monthly_requests: unlimited
+    monthly_tokens: 500
+    max_output_tokens: unlimited
+    default_output_tokens: 16
+    models: ["*"]
+    priority: 0
+"""
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Proxy:
+    """A folder in which a server could start."""
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies/default.yaml").write_text(POLICY)
+    made = Proxy(
+        upstreams=[Upstream(name="local", socket=str(tmp_path / "s.sock"))],
+        listen=Listen(port=0),
+        admin=Admin(port=0, socket=str(tmp_path / "a.sock")),
+        database=Database(url=f"sqlite+aiosqlite:///{tmp_path / 'data/t.db'}"),
+        policies=str(tmp_path / "policies"),
+        secret_file=str(tmp_path / "data/root.secret"),
+    )
+    migrate.upgrade(made.database)
+    return made
+
+
+async def start(settings: Proxy) -> None:
+    stop = app.Stop()
+    stop.tell()
+    await app.live(settings, JsonLog(io.StringIO()), stop)
+
+
+async def test_a_server_without_its_sidecar_starts_and_ends(settings: Proxy) -> None:
+    await start(settings)
+    assert not await asyncio.to_thread(Path(settings.admin.socket).exists)
+
+
+async def test_a_wrong_policy_refuses_to_start(settings: Proxy, tmp_path: Path) -> None:
+    wrong = POLICY.replace("priority: 0", "priority: no")
+    await asyncio.to_thread((tmp_path / "policies/default.yaml").write_text, wrong)
+    with pytest.raises(ConfigInvalidError) as invalid:
+        await start(settings)
+    assert [(problem.line, problem.column) for problem in invalid.value.problems] == [(12, 15)]
+
+
+async def test_a_database_without_tables_refuses_to_start(settings: Proxy, tmp_path: Path) -> None:
+    await asyncio.to_thread((tmp_path / "data/t.db").unlink)
+    with pytest.raises(SchemaError, match="tollhouse db upgrade"):
+        await start(settings)
+
+
+async def test_a_secret_that_others_may_read_refuses_to_start(settings: Proxy, tmp_path: Path) -> None:
+    await start(settings)
+    await asyncio.to_thread((tmp_path / "data/root.secret").chmod, 0o644)
+    with pytest.raises(SecretFileError, match="chmod 600"):
+        await start(settings)
+
+
+async def test_a_database_that_another_has_open_refuses_to_start(settings: Proxy) -> None:
+    async with app.open_desk(settings):
+        with pytest.raises(StorageLockedError):
+            await start(settings)
+
+
+async def test_the_desk_works_on_the_database_itself(settings: Proxy) -> None:
+    async with app.open_desk(settings) as desk:
+        account = await actions.create_account(desk, NewAccount("acme"))
+        made = await actions.create_key(desk, NewKey(account="acme", tier="open", name="ci"))
+    async with app.open_desk(settings) as desk:
+        assert await actions.list_accounts(desk) == [account]
+        (key,) = await actions.list_keys(desk)
+        assert (key.key_id, key.account, key.revoked) == (made.key_id, "acme", False)
+        (row,) = (await actions.usage(desk)).rows
+        assert (row.key_id, row.requests, row.monthly_tokens, row.monthly_requests) == (made.key_id, 0, 500, None)
+        assert (await actions.revoke_key(desk, made.key_id)).revoked
+        assert await actions.check_ledger(desk) == []
+
+
+async def test_a_key_that_would_be_over_before_it_begins_is_refused(settings: Proxy) -> None:
+    async with app.open_desk(settings) as desk:
+        await actions.create_account(desk, NewAccount("acme"))
+        now = desk.clock.now()
+        for expires in (now, now.replace(tzinfo=None)):
+            with pytest.raises(ApiError) as refused:
+                await actions.create_key(desk, NewKey(account="acme", tier="open", name="ci", expires=expires))
+            assert refused.value.param == "expires"
+
+
+def test_a_stop_is_told_twice_to_hurry() -> None:
+    stop = app.Stop()
+    stop.tell()
+    assert (stop.told.is_set(), stop.hurry.is_set()) == (True, False)
+    stop.tell()
+    assert stop.hurry.is_set()
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("192.0.2.1", False), ("x", False)]
+)
+def test_a_loopback_address_is_known(host: str, loopback: bool) -> None:
+    assert app._is_loopback(host) is loopback

@@ -1,0 +1,119 @@
+"""What admission reads from a body, and what it refuses before anything is reserved."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from proxy.body import read_call
+from proxy.exchange import Call, Endpoint
+from sidecar.wire.errors import ApiError
+
+
+def read(body: bytes | dict[str, Any], endpoint: Endpoint = Endpoint.CHAT) -> Call:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return read_call(endpoint, raw, max_choices=8, max_prompts=4)
+
+
+def refused(body: bytes | dict[str, Any], endpoint: Endpoint = Endpoint.CHAT) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        read(body, endpoint)
+    assert caught.value.status == 400
+    return caught.value
+
+
+def test_the_fields_of_a_chat() -> None:
+    call = read({"model": "m", "messages": [{}, {}], "n": 3, "stream": True, "max_tokens": 7, "extra": {"a": [1.5]}})
+    assert (call.model, call.messages, call.choices, call.stream) == ("m", 2, 3, True)
+    assert (call.max_output_tokens, call.max_output_param) == (7, "max_tokens")
+    assert msgspec.json.decode(call.body)["extra"] == {"a": [1.5]}
+
+
+def test_null_is_absent() -> None:
+    call = read({"model": "m", "messages": [], "n": None, "stream": None, "max_tokens": None})
+    assert (call.choices, call.stream, call.max_output_tokens) == (1, False, None)
+
+
+def test_an_integral_float_is_an_integer() -> None:
+    assert read({"model": "m", "max_completion_tokens": 5.0}).max_output_tokens == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected", "blamed"),
+    [
+        ({"max_tokens": 5}, 5, "max_tokens"),
+        ({"max_completion_tokens": 5}, 5, "max_completion_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 5}, 5, "max_tokens"),
+        ({}, None, "max_completion_tokens"),
+    ],
+)
+def test_the_two_names_of_the_output_limit(fields: dict[str, Any], expected: int | None, blamed: str) -> None:
+    call = read({"model": "m", **fields})
+    assert (call.max_output_tokens, call.max_output_param) == (expected, blamed)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count"), [("a", 1), (["a", "b"], 2), ([1, 2, 3, 4, 5, 6], 1), ([[1], [2], [3]], 3), (None, 1), ([], 1)]
+)
+def test_completions_count_prompts_and_default_to_sixteen_tokens(prompt: object, count: int) -> None:
+    call = read({"model": "m", "prompt": prompt, "n": 2}, Endpoint.COMPLETIONS)
+    assert (call.messages, call.choices, call.max_output_tokens) == (count, 2 * count, 16)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b'"text"',
+        b"{",
+        b'{"model":NaN}',
+        b'{"model":"m","x":Infinity}',
+        b'{"model":"m","x":1e999}',
+        b'{"model":"\xff"}',
+        b'{"model":"m"} x',
+        b"\xef\xbb\xbf{}",
+        b'{"model":"\\ud800"}',
+        b'{"model":"m","x":' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"model":"m","x":' + b"9" * 5000 + b"}",
+    ],
+)
+def test_what_is_not_one_json_object_is_refused_without_a_field(body: bytes) -> None:
+    error = refused(body)
+    assert (error.code, error.param) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({}, "model", "missing_required_parameter"),
+        ({"model": None}, "model", "missing_required_parameter"),
+        ({"model": 5}, "model", "invalid_type"),
+        ({"model": "m", "stream": 1}, "stream", "invalid_type"),
+        ({"model": "m", "n": True}, "n", "invalid_type"),
+        ({"model": "m", "n": "2"}, "n", "invalid_type"),
+        ({"model": "m", "n": 1.5}, "n", "invalid_type"),
+        ({"model": "m", "n": 0}, "n", "integer_below_min_value"),
+        ({"model": "m", "n": 9}, "n", "integer_above_max_value"),
+        ({"model": "m", "max_tokens": 0}, "max_tokens", "integer_below_min_value"),
+        ({"model": "m", "max_tokens": 2**64}, "max_tokens", "integer_above_max_value"),
+        ({"model": "m", "max_completion_tokens": False}, "max_completion_tokens", "invalid_type"),
+        ({"model": "m", "max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "invalid_value"),
+    ],
+)
+def test_a_wrong_field_is_named(fields: dict[str, Any], param: str, code: str) -> None:
+    error = refused(fields)
+    assert (error.param, error.code) == (param, code)
+
+
+def test_too_many_prompts_are_refused() -> None:
+    error = refused({"model": "m", "prompt": ["a"] * 5}, Endpoint.COMPLETIONS)
+    assert (error.param, error.code) == ("prompt", "array_above_max_length")
+
+
+def test_the_forwarded_body_is_ours_and_not_the_clients_bytes() -> None:
+    call = read(b'{ "model":"m",  "stream":false, "stream":true, "messages":[] }')
+    assert call.body == b'{"model":"m","stream":true,"messages":[]}'
+    assert call.stream

@@ -1,0 +1,74 @@
+"""The edge's small decisions; its behaviour on a socket is in tests/wire/proxy."""
+
+import os
+import socket
+from typing import Any
+
+import pytest
+from aiohttp.http_exceptions import BadHttpMessage, BadStatusLine, LineTooLong
+
+from proxy.edge import _parse_refusal, address_of, common_headers, peer_uid
+
+LIMIT = 8191
+CANARY = "sk-th_canary"
+
+
+@pytest.mark.parametrize(
+    ("status", "exc", "expected", "code"),
+    [
+        (400, LineTooLong(CANARY.encode(), LIMIT), 431, "request_too_large"),
+        (400, LineTooLong(CANARY.encode(), LIMIT - 1), 414, "request_too_large"),
+        (400, BadHttpMessage("Too many headers received: " + CANARY), 431, "request_too_large"),
+        (400, BadHttpMessage(CANARY), 400, None),
+        (400, BadStatusLine(CANARY), 400, None),
+        (408, BadHttpMessage(CANARY), 408, "request_timeout"),
+        (500, ZeroDivisionError(CANARY), 500, None),
+        (504, None, 500, None),
+    ],
+)
+def test_what_cannot_be_parsed_is_refused_without_a_byte_of_it(
+    status: int, exc: Exception | None, expected: int, code: str | None
+) -> None:
+    error = _parse_refusal(status, exc, LIMIT)
+    assert (error.status, error.code) == (expected, code)
+    assert CANARY not in error.message
+
+
+def test_every_answer_has_its_id_version_and_time() -> None:
+    headers = common_headers("req_1", 0.0126)
+    assert headers == {
+        "server": "tollhouse",
+        "x-request-id": "req_1",
+        "openai-version": "2020-10-01",
+        "openai-processing-ms": "13",
+    }
+    assert common_headers("req_1", -1.0)["openai-processing-ms"] == "0"
+
+
+def test_the_peer_of_a_unix_socket_is_known() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with ours, theirs:
+        assert peer_uid(ours) == os.geteuid()
+
+
+class FakeRequest:
+    """A request with a peer."""
+
+    def __init__(self, peername: object) -> None:
+        self._peername = peername
+
+    @property
+    def transport(self) -> Any:
+        return self
+
+    def get_extra_info(self, _name: str) -> object:
+        return self._peername
+
+
+@pytest.mark.parametrize(
+    ("peername", "address"),
+    [(("192.0.2.1", 5), "192.0.2.1"), (("::1", 5, 0, 0), "::1"), ("", "local"), (None, "local")],
+)
+def test_the_address_of_a_peer(peername: object, address: str) -> None:
+    request: Any = FakeRequest(peername)
+    assert address_of(request) == address

@@ -1,0 +1,72 @@
+"""The metrics page: what is closed stays closed, and who is active."""
+
+import re
+import time
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from proxy.metrics import ActiveClients, Metrics, quota_bands
+from tests.fakes.proxy import FakeClock
+
+CLOSED = {"endpoint", "model", "tier", "code", "stream", "phase", "type", "origin", "policy", "decision", "window"}
+CLOSED |= {"quota_band", "upstream", "revision", "version", "python", "le"}
+
+
+def test_clients_are_active_within_their_windows() -> None:
+    clock = FakeClock()
+    active = ActiveClients(clock)
+    active.saw("a")
+    clock.seconds = 200.0
+    active.saw("b")
+    active.saw("b")
+    assert active.counts() == {"5m": 2, "1h": 2, "24h": 2}
+    clock.seconds = 400.0
+    assert active.counts() == {"5m": 1, "1h": 2, "24h": 2}
+    clock.seconds = 86_400.0 + 100.0
+    assert active.counts() == {"5m": 0, "1h": 0, "24h": 1}
+    active.forget_old()
+    assert list(active._seen) == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("share", "band"),
+    [(0, "0_50"), (0.5, "0_50"), (0.51, "50_80"), (0.8, "50_80"), (0.95, "80_95"), (1.0, "95_100"), (1.01, "over")],
+)
+def test_a_share_belongs_to_one_band(share: float, band: str) -> None:
+    counts = quota_bands([share])
+    assert [name for name, count in counts.items() if count] == [band]
+    assert set(counts) == {"0_50", "50_80", "80_95", "95_100", "over"}
+
+
+async def test_the_page_has_our_names_and_closed_labels_only() -> None:
+    metrics = Metrics(FakeClock(), CollectorRegistry(), "1.0")
+    metrics.requests.labels("/v1/models", "m", "free", "200").inc()
+    page = (await metrics.page()).decode()
+    for family in text_string_to_metric_families(page):
+        assert family.documentation
+        assert re.fullmatch(r"(tollhouse_proxy|process)_[a-z0-9_]+", family.name)
+        for sample in family.samples:
+            assert set(sample.labels) <= CLOSED
+    assert 'tollhouse_proxy_build_info{python="' in page
+
+
+async def test_a_busy_house_has_less_than_two_thousand_lines_and_a_quick_page() -> None:
+    metrics = Metrics(FakeClock(), CollectorRegistry(), "1.0")
+    models, tiers = [f"org/model-{n}" for n in range(4)], ["free", "pro", "unlimited", "none"]
+    for endpoint in ("/v1/chat/completions", "/v1/completions"):
+        for stream in ("true", "false"):
+            metrics.duration.labels(endpoint, stream).observe(1)
+        for model in models:
+            for tier in tiers:
+                for code in ("200", "400", "404", "429", "499", "503"):
+                    metrics.requests.labels(endpoint, model, tier, code).inc()
+    for model in models:
+        metrics.first_token.labels(model).observe(1)
+    for key in range(50):
+        metrics.active.saw(f"key{key}")
+    began = time.perf_counter()
+    page = await metrics.page()
+    assert time.perf_counter() - began < 0.5
+    assert len(page.splitlines()) < 2000

@@ -1,0 +1,260 @@
+"""The hallway: every request ends once, with one answer and one line, whatever a room raises."""
+
+import asyncio
+import contextlib
+import io
+from typing import Any
+
+import pytest
+
+from proxy.clock import Clock
+from proxy.exchange import Ending, Endpoint, Principal
+from proxy.pipeline import Pipeline
+from proxy.record import Ended
+from proxy.settings import Limits
+from proxy.upstream import UpstreamLostError, UpstreamRefusedError
+from sidecar.jsonlog import JsonLog
+from sidecar.wire.errors import ApiError, unavailable
+from sidecar.wire.internal import RequestState
+from tests.fakes.proxy import PRINCIPAL, FakeClient, FakeClock, FakeGrant, FakeUpstream
+from tests.fakes.sidecar import DONE, FINISH, delta, model_state, usage_comment
+
+BODY = b'{"model":"org/tiny","messages":[],"stream":true}'
+SCRIPT = [delta("a"), usage_comment(3), FINISH + DONE]
+
+
+class FakeIdentify:
+    error: Exception | None = None
+    gate: asyncio.Event | None = None
+
+    async def identify(self, _authorization: str | None, _address: str) -> Principal:
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        return PRINCIPAL
+
+
+class FakeAdmission:
+    def __init__(self) -> None:
+        self.grant = FakeGrant()
+        self.error: Exception | None = None
+        self.gate: asyncio.Event | None = None
+        self.upstreams: list[str] = []
+
+    def check(self, _principal: Any, call: Any, model: Any) -> Any:
+        if model is None:
+            raise ApiError(404, f"no {call.model}", code="model_not_found", param="model")
+        return model
+
+    async def admit(self, *_: Any, upstream: str) -> FakeGrant:
+        self.upstreams.append(upstream)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        return self.grant
+
+
+class FakeUpstreams:
+    def __init__(self) -> None:
+        self.sidecar = FakeUpstream()
+        self.sidecar.script = SCRIPT
+        self.absent: ApiError | None = None
+
+    def find(self, model: str) -> Any:
+        return model_state() if model == "org/tiny" else None
+
+    def check_known(self, _model: str) -> None:
+        if self.absent is not None:
+            raise self.absent
+
+    def choose(self, _model: str) -> FakeUpstream:
+        if self.absent is not None:
+            raise self.absent
+        return self.sidecar
+
+
+class FakeRecord:
+    def __init__(self) -> None:
+        self.ended: list[Ended] = []
+
+    def finish(self, ended: Ended) -> None:
+        self.ended.append(ended)
+
+    def streaming(self) -> Any:
+        return contextlib.nullcontext()
+
+
+class Hall:
+    def __init__(self) -> None:
+        self.identify, self.admission, self.upstreams = FakeIdentify(), FakeAdmission(), FakeUpstreams()
+        self.record, self.client, self.log = FakeRecord(), FakeClient(), io.StringIO()
+        self.client.posted = BODY
+        clock: Clock = FakeClock()
+        rooms: Any = (self.identify, self.admission, self.upstreams, self.record)
+        self.pipeline = Pipeline(*rooms, clock=clock, log=JsonLog(self.log), limits=Limits(), storage_s=1.0)
+
+    async def run(self) -> Ended:
+        client: Any = self.client
+        await self.pipeline.run(client, Endpoint.CHAT, "Bearer k")
+        return self.end
+
+    @property
+    def end(self) -> Ended:
+        (ended,) = self.record.ended
+        return ended
+
+    async def run_until_it_waits(self) -> "asyncio.Task[Ended]":
+        task = asyncio.create_task(self.run())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not task.done()
+        return task
+
+
+async def test_a_request_goes_through_all_rooms_and_ends_once() -> None:
+    hall = Hall()
+    ended = await hall.run()
+    assert (ended.outcome.ending, ended.outcome.status, ended.error) == (Ending.COMPLETE, 200, None)
+    assert (ended.principal, ended.known_model, ended.upstream, ended.admitted) == (
+        PRINCIPAL,
+        "org/tiny",
+        "local",
+        True,
+    )
+    assert hall.client.sent == delta("a") + FINISH + DONE
+    assert hall.client.announced["x-ratelimit-limit-requests"] == "10"
+    assert len(hall.admission.grant.settled) == hall.admission.grant.entered == hall.admission.grant.left == 1
+    assert hall.admission.upstreams == ["local"]
+
+
+@pytest.mark.parametrize(
+    ("room", "error", "ending"),
+    [
+        ("identify", ApiError(401, "no", code="invalid_api_key"), Ending.REFUSED),
+        ("identify", unavailable("no", code="storage_unavailable", retry_after_s=1), Ending.INTERNAL),
+        ("admit", ApiError(429, "no", code="rate_limit_exceeded", type="requests"), Ending.REFUSED),
+        ("admit", UpstreamRefusedError(400, "no"), Ending.UPSTREAM_REFUSED),
+        ("choose", unavailable("no", code="model_loading", retry_after_s=1), Ending.UPSTREAM_FAILED),
+        ("forward", UpstreamRefusedError(503, "no", code="server_is_overloaded"), Ending.UPSTREAM_REFUSED),
+    ],
+)
+async def test_what_a_room_refuses_is_answered_and_recorded_once(room: str, error: ApiError, ending: Ending) -> None:
+    hall = Hall()
+    if room == "identify":
+        hall.identify.error = error
+    elif room == "admit":
+        hall.admission.error = error
+    elif room == "choose":
+        hall.upstreams.absent = error
+    else:
+        hall.upstreams.sidecar.refusal = error
+    ended = await hall.run()
+    assert hall.client.answers == [(error.status, error.body())]
+    assert (ended.outcome.ending, ended.outcome.status, ended.error) == (ending, error.status, error)
+    assert hall.admission.grant.settled == []
+    assert hall.admission.grant.entered == hall.admission.grant.left
+
+
+async def test_nothing_is_read_for_a_stranger() -> None:
+    hall = Hall()
+    hall.identify.error = ApiError(401, "no")
+
+    async def body() -> bytes:
+        raise AssertionError("the body was read")
+
+    hall.client.body = body
+    assert (await hall.run()).outcome.status == 401
+
+
+async def test_an_unknown_model_is_a_404_unless_a_sidecar_has_not_spoken() -> None:
+    hall = Hall()
+    hall.client.posted = b'{"model":"gpt-9","messages":[]}'
+    assert (await hall.run()).outcome.status == 404
+    assert hall.end.known_model == "_other"
+    waiting = Hall()
+    waiting.client.posted = b'{"model":"gpt-9","messages":[]}'
+    waiting.upstreams.absent = unavailable("no", code="model_loading", retry_after_s=5)
+    assert (await waiting.run()).outcome.status == 503
+
+
+async def test_an_error_after_the_relay_is_answered_after_the_grant_is_closed() -> None:
+    hall = Hall()
+    hall.upstreams.sidecar.script = [UpstreamLostError()]
+    hall.upstreams.sidecar.cancel_answer = RequestState(True, False, 7, 1)
+    ended = await hall.run()
+    assert [status for status, _ in hall.client.answers] == [503]
+    assert (ended.outcome.ending, ended.outcome.error_code) == (Ending.UPSTREAM_FAILED, "upstream_unavailable")
+    assert ended.outcome.usage is not None
+    assert ended.error is not None
+
+
+async def test_a_bug_is_a_500_that_says_nothing_and_a_line_that_says_where() -> None:
+    hall = Hall()
+    hall.admission.error = ZeroDivisionError("secret")
+    ended = await hall.run()
+    ((status, body),) = hall.client.answers
+    assert status == ended.outcome.status == 500
+    assert b"secret" not in body
+    assert ended.outcome.ending is Ending.INTERNAL
+    assert '"exception":"ZeroDivisionError"' in hall.log.getvalue()
+    assert "secret" not in hall.log.getvalue()
+
+
+async def test_a_bug_in_a_stream_breaks_it_off_and_settles() -> None:
+    hall = Hall()
+    hall.upstreams.sidecar.script = [delta("a"), ZeroDivisionError()]
+    hall.upstreams.sidecar.cancel_answer = RequestState(True, False, 7, 1)
+    ended = await hall.run()
+    assert (ended.outcome.status, ended.outcome.ending) == (200, Ending.INTERNAL)
+    assert hall.client.last == "fail"
+    assert [outcome.ending for outcome, _ in hall.admission.grant.settled] == [Ending.INTERNAL]
+
+
+@pytest.mark.parametrize("place", ["identify", "admit"])
+@pytest.mark.parametrize(
+    ("ending", "status", "answers"),
+    [(Ending.CLIENT_GONE, 499, 0), (Ending.SHUTTING_DOWN, 503, 1), (Ending.REVOKED, 401, 1)],
+)
+async def test_who_leaves_before_anything_ran_costs_nothing(
+    place: str, ending: Ending, status: int, answers: int
+) -> None:
+    hall = Hall()
+    room: Any = hall.identify if place == "identify" else hall.admission
+    room.gate = asyncio.Event()
+    task = await hall.run_until_it_waits()
+    hall.client.leave(ending)
+    ended = await task
+    assert (ended.outcome.status, ended.outcome.ending) == (status, ending)
+    assert len(hall.client.answers) == answers
+    assert hall.upstreams.sidecar.opened == 0
+
+
+async def test_cutting_a_key_ends_its_running_requests_and_no_other() -> None:
+    hall = Hall()
+    hall.upstreams.sidecar.script = [delta("a"), asyncio.Event()]
+    task = await hall.run_until_it_waits()
+    hall.pipeline.cut("other")
+    await asyncio.sleep(0)
+    assert not task.done()
+    hall.pipeline.cut("key1")
+    assert (await task).outcome.ending is Ending.REVOKED
+    # Nobody is left behind in the list of who runs.
+    hall.pipeline.cut("key1")
+    assert hall.pipeline._running == {}
+
+
+async def test_a_page_is_shown_to_who_is_known() -> None:
+    hall = Hall()
+    client: Any = hall.client
+    await hall.pipeline.show(client, "/v1/models", "Bearer k", lambda principal: principal.tier.encode())
+    assert hall.client.answers == [(200, b"pro")]
+    assert (hall.end.endpoint, hall.end.outcome.ending) == ("/v1/models", Ending.COMPLETE)
+
+
+async def test_a_refusal_without_a_room_is_recorded_too() -> None:
+    hall = Hall()
+    client: Any = hall.client
+    await hall.pipeline.refuse(client, "_other", ApiError(404, "no", code="unknown_url"))
+    assert (hall.end.endpoint, hall.end.outcome.status, hall.end.outcome.error_code) == ("_other", 404, "unknown_url")

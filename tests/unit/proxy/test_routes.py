@@ -1,0 +1,42 @@
+"""The table of URLs, by raw path."""
+
+import pytest
+
+from proxy.exchange import Endpoint
+from proxy.routes import METHODS, MODEL, MODELS, _allowed, _client_request_id, _template
+
+
+@pytest.mark.parametrize(
+    ("path", "template"),
+    [
+        ("/v1/chat/completions", Endpoint.CHAT.value),
+        ("/v1/completions", Endpoint.COMPLETIONS.value),
+        ("/v1/models", MODELS),
+        ("/v1/models/m", MODEL),
+        ("/v1/models/org/m", MODEL),
+        ("/v1/models/org%2Fm", MODEL),
+        ("/v1/models/", None),
+        ("/v1/models%2Fm", None),
+        ("/v1/modelsx", None),
+        ("/v1/chat/completions/", None),
+        ("/v1/Chat/completions", None),
+        ("//v1/models", None),
+        ("", None),
+        ("*", None),
+    ],
+)
+def test_a_path_is_matched_as_it_was_sent(path: str, template: str | None) -> None:
+    assert _template(path) == template
+
+
+def test_every_endpoint_has_its_methods() -> None:
+    assert {endpoint.value for endpoint in Endpoint} <= set(METHODS)
+    assert _allowed(MODEL) == "GET, HEAD, OPTIONS"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("abc-1", "abc-1"), ("a" * 512, "a" * 512), ("a" * 513, None), ("é", None), ("a\tb", None), (None, None)],
+)
+def test_a_client_s_request_id_is_short_ascii_or_nothing(given: str | None, kept: str | None) -> None:
+    assert _client_request_id(given) == kept

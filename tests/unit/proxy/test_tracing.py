@@ -1,0 +1,44 @@
+"""Trace headers: taken when right, replaced when not."""
+
+import pytest
+
+from proxy import tracing
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+def test_a_right_header_is_continued_with_a_span_of_our_own() -> None:
+    trace = tracing.begin(f"00-{TRACE}-{PARENT}-01", "vendor=1")
+    assert (trace.trace_id, trace.sampled, trace.tracestate) == (TRACE, True, "vendor=1")
+    assert trace.span_id != PARENT
+    assert tracing.headers(trace) == {"traceparent": f"00-{TRACE}-{trace.span_id}-01", "tracestate": "vendor=1"}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        f"00-{TRACE}-{PARENT}",
+        f"00-{TRACE}-{PARENT}-01-more",
+        f"00-{TRACE.upper()}-{PARENT}-01",
+        f"ff-{TRACE}-{PARENT}-01",
+        f"00-{'0' * 32}-{PARENT}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"00-{TRACE}-{PARENT}-01\n",
+        f" 00-{TRACE}-{PARENT}-01",
+    ],
+)
+def test_a_wrong_header_counts_as_absent(header: str | None) -> None:
+    trace = tracing.begin(header, "vendor=1")
+    assert trace.trace_id != TRACE
+    assert len(trace.trace_id) == 32
+    assert len(trace.span_id) == 16
+    assert (trace.sampled, trace.tracestate) == (False, "")
+    assert "tracestate" not in tracing.headers(trace)
+
+
+@pytest.mark.parametrize("state", ["", "x" * 513, "a=1\r\nx: y", "é=1"])
+def test_a_wrong_tracestate_is_dropped_alone(state: str) -> None:
+    trace = tracing.begin(f"00-{TRACE}-{PARENT}-00", state)
+    assert (trace.trace_id, trace.tracestate, trace.sampled) == (TRACE, "", False)

@@ -1,0 +1,249 @@
+"""The sidecars from the proxy's side: who is ready, who is chosen, and how their errors come in. Over Unix sockets."""
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from proxy.settings import Timeouts, Upstream
+from proxy.upstream import Sidecar, UpstreamLostError, UpstreamRefusedError, Upstreams, _translated
+from sidecar.jsonlog import JsonLog
+from sidecar.wire.errors import ApiError
+from sidecar.wire.internal import Count
+from sidecar.wire.slots import SlotFileError, SlotWriter
+from tests.fakes.proxy import TICKET, call
+from tests.fakes.sidecar import MODEL, STREAM, WHOLE, FakeSidecar, model_state
+
+QUICK = Timeouts(state_s=1.0, first_byte_s=0.1, between_bytes_s=0.1, count_s=1.0, cancel_s=1.0)
+
+
+@pytest.fixture
+async def fake(tmp_path: Path) -> AsyncIterator[FakeSidecar]:
+    async with FakeSidecar(tmp_path / "s.sock") as running:
+        yield running
+
+
+@pytest.fixture
+async def sidecar(fake: FakeSidecar) -> AsyncIterator[Sidecar]:
+    async with one(fake) as running:
+        yield running
+
+
+def one(fake: FakeSidecar, log: io.StringIO | None = None) -> Sidecar:
+    return Sidecar(Upstream(name="local", socket=str(fake.socket)), QUICK, JsonLog(log or io.StringIO()))
+
+
+async def test_a_sidecar_is_ready_when_it_says_so(fake: FakeSidecar) -> None:
+    log = io.StringIO()
+    async with one(fake, log) as sidecar:
+        assert (sidecar.ready, sidecar.reason) == (True, "")
+        fake.ready, fake.reason = False, "stalled"
+        await sidecar.refresh()
+        assert (sidecar.ready, sidecar.reason) == (False, "stalled")
+        await fake.stop()
+        await sidecar.refresh()
+        assert (sidecar.ready, sidecar.reason) == (False, "unreachable")
+    events = [json.loads(line)["event"] for line in log.getvalue().splitlines()]
+    assert events == ["upstream_ready", "upstream_lost"]
+
+
+async def test_what_it_served_is_remembered_while_it_is_away(fake: FakeSidecar, sidecar: Sidecar) -> None:
+    fake.models = []
+    await sidecar.refresh()
+    assert list(sidecar.models or ()) == [MODEL]
+    fake.models = [model_state("other")]
+    await sidecar.refresh()
+    assert list(sidecar.models or ()) == ["other"]
+
+
+class Bell(io.StringIO):
+    """A log that rings when a word is written."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self.word = word
+        self.rung = asyncio.Event()
+
+    def write(self, text: str) -> int:
+        if self.word in text:
+            self.rung.set()
+        return super().write(text)
+
+
+async def test_a_watcher_follows_the_state(fake: FakeSidecar) -> None:
+    fake.ready, fake.reason = False, "loading"
+    bell = Bell("upstream_ready")
+    async with Upstreams([one(fake, bell)]) as upstreams:
+        assert not upstreams.ready
+        fake.ready = True
+        async with asyncio.timeout(5):
+            await bell.rung.wait()
+        assert upstreams.ready
+
+
+async def test_a_call_runs_with_the_ticket_as_its_head(fake: FakeSidecar, sidecar: Sidecar) -> None:
+    async with sidecar.open(call(stream=False), TICKET) as answer:
+        assert sidecar.outstanding_tokens == TICKET.max_total_tokens
+        assert answer.prompt_tokens == 7
+        assert await answer.whole() == WHOLE
+    assert sidecar.outstanding_tokens == 0
+    (received,) = fake.received
+    allowed = {"host", "content-length", "content-type", "traceparent", "connection"}
+    assert {name for name in received.headers if not name.startswith("x-tollhouse-")} <= allowed
+
+
+async def test_an_answer_comes_in_pieces(sidecar: Sidecar) -> None:
+    pieces = []
+    async with sidecar.open(replace(call(), body=b'{"stream":true}'), TICKET) as answer:
+        while piece := await answer.piece():
+            pieces.append(piece)
+    assert b"".join(pieces) == b"".join(step for step in STREAM if isinstance(step, bytes))
+
+
+async def test_a_refusal_comes_in_as_it_was_said_with_its_retry_headers_only(
+    fake: FakeSidecar, sidecar: Sidecar
+) -> None:
+    error = {"message": "m", "type": "t", "param": "p", "code": "c"}
+    fake.refusal = (503, error, {"retry-after": "3", "x-other": "1"})
+    with pytest.raises(UpstreamRefusedError) as refused:
+        async with sidecar.open(call(), TICKET):
+            pass
+    found = refused.value
+    assert (found.status, found.message, found.type, found.param, found.code) == (503, "m", "t", "p", "c")
+    assert found.headers() == {"retry-after": "3"}
+    assert sidecar.outstanding_tokens == 0
+
+
+async def test_a_redirect_is_no_answer(fake: FakeSidecar, sidecar: Sidecar) -> None:
+    fake.refusal = (302, {}, {"location": "http://evil.example/"})
+    with pytest.raises(UpstreamRefusedError) as refused:
+        async with sidecar.open(call(), TICKET):
+            pass
+    assert refused.value.status == 502
+    assert "evil" not in str(refused.value.headers())
+
+
+async def test_a_sidecar_that_is_not_there_ran_nothing(fake: FakeSidecar, sidecar: Sidecar) -> None:
+    await fake.stop()
+    with pytest.raises(ApiError) as refused:
+        async with sidecar.open(call(), TICKET):
+            pass
+    assert (refused.value.status, refused.value.code) == (503, "upstream_unavailable")
+
+
+@pytest.mark.parametrize("place", ["head", "body"])
+async def test_a_sidecar_that_goes_silent_is_lost(fake: FakeSidecar, sidecar: Sidecar, place: str) -> None:
+    never = asyncio.Event()
+    asked = call() if place == "head" else replace(call(), body=b'{"stream":true}')
+    fake.script = [never]
+    with pytest.raises(UpstreamLostError) as lost:
+        async with sidecar.open(asked, TICKET) as answer:
+            await answer.piece()
+    assert lost.value.timed_out
+    assert sidecar.outstanding_tokens == 0
+
+
+async def test_leaving_early_breaks_the_connection_off(fake: FakeSidecar, sidecar: Sidecar) -> None:
+    fake.script = [b"data: {}\n\n", asyncio.Event()]
+    async with sidecar.open(replace(call(), body=b'{"stream":true}'), TICKET) as answer:
+        await answer.piece()
+    async with asyncio.timeout(5):
+        await fake.left.wait()
+
+
+async def test_counting_and_cancelling(fake: FakeSidecar, sidecar: Sidecar) -> None:
+    assert await sidecar.count(call()) == Count(7, 2048)
+    assert not (await sidecar.cancel("req_9")).known
+    fake.produced["req_9"] = 4
+    assert (await sidecar.cancel("req_9")).completion_tokens == 4
+    await fake.stop()
+    with pytest.raises(ApiError):
+        await sidecar.count(call())
+    with pytest.raises(ApiError):
+        await sidecar.cancel("req_9")
+
+
+async def test_slots_are_read_beside_the_socket(fake: FakeSidecar, sidecar: Sidecar) -> None:
+    with pytest.raises(SlotFileError):
+        await sidecar.slots("req_9")
+    writer = await asyncio.to_thread(SlotWriter, fake.socket.with_suffix(".slots"))
+    writer.count(writer.claim("req_9", 0, 7), 5)
+    slots = await sidecar.slots("req_9")
+    assert slots.usage is not None
+    assert (slots.usage.prompt_tokens, slots.usage.completion_tokens, slots.usage.running) == (7, 5, True)
+    assert (await sidecar.slots("req_8")).usage is None
+    writer.close()
+
+
+async def test_slots_are_read_where_the_sidecar_says_if_they_are_not_beside_the_socket(
+    fake: FakeSidecar, sidecar: Sidecar, tmp_path: Path
+) -> None:
+    fake.slots_path = tmp_path / "elsewhere.slots"
+    await sidecar.refresh()
+    writer = await asyncio.to_thread(SlotWriter, fake.slots_path)
+    writer.end(writer.claim("req_9", 0, 7), 5)
+    assert (await sidecar.slots("req_9")).usage is not None
+    writer.close()
+
+
+async def test_the_ready_sidecar_with_the_least_to_do_is_chosen(fake: FakeSidecar) -> None:
+    async with one(fake) as first, one(fake) as second, one(fake) as third:
+        first.outstanding_tokens, second.outstanding_tokens, third.outstanding_tokens = 20, 10, 0
+        third.state = None
+        upstreams = Upstreams([first, second, third])
+        assert upstreams.choose(MODEL) is second
+        second.state = None
+        assert upstreams.choose(MODEL) is first
+        with pytest.raises(ApiError) as refused:
+            upstreams.choose("other")
+        assert refused.value.status == 503
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [("loading", "model_loading"), ("draining", "shutting_down"), ("stalled", "upstream_unavailable")],
+)
+async def test_a_model_that_is_not_ready_is_a_503_that_says_why(fake: FakeSidecar, reason: str, code: str) -> None:
+    fake.ready, fake.reason = False, reason
+    async with one(fake) as sidecar:
+        with pytest.raises(ApiError) as refused:
+            Upstreams([sidecar]).choose(MODEL)
+        assert (refused.value.status, refused.value.code, refused.value.should_retry) == (503, code, True)
+
+
+async def test_an_unknown_model_is_not_unknown_while_a_sidecar_has_not_spoken(fake: FakeSidecar) -> None:
+    async with one(fake) as told:
+        silent = Sidecar(Upstream(name="new", socket="/nowhere/s.sock"), QUICK, JsonLog(io.StringIO()))
+        Upstreams([told]).check_known("other")
+        Upstreams([told, silent]).check_known(MODEL)
+        Upstreams([told, silent]).check_told()
+        with pytest.raises(ApiError):
+            Upstreams([told, silent]).check_known("other")
+        with pytest.raises(ApiError):
+            Upstreams([silent]).check_told()
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        aiohttp.ServerDisconnectedError(),
+        aiohttp.ClientOSError(104, "reset"),
+        aiohttp.ClientPayloadError("cut"),
+        aiohttp.ClientConnectionResetError(),
+        aiohttp.InvalidURL("x"),
+        ConnectionResetError(),
+        BrokenPipeError(),
+        aiohttp.SocketTimeoutError(),
+        TimeoutError(),
+    ],
+)
+def test_every_foreign_error_is_a_lost_sidecar(foreign: Exception) -> None:
+    with pytest.raises(UpstreamLostError) as lost, _translated():
+        raise foreign
+    assert lost.value.timed_out == isinstance(foreign, TimeoutError)
+    assert lost.value.__cause__ is foreign

@@ -1,0 +1,201 @@
+"""The step loop with a model that is a table: every sequence ends once, and a fault costs only its culprit."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from sidecar.engine.batch import Batch, Chunk
+from sidecar.engine.core import MOST_FAILED_STEPS, Core, EngineBrokenError
+from sidecar.engine.scheduler import Scheduler
+from sidecar.engine.slot_pool import SlotPool
+from sidecar.wire.frames import Cancel, Command, Delta, Finish, Report, Sampling, Shutdown, Step, Submit
+from sidecar.wire.slots import RequestUsage, SlotReader, SlotWriter
+
+EOS = 2
+
+
+@dataclass(frozen=True)
+class Sampled:
+    chunks: tuple[Chunk, ...]
+    tokens: tuple[int | None, ...]
+    forward_s: float = 0.001
+
+
+@dataclass
+class FakeRunner:
+    """Gives 10, 11, 12 … to each sequence; a prompt that begins with 666 raises, one with 667 gives no number."""
+
+    ends_at: int = 1000
+    broken: bool = False
+
+    def run(self, batch: Batch, capacity_tokens: int) -> Sampled:
+        assert capacity_tokens > 0
+        if self.broken or any(chunk.sequence.tokens[0] == 666 for chunk in batch.chunks):
+            raise RuntimeError("the model fell over")
+        chunks = tuple(chunk for chunk in batch.chunks if chunk.samples)
+        return Sampled(chunks, tuple(self._token(chunk) for chunk in chunks))
+
+    def _token(self, chunk: Chunk) -> int | None:
+        if chunk.sequence.tokens[0] == 667:
+            return None
+        return EOS if chunk.sequence.generated >= self.ends_at else 10 + chunk.sequence.generated
+
+
+@dataclass
+class FakeChannel:
+    """Hands out one batch of commands a step; when they are used up, the front shuts the engine down."""
+
+    script: list[list[Command]]
+    sent: list[Step] = field(default_factory=list)
+    before: Callable[[int], None] = lambda _: None
+
+    def receive(self, wait_s: float) -> list[Command]:
+        del wait_s
+        self.before(len(self.sent))
+        return self.script.pop(0) if self.script else [Shutdown()]
+
+    def send(self, report: Report) -> None:
+        assert isinstance(report, Step)
+        self.sent.append(report)
+
+    def deltas(self, request_id: str) -> list[Delta]:
+        return [delta for step in self.sent for delta in step.deltas if delta.request_id == request_id]
+
+
+def submit(name: str, prompt: list[int] | None = None, most: int = 3, **told: int) -> Submit:
+    return Submit(name, 0, prompt or [1, 1], most, Sampling(temperature=0), [EOS], **told)  # type: ignore[arg-type]  # a test's shorthand
+
+
+@pytest.fixture
+def slots(tmp_path: Path) -> SlotWriter:
+    return SlotWriter(tmp_path / "slots", capacity=16)
+
+
+@pytest.fixture
+def usage(tmp_path: Path, slots: SlotWriter) -> Callable[[str], RequestUsage | None]:
+    del slots
+
+    def read(name: str) -> RequestUsage | None:
+        with SlotReader(tmp_path / "slots") as reader:
+            return reader.usage(name)
+
+    return read
+
+
+def run(slots: SlotWriter, script: list[list[Command]], runner: FakeRunner | None = None) -> tuple[FakeChannel, Core]:
+    channel = FakeChannel(script)
+    failures: list[Exception] = []
+    scheduler = Scheduler(SlotPool(4, 1000), 16)
+    core = Core(runner or FakeRunner(), scheduler, slots, channel, lambda exc, _: failures.append(exc))
+    core.run()
+    assert not scheduler.has_work
+    assert scheduler.pool.used_tokens == 0
+    return channel, core
+
+
+def test_a_sequence_runs_to_its_length(slots: SlotWriter, usage: Callable[[str], RequestUsage | None]) -> None:
+    channel, core = run(slots, [[submit("a")], [], [], []])
+    deltas = channel.deltas("a")
+    assert [(d.token_ids, d.generated, d.finish) for d in deltas] == [
+        ([10], 1, None),
+        ([11], 2, None),
+        ([12], 3, Finish.LENGTH),
+    ]
+    assert core.steps == 3
+    assert usage("a") == RequestUsage(2, 3, running=False)
+
+
+def test_an_end_of_sequence_token_ends_it_and_counts(slots: SlotWriter) -> None:
+    channel, _ = run(slots, [[submit("a", most=9)], [], []], FakeRunner(ends_at=1))
+    assert [(d.token_ids, d.generated, d.finish) for d in channel.deltas("a")] == [
+        ([10], 1, None),
+        ([EOS], 2, Finish.STOP),
+    ]
+
+
+def test_one_frame_a_step_carries_the_deltas_of_all(slots: SlotWriter) -> None:
+    channel, _ = run(slots, [[submit("a"), submit("b")], [], []])
+    assert [sorted(delta.request_id for delta in step.deltas) for step in channel.sent] == [["a", "b"]] * 3
+    assert [(step.prefill_tokens, step.decode_tokens) for step in channel.sent] == [(4, 0), (0, 2), (0, 2)]
+
+
+def test_a_cancelled_sequence_ends_before_the_next_step(
+    slots: SlotWriter, usage: Callable[[str], RequestUsage | None]
+) -> None:
+    channel, core = run(slots, [[submit("a", most=99)], [], [Cancel("a", 0)]])
+    assert channel.deltas("a")[-1] == Delta("a", 0, [], 2, Finish.CANCELLED)
+    assert core.steps == 2
+    assert usage("a") == RequestUsage(2, 2, running=False)
+
+
+def test_a_cancel_may_make_fewer_tokens_count_but_never_more(
+    slots: SlotWriter, usage: Callable[[str], RequestUsage | None]
+) -> None:
+    run(
+        slots,
+        [
+            [submit("a", most=99), submit("b", most=99)],
+            [],
+            [],
+            [Cancel("a", 0, generated=1), Cancel("b", 0, generated=50)],
+        ],
+    )
+    assert usage("a") == RequestUsage(2, 1, running=False)
+    assert usage("b") == RequestUsage(2, 3, running=False)
+
+
+def test_a_cancel_that_comes_too_late_still_says_what_counts(
+    slots: SlotWriter, usage: Callable[[str], RequestUsage | None]
+) -> None:
+    run(slots, [[submit("a", most=3)], [], [], [Cancel("a", 0, generated=2)]])
+    assert usage("a") == RequestUsage(2, 2, running=False)
+    run(slots, [[submit("b", most=3)], [], [], [Cancel("b", 0)]])
+    assert usage("b") == RequestUsage(2, 3, running=False)
+
+
+def test_a_cancel_of_what_is_not_there_is_nothing(slots: SlotWriter) -> None:
+    channel, core = run(slots, [[Cancel("a", 0)]])
+    assert (channel.sent, core.steps) == ([], 0)
+
+
+def test_a_deadline_that_has_passed_ends_a_sequence(slots: SlotWriter) -> None:
+    channel, _ = run(slots, [[submit("a", deadline_ms=0), submit("b", most=1)]])
+    assert [d.finish for d in channel.deltas("a")] == [Finish.DEADLINE]
+    assert [d.finish for d in channel.deltas("b")] == [Finish.LENGTH]
+
+
+def test_a_prompt_that_breaks_the_model_costs_only_itself(
+    slots: SlotWriter, usage: Callable[[str], RequestUsage | None]
+) -> None:
+    channel, _ = run(slots, [[submit("good"), submit("bad", [666, 1]), submit("other")], [], [], []])
+    (failed,) = channel.deltas("bad")
+    assert (failed.finish, failed.generated) == (Finish.ERROR, 0)
+    assert failed.error == "The model failed on this request."
+    for name in ("good", "other"):
+        assert [d.generated for d in channel.deltas(name)] == [1, 2, 3]
+    assert usage("bad") == RequestUsage(2, 0, running=False)
+
+
+def test_a_row_without_a_number_costs_only_itself(slots: SlotWriter) -> None:
+    channel, _ = run(slots, [[submit("bad", [667, 1]), submit("good", most=1)], []])
+    assert [d.finish for d in channel.deltas("bad")] == [Finish.ERROR]
+    assert [d.finish for d in channel.deltas("good")] == [Finish.LENGTH]
+
+
+def test_a_model_that_fails_step_after_step_ends_the_engine(slots: SlotWriter) -> None:
+    script: list[list[Command]] = [[submit(str(n))] for n in range(MOST_FAILED_STEPS)]
+    with pytest.raises(EngineBrokenError):
+        run(slots, script, FakeRunner(broken=True))
+
+
+def test_a_shutdown_cancels_what_runs(slots: SlotWriter, usage: Callable[[str], RequestUsage | None]) -> None:
+    run(slots, [[submit("a", most=99)], [Shutdown()]])
+    assert usage("a") == RequestUsage(2, 1, running=False)
+
+
+def test_each_step_beats(slots: SlotWriter, tmp_path: Path) -> None:
+    run(slots, [[submit("a")], [], []])
+    with SlotReader(tmp_path / "slots") as reader:
+        assert reader.heartbeat().step == 3

@@ -1,0 +1,53 @@
+"""Keys and values stay where they were put; memory is given back when free slots hold too much of it."""
+
+from pathlib import Path
+
+import torch
+
+from sidecar.engine.kv_cache import LayerCache, SlotCache
+
+SHAPE = torch.zeros(1, 2, 64)
+
+
+def resident_bytes() -> int:
+    fields = Path("/proc/self/statm").read_text("ascii").split()
+    return int(fields[1]) * 4096
+
+
+def test_tokens_land_in_their_places() -> None:
+    layer = LayerCache(2, 8, SHAPE, SHAPE)
+    key, value = torch.randn(2, 2, 64), torch.randn(2, 2, 64)
+    layer.write(torch.tensor([3, 8 + 5]), key, value)
+    assert torch.equal(layer.keys[0, 3], key[0])
+    assert torch.equal(layer.keys[1, 5], key[1])
+    assert torch.equal(layer.values[1, 5], value[1])
+    assert layer.bytes_per_token == 2 * 2 * 64 * 4
+
+
+def test_a_large_cache_costs_nothing_until_it_is_written() -> None:
+    before = resident_bytes()
+    layer = LayerCache(64, 65536, SHAPE, SHAPE)
+    assert layer.keys.nbytes == 2 << 30
+    assert resident_bytes() - before < 64 << 20
+
+
+def test_free_slots_give_memory_back_and_live_ones_keep_theirs() -> None:
+    cache = SlotCache(3, 65536)
+    layer = cache.layer(0, SHAPE, SHAPE)
+    assert cache.layer(0, SHAPE, SHAPE) is layer
+    layer.keys[:2] = 1.0
+    cache.touch({0: 65536, 1: 65536}, capacity_tokens=1 << 20)
+    full = resident_bytes()
+    cache.touch({1: 65536, 2: 10}, capacity_tokens=70000)
+    assert full - resident_bytes() > 20 << 20
+    assert layer.keys[1].min() == 1.0
+    assert layer.keys[0].max() == 0.0
+
+
+def test_nothing_is_given_back_below_the_capacity() -> None:
+    cache = SlotCache(2, 1024)
+    layer = cache.layer(0, SHAPE, SHAPE)
+    layer.keys[0] = 1.0
+    cache.touch({0: 1024}, capacity_tokens=2048)
+    cache.touch({1: 1024}, capacity_tokens=2048)
+    assert layer.keys[0].min() == 1.0

@@ -1,0 +1,183 @@
+"""A loaded model gives what `generate` gives, alone and in company, whole and in chunks; a wrong one does not load."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers.models.llama import modeling_llama
+
+from sidecar.engine import loader
+from sidecar.engine.config import EngineConfig
+from sidecar.engine.loader import Loaded, ModelUnusableError, fingerprint
+from sidecar.engine.scheduler import Scheduler
+from sidecar.engine.sequence import Phase, Sequence
+from sidecar.engine.slot_pool import SlotPool
+from sidecar.wire.frames import Sampling, Submit
+
+NEW_TOKENS = 12
+PROMPTS = [
+    [3, 14, 15, 92, 65],
+    [35] * 3 + list(range(20, 60)),
+    [7],
+    list(range(100, 119)),
+    [9, 8, 7, 6, 5, 4, 3, 9, 8, 7],
+]
+
+
+def run(loaded: Loaded, prompts: list[list[int]], budget: int, capacity: int = 600) -> list[list[int]]:
+    """Greedy answers, all prompts at once."""
+    scheduler = Scheduler(SlotPool(8, capacity), budget)
+    made = [
+        Sequence(Submit(str(n), 0, prompt, NEW_TOKENS, Sampling(temperature=0), []), arrival=n, record=n)
+        for n, prompt in enumerate(prompts)
+    ]
+    for sequence in made:
+        scheduler.add(sequence)
+    while scheduler.has_work:
+        batch = scheduler.schedule()
+        sampled = loaded.runner.run(batch, capacity)
+        scheduler.computed(batch)
+        for chunk, token in zip(sampled.chunks, sampled.tokens, strict=True):
+            assert token is not None
+            chunk.sequence.append(token)
+            if chunk.sequence.phase is Phase.ENDED:
+                scheduler.retire(chunk.sequence)
+    return [sequence.tokens[sequence.prompt_tokens :] for sequence in made]
+
+
+@torch.inference_mode()
+def generate(model: PreTrainedModel, prompt: list[int]) -> list[int]:
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=None,
+    )
+    found: list[int] = out[0, len(prompt) :].tolist()
+    return found
+
+
+def test_answers_are_those_of_generate(tiny_model: PreTrainedModel, engine_config: Callable[..., EngineConfig]) -> None:
+    wanted = [generate(tiny_model, prompt) for prompt in PROMPTS]
+    assert len({token for answer in wanted for token in answer}) >= 8
+    loaded = loader.load(engine_config())
+    assert loaded.parity < 1e-3
+    for budget in (7, 16, 200):
+        assert run(loaded, PROMPTS, budget) == wanted
+    assert [run(loaded, [prompt], 16)[0] for prompt in PROMPTS] == wanted
+
+
+def test_a_preempted_sequence_gives_the_same_answer(
+    tiny_model: PreTrainedModel, engine_config: Callable[..., EngineConfig]
+) -> None:
+    loaded = loader.load(engine_config())
+    assert run(loaded, PROMPTS, 16, capacity=70) == [generate(tiny_model, prompt) for prompt in PROMPTS]
+
+
+def test_a_sliding_window_is_kept(tmp_path: Path, engine_config: Callable[..., EngineConfig]) -> None:
+    torch.manual_seed(1)
+    config = MistralConfig(
+        vocab_size=120,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=6,
+        max_position_embeddings=128,
+        initializer_range=0.4,
+    )
+    stock = MistralForCausalLM(config).eval()
+    stock.save_pretrained(tmp_path / "model")
+    prompts = [[token % 120 for token in prompt] for prompt in PROMPTS]
+    wanted = [generate(stock, prompt) for prompt in prompts]
+    assert len({token for answer in wanted for token in answer}) >= 8
+    loaded = loader.load(engine_config(model_path=str(tmp_path / "model")))
+    assert run(loaded, prompts, 16) == wanted
+
+
+def test_int8_does_not_depend_on_the_batch(engine_config: Callable[..., EngineConfig]) -> None:
+    loaded = loader.load(engine_config(precision="int8"))
+    together = run(loaded, PROMPTS, 200)
+    assert [run(loaded, [prompt], 200)[0] for prompt in PROMPTS] == together
+    assert loaded.weights_bytes < loader.load(engine_config()).weights_bytes
+
+
+def test_an_attention_that_is_not_ours_to_compute_is_refused(
+    tmp_path: Path, engine_config: Callable[..., EngineConfig]
+) -> None:
+    config = Gemma2Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        attn_logit_softcapping=5.0,
+        max_position_embeddings=64,
+    )
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelUnusableError, match="Gemma2ForCausalLM cannot run on tier 'packed'"):
+        loader.load(engine_config(model_path=str(tmp_path / "model")))
+
+
+def test_a_planted_mistake_does_not_load(
+    monkeypatch: pytest.MonkeyPatch, engine_config: Callable[..., EngineConfig]
+) -> None:
+    attend = loader.attention.attend
+
+    def wrong(*args: object, scaling: float, **kwargs: object) -> object:
+        return attend(*args, scaling=scaling * 1.05, **kwargs)  # type: ignore[arg-type]  # passed on as it came
+
+    monkeypatch.setattr(loader.attention, "attend", wrong)
+    with pytest.raises(ModelUnusableError, match="log-probabilities differ"):
+        loader.load(engine_config())
+
+
+def test_norms_are_replaced_only_where_they_agree(tiny_model: PreTrainedModel) -> None:
+    norms = [module for module in tiny_model.modules() if isinstance(module, modeling_llama.LlamaRMSNorm)]
+    odd = norms[0]
+    monkeyed = odd.forward
+    odd.forward = lambda x: monkeyed(x) * 1.01  # type: ignore[method-assign]  # a norm with a formula of its own
+    loader.use_native_norms(tiny_model)
+    left = [module for module in tiny_model.modules() if isinstance(module, modeling_llama.LlamaRMSNorm)]
+    assert left == [odd]
+    assert len(norms) == 7
+
+
+def test_a_context_beyond_the_models_positions_is_refused(engine_config: Callable[..., EngineConfig]) -> None:
+    with pytest.raises(ModelUnusableError, match="the model has 256 positions"):
+        loader.load(engine_config(max_context=257))
+    assert loader.load(engine_config(max_context=99)).max_context == 99
+
+
+def test_a_context_is_no_larger_than_the_cache(engine_config: Callable[..., EngineConfig]) -> None:
+    loaded = loader.load(engine_config(kv_tokens=50))
+    assert (loaded.capacity_tokens, loaded.max_context) == (50, 50)
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, engine_config: Callable[..., EngineConfig]) -> None:
+    with pytest.raises(ModelUnusableError, match="Transformers cannot load this model"):
+        loader.load(engine_config(model_path=str(tmp_path)))
+
+
+def test_a_fingerprint_tells_weights_and_precision(tiny_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_folder, copy)
+    assert fingerprint(copy, "fp32") == fingerprint(tiny_folder, "fp32") != fingerprint(tiny_folder, "int8")
+    weights = copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert fingerprint(copy, "fp32") != fingerprint(tiny_folder, "fp32")
+    assert json.loads((copy / "config.json").read_text())["model_type"] == "llama"

@@ -1,0 +1,115 @@
+"""A choice from its deltas to its one end: whose count stands, what text is shown, and when the engine is told."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.protocol.choices import Choices, Progress
+from sidecar.tokenizer.text import Detokenizer
+from sidecar.wire.errors import ApiError
+from sidecar.wire.frames import Delta, Finish
+
+EOS = 0
+
+
+def letters(ids: list[int]) -> str:
+    return "".join(map(chr, ids))
+
+
+def choices(*stops: str, count: int = 1, skipped: frozenset[int] = frozenset({EOS})) -> Choices:
+    return Choices(count, lambda: Detokenizer(letters, skipped), stops, (EOS,))
+
+
+def delta(text: str, generated: int, finish: Finish | None = None, index: int = 0, *, eos: bool = False) -> Delta:
+    return Delta("req_1", index, [*map(ord, text), *([EOS] if eos else [])], generated, finish)
+
+
+def test_text_comes_as_the_tokens_do_and_the_engine_s_count_stands() -> None:
+    one = choices()
+    assert one.take(delta("a", 1)) == Progress(0, "a")
+    assert one.take(delta("b", 2)) == Progress(0, "b")
+    assert one.take(delta("", 3, Finish.STOP, eos=True)) == Progress(0)
+    assert (one.ended, one.completion_tokens, one.finish_reason, one.all[0].text) == (True, 3, "stop", "ab")
+
+
+def test_the_end_of_sequence_counts_also_where_the_engine_does_not_send_it() -> None:
+    one = choices()
+    one.take(delta("a", 2, Finish.STOP))
+    assert (one.completion_tokens, one.all[0].text) == (2, "a")
+
+
+def test_a_stop_token_that_is_an_ordinary_word_is_not_shown() -> None:
+    one = choices(skipped=frozenset())
+    one.take(delta("a", 2, Finish.STOP, eos=True))
+    assert one.all[0].text == "a"
+
+
+def test_length_is_told_as_length() -> None:
+    one = choices()
+    one.take(delta("ab", 2, Finish.LENGTH))
+    assert (one.finish_reason, one.all[0].text) == ("length", "ab")
+
+
+def test_a_stop_string_cancels_at_the_token_that_completed_it() -> None:
+    one = choices("END")
+    assert one.take(delta("xE", 2)) == Progress(0, "x")
+    # The engine has run on past it: of its six tokens four count.
+    assert one.take(delta("NDyz", 6)) == Progress(0, "", cancel_at=4)
+    assert (one.ended, one.completion_tokens, one.finish_reason, one.all[0].text) == (True, 4, "stop", "x")
+
+
+def test_after_a_stop_string_the_engine_s_later_deltas_change_nothing() -> None:
+    one = choices("b")
+    one.take(delta("ab", 2))
+    assert one.take(delta("c", 3)) == Progress(0)
+    assert one.take(delta("", 2, Finish.CANCELLED)) == Progress(0)
+    assert (one.completion_tokens, one.all[0].text) == (2, "a")
+
+
+def test_a_stop_string_completed_by_the_last_token_needs_no_cancel() -> None:
+    one = choices("ab")
+    assert one.take(delta("ab", 2, Finish.LENGTH)) == Progress(0, "")
+    assert (one.finish_reason, one.all[0].text) == ("stop", "")
+
+
+def test_what_was_held_back_for_a_stop_string_is_shown_at_the_end() -> None:
+    one = choices("END")
+    assert one.take(delta("aEN", 3)) == Progress(0, "a")
+    assert one.take(delta("", 4, Finish.STOP, eos=True)) == Progress(0, "EN")
+
+
+def test_a_request_ends_when_all_its_choices_have() -> None:
+    two = choices(count=2)
+    two.take(delta("a", 1, Finish.LENGTH, index=1))
+    assert not two.ended
+    two.take(delta("bc", 2, Finish.STOP, index=0))
+    assert (two.ended, two.completion_tokens, two.finish_reason) == (True, 3, "stop")
+
+
+@pytest.mark.parametrize(
+    ("finish", "status", "code"),
+    [(Finish.ERROR, 500, None), (Finish.DEADLINE, 504, "timeout"), (Finish.CANCELLED, 500, "request_cancelled")],
+)
+def test_an_end_that_is_no_answer_is_an_error(finish: Finish, status: int, code: str | None) -> None:
+    with pytest.raises(ApiError) as caught:
+        choices().take(delta("a", 1, finish))
+    assert (caught.value.status, caught.value.code) == (status, code)
+
+
+@given(st.text("abE", max_size=30), st.lists(st.integers(1, 4), max_size=30), st.sampled_from(["ab", "bb", "aEa"]))
+def test_however_the_tokens_come_the_text_ends_before_the_first_stop_string(
+    text: str, cuts: list[int], stop: str
+) -> None:
+    one = choices(stop)
+    shown, at, cancelled = "", 0, None
+    for cut in [*cuts, len(text)]:
+        piece = text[at : at + cut]
+        at += len(piece)
+        progress = one.take(delta(piece, at))
+        shown += progress.text
+        cancelled = cancelled or progress.cancel_at
+    shown += one.take(delta("", at, Finish.LENGTH)).text
+    found = text.find(stop)
+    assert shown == one.all[0].text == (text if found < 0 else text[:found])
+    assert cancelled == (None if found < 0 else found + len(stop))
+    assert one.completion_tokens == (len(text) if found < 0 else found + len(stop))

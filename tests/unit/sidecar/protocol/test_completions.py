@@ -1,0 +1,69 @@
+"""What a completion body may hold: one prompt or several, text or token ids."""
+
+import json
+from typing import Any
+
+import pytest
+
+from sidecar.protocol.completions import read_completion
+from sidecar.protocol.fields import decode_object
+from sidecar.protocol.requests import CompletionRequest
+from sidecar.settings import Api
+from sidecar.wire.errors import ApiError
+
+
+def read(fields: dict[str, Any], api: Api | None = None) -> CompletionRequest:
+    body = json.dumps({"model": "m", "prompt": "Once", **fields}).encode()
+    return read_completion(decode_object(body), api or Api())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("Once", ("Once",)),
+        ("", ("",)),
+        (["a", "b"], ("a", "b")),
+        ([1, 2, 3], ((1, 2, 3),)),
+        ([[1], [2, 3]], ((1,), (2, 3))),
+        (["a", [5]], ("a", (5,))),
+    ],
+)
+def test_a_prompt_is_text_or_tokens_one_or_several(prompt: object, expected: tuple[object, ...]) -> None:
+    assert read({"prompt": prompt}).prompts == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"prompt": None}, "prompt", "missing_required_parameter"),
+        ({"prompt": {}}, "prompt", "invalid_type"),
+        ({"prompt": []}, "prompt", "empty_array"),
+        ({"prompt": [[]]}, "prompt[0]", "empty_array"),
+        ({"prompt": [1, "a"]}, "prompt[1]", "invalid_type"),
+        ({"prompt": ["a", 1]}, "prompt[1]", "invalid_type"),
+        ({"prompt": [1.0]}, "prompt[0]", "invalid_type"),
+        ({"prompt": [True]}, "prompt[0]", "invalid_type"),
+        ({"prompt": [1, -1]}, "prompt[1]", "invalid_value"),
+        ({"prompt": [[1], [None]]}, "prompt[1][0]", "invalid_type"),
+        ({"prompt": ["a"] * 33}, "prompt", "array_above_max_length"),
+        ({"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
+        ({"echo": True}, "echo", "unsupported_parameter"),
+        ({"logprobs": 0}, "logprobs", "unsupported_parameter"),
+        ({"logprobs": True}, "logprobs", "invalid_type"),
+        ({"suffix": "end"}, "suffix", "unsupported_parameter"),
+        ({"best_of": 2}, "best_of", "unsupported_parameter"),
+        ({"best_of": 1, "n": 2}, "best_of", "invalid_value"),
+        ({"max_completion_tokens": 5}, "max_completion_tokens", "unknown_parameter"),
+        ({"messages": []}, "messages", "unknown_parameter"),
+    ],
+)
+def test_a_refusal_names_the_field_and_says_what_kind(fields: dict[str, Any], param: str, code: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        read(fields)
+    assert (caught.value.status, caught.value.param, caught.value.code) == (400, param, code)
+
+
+def test_fields_that_ask_for_nothing_pass() -> None:
+    request = read({"echo": False, "suffix": "", "best_of": 2, "n": 2, "logprobs": None, "logit_bias": {}})
+    assert request.options.choices == 2
+    assert request.options.ignored == ()

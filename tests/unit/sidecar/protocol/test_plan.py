@@ -1,0 +1,144 @@
+"""How much each sequence may produce, what is refused before anything runs, and the seeds of the choices."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from sidecar.protocol.plan import Limits, Plan, check_model, encode, make_plan
+from sidecar.protocol.requests import ChatRequest, CompletionRequest, Options
+from sidecar.protocol.ticket import Ticket
+from sidecar.tokenizer.messages import Message
+from sidecar.wire.errors import ApiError
+
+LIMITS = Limits("m", max_context=100, vocab_size=1000, stop_token_ids=(2,))
+OPTIONS = Options(
+    model="m",
+    choices=1,
+    max_tokens=None,
+    max_tokens_param="max_tokens",
+    temperature=1.0,
+    top_p=1.0,
+    top_k=0,
+    seed=7,
+    stop=(),
+    stream=False,
+    include_usage=False,
+    continuous_usage=False,
+    echo_service_tier=False,
+    ignored=(),
+)
+
+
+class WordEncoder:
+    """A token for each word."""
+
+    def encode_text(self, text: str) -> list[int]:
+        return list(range(len(text.split())))
+
+    def encode_chat(self, messages: tuple[Message, ...]) -> list[int]:
+        return self.encode_text(" ".join(message.content for message in messages))
+
+
+def text(*prompts: str | tuple[int, ...], **options: Any) -> CompletionRequest:
+    return CompletionRequest(msgspec.structs.replace(OPTIONS, **options), prompts)
+
+
+def chat(content: str, **options: Any) -> ChatRequest:
+    return ChatRequest(msgspec.structs.replace(OPTIONS, **options), (Message("user", content),))
+
+
+def plan(request: ChatRequest | CompletionRequest, **ticket: Any) -> Plan:
+    prompts = encode(request, WordEncoder(), LIMITS)
+    return make_plan(request, prompts, Ticket("req_1", **ticket), LIMITS)
+
+
+def outputs(request: ChatRequest | CompletionRequest, **ticket: Any) -> list[int]:
+    return [submit.max_new_tokens for submit in plan(request, **ticket).submits]
+
+
+def test_a_chat_s_default_is_what_is_left_of_the_context() -> None:
+    assert outputs(chat("a b c")) == [97]
+
+
+def test_a_completion_s_default_is_sixteen_tokens_or_what_is_left() -> None:
+    assert outputs(text("a b c", " ".join("a" * 90))) == [16, 10]
+
+
+def test_the_proxy_s_default_stands_where_the_client_asks_for_nothing() -> None:
+    assert outputs(chat("a"), max_output_tokens=5) == [5]
+    assert outputs(text("a"), max_output_tokens=40) == [40]
+
+
+def test_a_reservation_is_a_ceiling_shared_by_all_sequences() -> None:
+    assert outputs(text("a b", "c", choices=2), max_total_tokens=3 + 22) == [5, 5, 5, 5]
+
+
+def test_a_prompt_beyond_its_reservation_is_refused() -> None:
+    with pytest.raises(ApiError) as caught:
+        plan(chat("a b c"), max_total_tokens=3)
+    assert (caught.value.status, caught.value.param, caught.value.code) == (400, "messages", "reservation_exceeded")
+
+
+def test_a_request_that_does_not_fit_is_refused_and_not_cut() -> None:
+    assert outputs(chat("a b c", max_tokens=97)) == [97]
+    with pytest.raises(ApiError, match=r"length is 100 tokens.*101 tokens \(3 in the messages") as caught:
+        plan(chat("a b c", max_tokens=98))
+    assert (caught.value.param, caught.value.code) == ("messages", "context_length_exceeded")
+
+
+@pytest.mark.parametrize("content", [" ".join("a" * 100), "x" * 801])
+def test_a_prompt_longer_than_the_context_is_refused(content: str) -> None:
+    for request, param in ((chat(content), "messages"), (text(content), "prompt")):
+        with pytest.raises(ApiError, match="maximum context length is 100 tokens") as caught:
+            encode(request, WordEncoder(), LIMITS)
+        assert (caught.value.param, caught.value.code) == (param, "context_length_exceeded")
+
+
+def test_a_prompt_without_tokens_or_outside_the_vocabulary_is_refused() -> None:
+    for request in (text(""), text((5, 1000))):
+        with pytest.raises(ApiError) as caught:
+            encode(request, WordEncoder(), LIMITS)
+        assert (caught.value.param, caught.value.code) == ("prompt", "invalid_value")
+
+
+def test_token_ids_are_used_as_they_are() -> None:
+    assert plan(text((999, 0, 5))).submits[0].prompt_ids == [999, 0, 5]
+
+
+def test_sequences_are_numbered_by_prompt_then_choice() -> None:
+    made = plan(text("a", "b c", choices=2))
+    assert [(submit.index, len(submit.prompt_ids)) for submit in made.submits] == [(0, 1), (1, 1), (2, 2), (3, 2)]
+    assert made.prompt_tokens == 3
+
+
+def test_a_seed_gives_a_prompt_the_same_choices_whatever_stands_beside_it() -> None:
+    alone = plan(text("a", choices=2))
+    beside = plan(text("b", "a", choices=2))
+    seeds = [submit.sampling.seed for submit in alone.submits]
+    assert seeds[0] != seeds[1]
+    assert [submit.sampling.seed for submit in beside.submits] == seeds * 2
+
+
+def test_without_a_seed_every_sequence_has_its_own() -> None:
+    seeds = {submit.sampling.seed for submit in plan(text("a", "a", choices=8, seed=None)).submits}
+    assert len(seeds) == 16
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_p": 0.0}])
+def test_no_temperature_and_no_mass_are_greedy(options: dict[str, float]) -> None:
+    sampling = plan(text("a", **options)).submits[0].sampling
+    assert (sampling.temperature, sampling.top_p) == (0.0, 1.0)
+
+
+def test_the_engine_is_told_whose_request_it_is_and_what_ends_it() -> None:
+    submit = plan(text("a", top_k=5), tenant="acct_1", weight=2.0, priority=3, deadline_ms=9).submits[0]
+    assert (submit.request_id, submit.tenant, submit.weight, submit.priority) == ("req_1", "acct_1", 2.0, 3)
+    assert (submit.deadline_ms, submit.stop_token_ids, submit.sampling.top_k) == (9, [2], 5)
+
+
+def test_another_model_is_not_found() -> None:
+    check_model(OPTIONS, "m")
+    with pytest.raises(ApiError) as caught:
+        check_model(OPTIONS, "gpt-9")
+    assert (caught.value.status, caught.value.code, caught.value.param) == (404, "model_not_found", "model")

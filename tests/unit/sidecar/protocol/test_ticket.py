@@ -1,0 +1,50 @@
+"""What a proxy says in headers is read strictly, and nothing is needed without one."""
+
+import pytest
+
+from sidecar.protocol.ticket import Ticket, is_request_id, new_request_id, read_ticket
+from sidecar.wire.errors import ApiError
+
+
+def test_without_a_proxy_there_is_only_an_id() -> None:
+    assert read_ticket({}, "req_own") == Ticket("req_own")
+
+
+def test_a_proxy_s_words_are_taken() -> None:
+    headers = {
+        "x-tollhouse-request-id": "req_1",
+        "x-tollhouse-tenant": "acct_1",
+        "x-tollhouse-weight": "2.5",
+        "x-tollhouse-priority": "-3",
+        "x-tollhouse-deadline-ms": "900",
+        "x-tollhouse-max-total-tokens": "100",
+        "x-tollhouse-max-output-tokens": "50",
+    }
+    assert read_ticket(headers, "req_own") == Ticket("req_1", True, "acct_1", 2.5, -3, 900, 100, 50)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x-tollhouse-request-id", ""),
+        ("x-tollhouse-request-id", "a" * 41),
+        ("x-tollhouse-request-id", "ü"),
+        ("x-tollhouse-tenant", "a b"),
+        ("x-tollhouse-weight", "0"),
+        ("x-tollhouse-weight", "nan"),
+        ("x-tollhouse-priority", "1.5"),
+        ("x-tollhouse-deadline-ms", "0"),
+        ("x-tollhouse-max-total-tokens", "-1"),
+        ("x-tollhouse-max-output-tokens", "\u0661"),
+    ],
+)
+def test_a_word_that_cannot_be_read_is_refused_by_its_header(name: str, value: str) -> None:
+    with pytest.raises(ApiError, match=name) as caught:
+        read_ticket({name: value}, "req_own")
+    assert caught.value.status == 400
+
+
+def test_our_own_ids_fit_the_usage_slots_and_differ() -> None:
+    ids = {new_request_id() for _ in range(100)}
+    assert len(ids) == 100
+    assert all(is_request_id(one) and len(one) == 28 for one in ids)

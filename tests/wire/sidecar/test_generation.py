@@ -1,0 +1,245 @@
+"""Chats and completions over the socket: streams and whole answers, their ends, and what a proxy is told."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from sidecar.settings import Api, Timeouts
+from sidecar.wire.errors import unavailable
+from sidecar.wire.frames import Finish, Submit
+from tests.fakes.engine import FakeEngine, LetterTokenizer
+
+Serve = Callable[..., Awaitable[Any]]
+CHAT: dict[str, Any] = {"model": "org/m", "messages": [{"role": "user", "content": "Hi"}]}
+STREAM: dict[str, Any] = {**CHAT, "stream": True}
+TEXT: dict[str, Any] = {"model": "org/m", "prompt": "Once"}
+PROXY = {"x_tollhouse_request_id": "req_proxy"}
+
+
+def echo(submit: Submit) -> str:
+    return f"{submit.index}:ok"
+
+
+def documents(frames: list[str]) -> list[dict[str, Any]]:
+    return [json.loads(frame.removeprefix("data: ")) for frame in frames if frame.startswith("data: {")]
+
+
+async def test_a_chat_is_answered_whole(serve: Serve) -> None:
+    desk = await serve(FakeEngine(echo))
+    reply = await desk.ask("POST", "/v1/chat/completions", CHAT)
+    assert (reply.status, reply.headers["content-type"]) == (200, "application/json")
+    assert reply.json["choices"][0]["message"]["content"] == "0:ok"
+    assert reply.json["choices"][0]["finish_reason"] == "stop"
+    # "u:Hi." is the prompt; four letters and the end of sequence are the answer.
+    assert (reply.json["usage"]["prompt_tokens"], reply.json["usage"]["completion_tokens"]) == (5, 5)
+    assert reply.headers["x-tollhouse-prompt-tokens"] == "5"
+    assert reply.json["id"] == f"chatcmpl-{reply.headers['x-request-id'].removeprefix('req_')}"
+    assert reply.json["system_fingerprint"] == "fp_1"
+
+
+async def test_a_chat_is_streamed_frame_by_frame_to_its_done(serve: Serve) -> None:
+    desk = await serve(FakeEngine(echo))
+    reply = await desk.ask("POST", "/v1/chat/completions", STREAM)
+    assert (reply.status, reply.headers["content-type"], reply.clean) == (200, "text/event-stream", True)
+    assert reply.headers["cache-control"] == "no-cache"
+    assert reply.headers["x-tollhouse-prompt-tokens"] == "5"
+    assert reply.headers["x-request-id"].startswith("req_")
+    assert reply.frames[-1] == "data: [DONE]"
+    chunks = documents(reply.frames)
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "0:ok"
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert b"tollhouse" not in reply.body
+
+
+async def test_completions_are_numbered_by_prompt_then_choice(serve: Serve) -> None:
+    desk = await serve(FakeEngine(echo))
+    reply = await desk.ask("POST", "/v1/completions", {**TEXT, "prompt": ["a", [66, 67]], "n": 2})
+    assert [(one["index"], one["text"]) for one in reply.json["choices"]] == [(n, f"{n}:ok") for n in range(4)]
+    assert reply.json["usage"]["prompt_tokens"] == 3
+
+
+async def test_the_head_is_here_before_the_first_token(serve: Serve) -> None:
+    desk = await serve()
+    connection = await desk.connect()
+    await connection.ask("POST", "/v1/chat/completions", json.dumps(STREAM).encode(), **PROXY)
+    status, headers = await connection.head()
+    assert (status, headers["x-tollhouse-prompt-tokens"], headers["x-request-id"]) == (200, "5", "req_proxy")
+    sequences = await desk.engine.opened.get()
+    sequences.give_all("x")
+    assert b'"role":"assistant"' in await connection.chunk()
+
+
+async def test_a_proxy_gets_the_usage_before_the_finish_and_a_client_does_not(serve: Serve) -> None:
+    desk = await serve(FakeEngine(echo))
+    reply = await desk.ask("POST", "/v1/chat/completions", {**STREAM, "n": 2}, **PROXY)
+    (at,) = [at for at, frame in enumerate(reply.frames) if frame.startswith(": tollhouse-usage")]
+    assert json.loads(reply.frames[at].removeprefix(": tollhouse-usage ")) == {
+        "prompt_tokens": 5,
+        "completion_tokens": 10,
+        "cached_tokens": 0,
+        "finish_reason": "stop",
+    }
+    assert [chunk["choices"][0]["finish_reason"] for chunk in documents(reply.frames[at:])] == ["stop", "stop"]
+    assert all(chunk["choices"][0]["finish_reason"] is None for chunk in documents(reply.frames[:at]))
+
+
+async def test_silence_is_filled_with_comments(serve: Serve) -> None:
+    desk = await serve(timeouts=Timeouts(keep_alive_comment_s=0.01))
+    connection = await desk.connect()
+    await connection.ask("POST", "/v1/chat/completions", json.dumps(STREAM).encode())
+    await connection.head()
+    assert [await connection.chunk() for _ in range(2)] == [b": keep-alive\n\n"] * 2
+
+
+async def test_a_stop_string_ends_the_row_and_only_its_tokens_count(serve: Serve) -> None:
+    desk = await serve()
+    connection = await desk.connect()
+    await connection.ask("POST", "/v1/chat/completions", json.dumps({**CHAT, "stop": "END"}).encode())
+    sequences = await desk.engine.opened.get()
+    sequences.give("aE", 2)
+    sequences.give("NDxyz", 7)
+    reply = await connection.reply()
+    assert reply.json["choices"][0]["message"]["content"] == "a"
+    assert (reply.json["choices"][0]["finish_reason"], reply.json["usage"]["completion_tokens"]) == ("stop", 4)
+    assert sequences.cancels == [(0, 4)]
+
+
+@pytest.mark.parametrize("body", [CHAT, STREAM])
+async def test_a_client_that_leaves_frees_its_rows(serve: Serve, body: dict[str, Any]) -> None:
+    desk = await serve()
+    connection = await desk.connect()
+    await connection.ask("POST", "/v1/chat/completions", json.dumps(body).encode())
+    sequences = await desk.engine.opened.get()
+    sequences.give("a", 1)
+    if body.get("stream"):
+        await connection.head()
+        await connection.chunk()
+    connection.leave()
+    async with asyncio.timeout(5):
+        await sequences.left.wait()
+        await desk.front.landed()
+    assert [event["ending"] for event in desk.events() if event["event"] == "request"] == ["client_gone"]
+
+
+async def test_an_engine_lost_in_a_stream_is_an_error_event_and_no_proper_end(serve: Serve) -> None:
+    desk = await serve()
+    connection = await desk.connect()
+    await connection.ask("POST", "/v1/chat/completions", json.dumps(STREAM).encode())
+    sequences = await desk.engine.opened.get()
+    sequences.give("a", 1)
+    sequences.lose()
+    reply = await connection.reply()
+    assert (reply.status, reply.clean) == (200, False)
+    assert documents(reply.frames)[-1]["error"]["code"] == "upstream_unavailable"
+    assert b"[DONE]" not in reply.body
+
+
+async def test_an_engine_lost_in_a_whole_answer_is_an_error_for_a_client(serve: Serve) -> None:
+    desk = await serve()
+    connection = await desk.connect()
+    await connection.ask("POST", "/v1/chat/completions", json.dumps(CHAT).encode())
+    (await desk.engine.opened.get()).lose()
+    reply = await connection.reply()
+    assert (reply.status, reply.json["error"]["code"]) == (503, "upstream_unavailable")
+
+
+async def test_an_engine_lost_in_a_whole_answer_breaks_a_proxy_s_connection_off(serve: Serve) -> None:
+    desk = await serve()
+    connection = await desk.connect()
+    await connection.ask("POST", "/v1/chat/completions", json.dumps(CHAT).encode(), **PROXY)
+    (await desk.engine.opened.get()).lose()
+    reply = await connection.reply()
+    assert (reply.status, reply.body, reply.clean) == (0, b"", False)
+
+
+async def test_a_sequence_that_fails_ends_its_stream_with_an_error(serve: Serve) -> None:
+    desk = await serve()
+    connection = await desk.connect()
+    await connection.ask("POST", "/v1/chat/completions", json.dumps(STREAM).encode())
+    (await desk.engine.opened.get()).give("a", 1, Finish.ERROR)
+    reply = await connection.reply()
+    assert not reply.clean
+    assert documents(reply.frames)[-1]["error"]["type"] == "server_error"
+
+
+async def test_nothing_is_opened_for_a_refused_request(serve: Serve) -> None:
+    desk = await serve()
+    for path, body, param in [
+        ("/v1/chat/completions", {**STREAM, "temperature": 3}, "temperature"),
+        ("/v1/chat/completions", {**STREAM, "messages": [{"role": "user", "content": "x" * 98}]}, "messages"),
+        ("/v1/completions", {**TEXT, "max_tokens": 97}, "prompt"),
+        ("/v1/chat/completions", {**CHAT, "model": "gpt-9"}, "model"),
+    ]:
+        reply = await desk.ask("POST", path, body)
+        assert reply.status in {400, 404}
+        assert reply.headers["content-type"] == "application/json"
+        assert reply.json["error"]["param"] == param
+        assert reply.headers["x-request-id"].startswith("req_")
+    assert desk.engine.opened.empty()
+
+
+async def test_a_full_queue_is_told_with_the_time_to_wait(serve: Serve) -> None:
+    engine = FakeEngine()
+    engine.refusal = unavailable("Full.", code="server_is_overloaded", retry_after_s=3.2)
+    reply = await (await serve(engine)).ask("POST", "/v1/chat/completions", STREAM)
+    assert (reply.status, reply.json["error"]["code"]) == (503, "server_is_overloaded")
+    assert (reply.headers["retry-after"], reply.headers["x-should-retry"]) == ("4", "true")
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [("loading", "model_loading"), ("draining", "shutting_down"), ("restarting", "upstream_unavailable")],
+)
+async def test_an_engine_that_is_not_ready_says_why(serve: Serve, reason: str, code: str) -> None:
+    engine = FakeEngine()
+    engine.ready, engine.reason = False, reason
+    desk = await serve(engine)
+    for path in ("/v1/chat/completions", "/internal/count"):
+        reply = await desk.ask("POST", path, CHAT)
+        assert (reply.status, reply.json["error"]["code"]) == (503, code)
+        assert int(reply.headers["retry-after"]) >= 1
+
+
+async def test_while_the_tokenizer_loads_so_does_the_model(serve: Serve) -> None:
+    desk = await serve()
+    desk.front.language = None
+    reply = await desk.ask("POST", "/v1/chat/completions", CHAT)
+    assert reply.json["error"]["code"] == "model_loading"
+
+
+async def test_the_reservation_is_a_ceiling(serve: Serve) -> None:
+    desk = await serve(FakeEngine(echo))
+    headers = {**PROXY, "x_tollhouse_max_total_tokens": "12", "x_tollhouse_max_output_tokens": "9"}
+    await desk.ask("POST", "/v1/chat/completions", CHAT, **headers)
+    (submit,) = (await desk.engine.opened.get()).submits
+    assert submit.max_new_tokens == 7
+    refused = await desk.ask("POST", "/v1/chat/completions", CHAT, **PROXY, x_tollhouse_max_total_tokens="5")
+    assert (refused.status, refused.json["error"]["code"]) == (400, "reservation_exceeded")
+
+
+async def test_ignored_fields_are_named_in_the_head_without_their_odd_characters(serve: Serve) -> None:
+    desk = await serve(FakeEngine(echo), api=Api(unknown_fields="ignore"))
+    reply = await desk.ask("POST", "/v1/chat/completions", {**CHAT, "plain": 1, "a\r\nb,c": 2})
+    assert reply.headers["x-tollhouse-ignored"] == "plain, a??b?c"
+
+
+async def test_a_counted_body_is_not_tokenised_again(serve: Serve) -> None:
+    desk = await serve(FakeEngine(echo))
+    counted = await desk.ask("POST", "/internal/count", CHAT)
+    assert counted.json == {"prompt_tokens": 5, "max_context": 100}
+    assert (await desk.ask("POST", "/v1/chat/completions", CHAT)).status == 200
+    tokenizer = desk.front.language.tokenizer
+    assert isinstance(tokenizer, LetterTokenizer)
+    assert tokenizer.encoded == 1
+
+
+async def test_one_line_is_logged_for_each_request_with_no_word_of_it(serve: Serve) -> None:
+    desk = await serve(FakeEngine(echo))
+    await desk.ask("POST", "/v1/chat/completions", {**CHAT, "messages": [{"role": "user", "content": "secret words"}]})
+    (line,) = desk.events()
+    assert (line["event"], line["ending"], line["finish_reason"]) == ("request", "complete", "stop")
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (15, 5)
+    assert "secret" not in desk.log.getvalue()
