@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from sidecar.engine.batch import Batch, Chunk
-from sidecar.engine.kv_cache import LayerCache, SlotCache
+from sidecar.engine.kv_cache import LayerCache, SlotCache, places
 
 NAME: Final = "tollhouse_slots"
 # What one more attention call costs, in tokens read for one sequence: 40 µs at 10 GB/s and 1.5 kB a token, measured
@@ -34,7 +34,7 @@ class DecodeRun:
     row: int
     slot: int
     lengths: tuple[int, ...]
-    _masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
+    _masks: dict[tuple[int | None, int], torch.Tensor | None] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -44,13 +44,15 @@ class DecodeRun:
     def longest(self) -> int:
         return max(self.lengths)
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
-        """`[count, 1, 1, longest]`, 0 where a key is seen and -inf where not; None if every key is."""
-        if window not in self._masks:
+    def mask(self, window: int | None, kv_heads: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """`[count × kv_heads, 1, longest]`, 0 where a key is seen and -inf where not; None if every key is."""
+        kind = (window, kv_heads)
+        if kind not in self._masks:
             shortest = min(self.lengths)
             whole = shortest == self.longest and (window is None or self.longest <= window)
-            self._masks[window] = None if whole else self._build(window, dtype)
-        return self._masks[window]
+            mask = None if whole else self._build(window, dtype).repeat_interleave(kv_heads, 0)[:, None]
+            self._masks[kind] = mask
+        return self._masks[kind]
 
     def _build(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
         lengths = torch.tensor(self.lengths)[:, None]
@@ -58,7 +60,7 @@ class DecodeRun:
         seen = positions < lengths
         if window is not None:
             seen &= positions >= lengths - window
-        return _additive(seen, dtype)[:, None, None, :]
+        return _additive(seen, dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +95,29 @@ class PrefillRun:
 
 @dataclass(slots=True)
 class StepContext:
-    """What attention needs to know of the step under way. Mutable: all but `cache` is replaced for each step."""
+    """What attention needs to know of the step under way. Mutable: all but `cache` is replaced for each step.
+
+    `_slots` and `_positions` say where each token's key and value go, `_places` the same by the number of heads;
+    `_rotary` are the step's rotary tables, by the cosines they were made from.
+    """
 
     cache: SlotCache
-    places: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    _slots: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    _positions: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    _places: dict[int, torch.Tensor] = field(default_factory=dict)
+    _rotary: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
     decodes: tuple[DecodeRun, ...] = ()
     prefills: tuple[PrefillRun, ...] = ()
 
-    def begin(self, batch: Batch, places: torch.Tensor) -> None:
-        """`places` int64 `[T]`: where each token's key and value go."""
-        self.places = places
+    def begin(self, batch: Batch, positions: torch.Tensor) -> None:
+        """Start a step. `positions`: int64 `[T]`, of each token in its sequence."""
+        self._slots = torch.repeat_interleave(
+            torch.tensor([chunk.sequence.slot for chunk in batch.chunks]),
+            torch.tensor([chunk.count for chunk in batch.chunks]),
+        )
+        self._positions = positions
+        self._places = {}
+        self._rotary = None
         self.decodes = tuple(decode_runs(batch.decodes))
         runs: list[PrefillRun] = []
         row = len(batch.decodes)
@@ -110,6 +125,24 @@ class StepContext:
             runs.append(PrefillRun(row, chunk.sequence.slot, chunk.start, chunk.count))
             row += chunk.count
         self.prefills = tuple(runs)
+
+    def rotary(self, embeddings: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines `[1, T, head_dim]` as layers multiply by them, `[T, 1, head_dim]`.
+
+        The sines of the first half are negated: there the other half is subtracted.
+        """
+        cos, sin = embeddings
+        if self._rotary is None or self._rotary[0] is not cos:
+            signed = sin[0].clone()
+            signed[:, : signed.shape[-1] // 2].neg_()
+            self._rotary = (cos, cos[0][:, None], signed[:, None])
+        return self._rotary[1:]
+
+    def places(self, kv_heads: int) -> torch.Tensor:
+        """See `kv_cache.places`; all layers of a model have as many heads, as a rule."""
+        if kv_heads not in self._places:
+            self._places[kv_heads] = places(self._slots, self._positions, kv_heads, self.cache.context)
+        return self._places[kv_heads]
 
 
 def decode_runs(decodes: tuple[Chunk, ...]) -> list[DecodeRun]:
@@ -166,39 +199,59 @@ def attend(  # noqa: PLR0917  # the signature is Transformers'
     for name in _REFUSED:
         if kwargs.get(name) is not None:
             raise UnsupportedAttentionError(f"the model's attention uses {name!r}")
-    context: Any = module.step_context
-    keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
-    layer: LayerCache = context.cache.layer(module.layer_idx, keys, values)
-    layer.write(context.places, keys, values)
-    rows = query[0].transpose(0, 1)
-    out = query.new_empty(rows.shape[0], rows.shape[1], values.shape[-1])
+    told: Any = module
+    rows, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
+    return attend_rows(told.step_context, told.layer_idx, rows, keys, values, scaling, sliding_window)[None], None
+
+
+def attend_rows(  # noqa: PLR0917  # called once a layer and step
+    context: StepContext,
+    layer_idx: int,
+    rows: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float | None,
+    sliding_window: int | None,
+) -> torch.Tensor:
+    """Store keys and values, `[T, kv_heads, head_dim]`, and give what the queries see, `[T, heads, head_dim]`."""
+    layer = context.cache.layer(layer_idx, keys, values)
+    layer.write(context.places(layer.kv_heads), keys, values)
+    if len(context.decodes) == 1 and not context.prefills:
+        run = context.decodes[0]
+        return _decode(layer, run, rows, run.mask(sliding_window, layer.kv_heads, rows.dtype), scaling)
+    out = rows.new_empty(rows.shape[0], rows.shape[1], values.shape[-1])
     for run in context.decodes:
         at = slice(run.row, run.row + run.count)
-        out[at] = _decode(layer, run, rows[at], run.mask(sliding_window, rows.dtype), scaling)
+        out[at] = _decode(layer, run, rows[at], run.mask(sliding_window, layer.kv_heads, rows.dtype), scaling)
     for chunk in context.prefills:
         at = slice(chunk.row, chunk.row + chunk.count)
         out[at] = _prefill(layer, chunk, rows[at], chunk.mask(sliding_window, rows.dtype), scaling)
-    return out[None], None
+    return out
 
 
 def _decode(
     layer: LayerCache, run: DecodeRun, rows: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
 ) -> torch.Tensor:
-    """`rows` `[count, heads, head_dim]`; the heads that share a key head stand in for query positions."""
+    """`rows` `[count, heads, head_dim]`; the heads that share a key head stand in for query positions.
+
+    Written out as two products: PyTorch's fused kernel is made for many queries, and with few it is up to twice slower.
+    """
     slots = slice(run.slot, run.slot + run.count)
-    keys = layer.keys[slots, : run.longest].transpose(1, 2)
-    values = layer.values[slots, : run.longest].transpose(1, 2)
-    kv_heads = keys.shape[1]
-    grouped = rows.reshape(run.count, kv_heads, -1, rows.shape[-1])
-    out = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scaling)
-    return out.reshape(run.count, rows.shape[1], -1)
+    keys = layer.keys[slots].flatten(0, 1)[:, : run.longest]
+    values = layer.values[slots].flatten(0, 1)[:, : run.longest]
+    queries = rows.reshape(keys.shape[0], -1, rows.shape[-1])
+    scale = rows.shape[-1] ** -0.5 if scaling is None else scaling
+    # Without a mask something must stand in its place; with beta=0 it is not read.
+    added, beta = (queries[:1, :1, :1], 0) if mask is None else (mask, 1)
+    scores = torch.baddbmm(added, queries, keys.transpose(1, 2), beta=beta, alpha=scale)
+    return torch.bmm(scores.softmax(-1), values).view(run.count, rows.shape[1], -1)
 
 
 def _prefill(
     layer: LayerCache, chunk: PrefillRun, rows: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
 ) -> torch.Tensor:
-    keys = layer.keys[chunk.slot, : chunk.end].transpose(0, 1)[None]
-    values = layer.values[chunk.slot, : chunk.end].transpose(0, 1)[None]
+    keys = layer.keys[chunk.slot, :, : chunk.end][None]
+    values = layer.values[chunk.slot, :, : chunk.end][None]
     out = scaled_dot_product_attention(
         rows.transpose(0, 1)[None],
         keys,

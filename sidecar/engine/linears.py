@@ -12,8 +12,11 @@ from typing import Any, Final, Protocol, TypeGuard
 
 import torch
 from torch import nn
+from torch.nn.functional import linear
 from typing_extensions import override
 
+# A precision that is none yet: the weight as it came.
+PLAIN: Final = "plain"
 _UINT8_ZERO: Final = 128
 _EIGHT_BITS: Final = 127
 _SEVEN_BITS: Final = 64
@@ -37,6 +40,16 @@ class Fp32Kernel:
         return out
 
 
+class PlainKernel:
+    """PyTorch's own product, on a weight that is still to be packed."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight)
+
+
 class VnniKernel:
     """int8 on `torch._int_mm`."""
 
@@ -52,7 +65,7 @@ class VnniKernel:
 
 
 class FbgemmKernel:
-    """int8 on FBGEMM. The operator takes one scale for its whole input, so each row is brought to the scale 1 first."""
+    """int8 on FBGEMM. The operator takes one scale for its whole input, so each row is brought to [-1, 1] first."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         scale = _row_scale(weight, _SEVEN_BITS)
@@ -69,11 +82,12 @@ class FbgemmKernel:
                 torch.backends.quantized.engine = before
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        scale = _row_scale(x, _EIGHT_BITS)
+        largest = x.abs().amax(dim=-1, keepdim=True)
+        # A row of zeros is divided by zero here; whatever that is quantised to, it is multiplied by zero in the end.
         out: torch.Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            x / scale, 1.0, _UINT8_ZERO, self._packed
+            x / largest, 1 / _EIGHT_BITS, _UINT8_ZERO, self._packed
         )
-        return out.mul_(scale)
+        return out.mul_(largest)
 
 
 def has_vnni() -> bool:
@@ -84,6 +98,8 @@ def has_vnni() -> bool:
 
 def make_kernel(weight: torch.Tensor, precision: str) -> Kernel:
     """The kernel of a precision on this machine. `weight` fp32 `[out, in]`."""
+    if precision == PLAIN:
+        return PlainKernel(weight)
     if precision == "int8":
         return VnniKernel(weight) if has_vnni() else FbgemmKernel(weight)
     return Fp32Kernel(weight)
@@ -96,16 +112,26 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features = weight.shape[1]
         self.out_features = weight.shape[0]
-        self.packed_bytes = weight.numel() * (1 if precision == "int8" else weight.element_size())
-        self._kernel = make_kernel(weight.detach(), precision)
         self._bias = None if bias is None else bias.detach()
+        self._pack(weight.detach(), precision)
+
+    def repack(self, precision: str) -> None:
+        """Pack a plain weight; a packed one stays as it is."""
+        if isinstance(self._kernel, PlainKernel):
+            self._pack(self._kernel.weight, precision)
+
+    def _pack(self, weight: torch.Tensor, precision: str) -> None:
+        self.packed_bytes = weight.numel() * (1 if precision == "int8" else weight.element_size())
+        self._kernel = make_kernel(weight, precision)
 
     @override
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self._kernel(x.reshape(-1, self.in_features))
-        if self._bias is not None:
-            out = out + self._bias
-        return out.view(*x.shape[:-1], self.out_features)
+        return self.rows(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+
+    def rows(self, x: torch.Tensor) -> torch.Tensor:
+        """`[tokens, in]` → `[tokens, out]`."""
+        out = self._kernel(x)
+        return out if self._bias is None else out.add_(self._bias)
 
 
 class FusedPart(nn.Module):
@@ -170,6 +196,8 @@ def pack(model: nn.Module, precision: str) -> int:
             if len(linears) == len(names) and len({linear.bias is None for linear in linears}) == 1:
                 for name, part in zip(names, FusedGroup(linears, precision).parts(), strict=True):
                     setattr(module, name, part)
+        if isinstance(module, PackedLinear):
+            module.repack(precision)
         for name, child in children.items():
             if is_plain(child) and getattr(module, name) is child:
                 setattr(module, name, PackedLinear(child.weight, child.bias, precision))

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from torch import nn
-from torch.nn.functional import rms_norm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from typing_extensions import override
 
 from sidecar.engine import attention, linears, parity
 from sidecar.engine.config import EngineConfig
+from sidecar.engine.fused_layer import fuse
 from sidecar.engine.kv_cache import SlotCache
 from sidecar.engine.memory import available_bytes
 from sidecar.engine.model_runner import ModelRunner
+from sidecar.engine.norms import use_native_norms
 
 TIER: Final = "packed"
 # The share of free memory, after the weights, that the KV cache may grow into.
@@ -32,7 +31,11 @@ class ModelUnusableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model ready to run. `capacity_tokens`: what the KV cache may hold; `parity`: the largest difference found."""
+    """A model ready to run.
+
+    `capacity_tokens`: what the KV cache may hold; `parity`: the largest difference found; `fused`: whether its layers
+    are ours.
+    """
 
     runner: ModelRunner
     max_context: int
@@ -41,59 +44,76 @@ class Loaded:
     weights_bytes: int
     fingerprint: str
     parity: float
+    fused: bool
     seconds: dict[str, float]
-
-
-class _RmsNorm(nn.Module):
-    """PyTorch's own RMS norm in the place of a model's, which is five operations."""
-
-    def __init__(self, weight: nn.Parameter, eps: float) -> None:
-        super().__init__()
-        self.weight = weight
-        self._eps = eps
-
-    @override
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self.weight.shape, self.weight, self._eps)
 
 
 def load(config: EngineConfig) -> Loaded:
     """Raises ModelUnusableError."""
     seconds: dict[str, float] = {}
     folder = Path(config.model_path)
-    with _timed(seconds, "read"):
-        model = _read(folder)
-    with _timed(seconds, "reference"):
-        wanted = parity.references(model)
-    text_config = model.config.get_text_config()
-    context = _context(config, int(getattr(text_config, "max_position_embeddings", 1 << 20)))
-    step = attention.StepContext(SlotCache(config.max_sequences, context))
-    runner = ModelRunner(model, step)
+    prepared = _prepare(config, seconds, fused=True) or _prepare(config, seconds, fused=False)
+    if prepared is None:
+        raise AssertionError("a model's own layers raise where fused ones give up")
+    text_config = prepared.model.config.get_text_config()
+    runner = prepared.runner
+    worst = prepared.parity
     try:
-        with _timed(seconds, "parity"):
-            attention.install(model, step)
-            use_native_norms(model)
-            # With the stock linears first: attention, cache and norms must be right before the precision counts.
-            worst = parity.check(runner, wanted)
         with _timed(seconds, "pack"):
-            weights_bytes = linears.pack(model, config.precision)
+            weights_bytes = linears.pack(prepared.model, config.precision)
         with _timed(seconds, "warm"):
             tolerance = float("inf") if config.precision == "int8" else parity.TOLERANCE
-            packed_worst = parity.check(runner, wanted, tolerance)
-    except (attention.UnsupportedAttentionError, parity.ParityError) as exc:
-        raise ModelUnusableError(f"{folder}: {type(model).__name__} cannot run on tier {TIER!r}: {exc}") from exc
+            packed = parity.check(runner, prepared.wanted, tolerance)
+    except parity.ParityError as exc:
+        raise ModelUnusableError(f"{folder}: the packed weights do not compute the same: {exc}") from exc
     capacity = config.kv_tokens or int(available_bytes() * KV_MEMORY_SHARE) // runner.bytes_per_token
-    capacity = min(capacity, config.max_sequences * context)
+    capacity = min(capacity, config.max_sequences * prepared.context)
     return Loaded(
         runner=runner,
-        max_context=min(context, capacity),
+        max_context=min(prepared.context, capacity),
         capacity_tokens=capacity,
         vocab_size=int(text_config.vocab_size),
         weights_bytes=weights_bytes,
         fingerprint=fingerprint(folder, config.precision),
-        parity=max(worst, packed_worst if config.precision != "int8" else 0.0),
+        parity=worst if config.precision == "int8" else max(worst, packed),
+        fused=prepared.fused,
         seconds=seconds,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A model that computes the right thing with its weights as they came."""
+
+    model: PreTrainedModel
+    runner: ModelRunner
+    wanted: list[parity.Reference]
+    context: int
+    parity: float
+    fused: bool
+
+
+def _prepare(config: EngineConfig, seconds: dict[str, float], *, fused: bool) -> _Prepared | None:
+    """Read the model and prove it. None if the fused layers are not right for it. Raises ModelUnusableError."""
+    folder = Path(config.model_path)
+    with _timed(seconds, "read"):
+        model = _read(folder)
+    with _timed(seconds, "reference"):
+        wanted = parity.references(model)
+    context = _context(config, int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 20)))
+    step = attention.StepContext(SlotCache(config.max_sequences, context))
+    runner = ModelRunner(model, step)
+    try:
+        attention.install(model, step)
+        use_native_norms(model)
+        layers = fuse(model, step) if fused else 0
+        with _timed(seconds, "parity"):
+            worst = parity.check(runner, wanted)
+    except (attention.UnsupportedAttentionError, parity.ParityError) as exc:
+        if fused:
+            return None
+        raise ModelUnusableError(f"{folder}: {type(model).__name__} cannot run on tier {TIER!r}: {exc}") from exc
+    return _Prepared(model, runner, wanted, context, worst, fused=layers > 0)
 
 
 def fingerprint(folder: Path, precision: str) -> str:
@@ -134,23 +154,6 @@ def _context(config: EngineConfig, models: int) -> int:
     if config.max_context is not None and config.max_context > models:
         raise ModelUnusableError(f"max_context is {config.max_context}, but the model has {models} positions")
     return config.max_context or models
-
-
-def use_native_norms(model: PreTrainedModel) -> None:
-    """Replace RMS norms that compute exactly what PyTorch's does; others (with a unit offset, say) stay."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            weight, eps = getattr(child, "weight", None), getattr(child, "variance_epsilon", None)
-            if type(child).__name__.endswith("RMSNorm") and isinstance(weight, nn.Parameter) and isinstance(eps, float):
-                native = _RmsNorm(weight, eps)
-                if _agree(child, native, weight.shape[-1]):
-                    setattr(module, name, native)
-
-
-@torch.inference_mode()
-def _agree(one: nn.Module, other: nn.Module, width: int) -> bool:
-    x = torch.linspace(-3, 3, 2 * width).view(2, width)
-    return bool(torch.allclose(one(x), other(x), rtol=1e-5, atol=1e-6))
 
 
 class _timed:  # noqa: N801  # reads as a statement

@@ -54,21 +54,19 @@ class ModelRunner:
         """fp32 `[sampling chunks, vocabulary]`; what the batch computes is in the cache afterwards."""
         tokens: list[int] = []
         positions: list[int] = []
-        places: list[int] = []
         rows: list[int] = []
         for chunk in batch.chunks:
-            first = chunk.sequence.slot * self._context.cache.context
             tokens += chunk.sequence.tokens[chunk.start : chunk.end]
             positions += range(chunk.start, chunk.end)
-            places += range(first + chunk.start, first + chunk.end)
             if chunk.samples:
                 rows.append(len(tokens) - 1)
-        self._context.begin(batch, torch.tensor(places))
+        at = torch.tensor(positions)
+        self._context.begin(batch, at)
         # A step of prompts that go on needs no logits, but a model wants to give some.
         keep = torch.tensor(rows or [len(tokens) - 1])
         output = self._model(
             input_ids=torch.tensor([tokens]),
-            position_ids=torch.tensor([positions]),
+            position_ids=at[None],
             use_cache=False,
             logits_to_keep=keep,
         )

@@ -37,10 +37,10 @@ def sample(logits: torch.Tensor, samplings: Rows[Sampling], positions: Rows[int]
 
     `positions`: how many tokens the row's sequence has so far.
     """
-    best, greedy = logits.max(dim=-1)
-    tokens: list[int | None] = [
-        token if finite else None for token, finite in zip(greedy.tolist(), best.isfinite().tolist(), strict=True)
-    ]
+    finite = logits.amax(dim=-1).isfinite().tolist()
+    # NumPy's argmax is several times faster than PyTorch's on a CPU; both take the first of equals.
+    greedy = logits.numpy().argmax(-1).tolist()
+    tokens: list[int | None] = [token if sound else None for token, sound in zip(greedy, finite, strict=True)]
     plain = [row for row, s in enumerate(samplings) if tokens[row] is not None and _is_plain(s)]
     if plain:
         for row, token in zip(plain, _draw_from_all(logits, plain, samplings, positions), strict=True):

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MODEL = "smollm2-135m-instruct"
-NEW_TOKENS = 40
+NEW_TOKENS = 32
 TIE = 1e-4
 SUBJECTS = [
     "the sea", "bread", "a lighthouse", "winter", "an old clock", "rivers", "the moon", "a small dog",

@@ -53,8 +53,8 @@ class Bench:
         """Run chunks (sequence, start, count)."""
         made = [Chunk(self.sequences[n], start, count) for n, start, count in chunks]
         batch = Batch(tuple(c for c in made if c.count == 1), tuple(c for c in made if c.count > 1))
-        places = [c.sequence.slot * CONTEXT + p for c in batch.chunks for p in range(c.start, c.end)]
-        self.context.begin(batch, torch.tensor(places))
+        positions = [position for chunk in batch.chunks for position in range(chunk.start, chunk.end)]
+        self.context.begin(batch, torch.tensor(positions))
         parts = [
             torch.cat([self.qkv[c.sequence.slot][which][:, c.start : c.end] for c in batch.chunks], 1)[None]
             for which in range(3)
@@ -134,8 +134,9 @@ def test_runs_cover_every_row_once_in_order(rows: dict[int, int]) -> None:
 
 def test_a_mask_is_left_out_where_every_key_is_seen() -> None:
     (run,) = decode_runs(decodes([(0, 5), (1, 5)]))
-    assert run.mask(None, torch.float32) is None
-    assert run.mask(5, torch.float32) is None
-    narrow = run.mask(4, torch.float32)
+    assert run.mask(None, 2, torch.float32) is None
+    assert run.mask(5, 2, torch.float32) is None
+    narrow = run.mask(4, 2, torch.float32)
     assert narrow is not None
-    assert narrow[0, 0, 0].tolist() == [float("-inf"), 0, 0, 0, 0]
+    assert narrow.shape == (4, 1, 5)
+    assert narrow[0, 0].tolist() == [float("-inf"), 0, 0, 0, 0]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from sidecar.engine.kv_cache import LayerCache, SlotCache
+from sidecar.engine.kv_cache import LayerCache, SlotCache, places
 
 SHAPE = torch.zeros(1, 2, 64)
 
@@ -17,10 +17,10 @@ def resident_bytes() -> int:
 def test_tokens_land_in_their_places() -> None:
     layer = LayerCache(2, 8, SHAPE, SHAPE)
     key, value = torch.randn(2, 2, 64), torch.randn(2, 2, 64)
-    layer.write(torch.tensor([3, 8 + 5]), key, value)
-    assert torch.equal(layer.keys[0, 3], key[0])
-    assert torch.equal(layer.keys[1, 5], key[1])
-    assert torch.equal(layer.values[1, 5], value[1])
+    layer.write(places(torch.tensor([0, 1]), torch.tensor([3, 5]), 2, 8), key, value)
+    assert torch.equal(layer.keys[0, :, 3], key[0])
+    assert torch.equal(layer.keys[1, :, 5], key[1])
+    assert torch.equal(layer.values[1, :, 5], value[1])
     assert layer.bytes_per_token == 2 * 2 * 64 * 4
 
 

@@ -4,15 +4,28 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
 from transformers.models.llama import modeling_llama
 
-from sidecar.engine import loader
+from sidecar.engine import attention, fused_layer, loader
 from sidecar.engine.config import EngineConfig
 from sidecar.engine.loader import Loaded, ModelUnusableError, fingerprint
+from sidecar.engine.norms import use_native_norms
 from sidecar.engine.scheduler import Scheduler
 from sidecar.engine.sequence import Phase, Sequence
 from sidecar.engine.slot_pool import SlotPool
@@ -134,14 +147,54 @@ def test_an_attention_that_is_not_ours_to_compute_is_refused(
 def test_a_planted_mistake_does_not_load(
     monkeypatch: pytest.MonkeyPatch, engine_config: Callable[..., EngineConfig]
 ) -> None:
-    attend = loader.attention.attend
+    attend_rows = attention.attend_rows
 
-    def wrong(*args: object, scaling: float, **kwargs: object) -> object:
-        return attend(*args, scaling=scaling * 1.05, **kwargs)  # type: ignore[arg-type]  # passed on as it came
+    def wrong(*args: Any) -> torch.Tensor:
+        *before, scaling, window = args
+        return attend_rows(*before, scaling * 1.05, window)
 
-    monkeypatch.setattr(loader.attention, "attend", wrong)
+    monkeypatch.setattr(attention, "attend_rows", wrong)
+    monkeypatch.setattr(fused_layer, "attend_rows", wrong)
     with pytest.raises(ModelUnusableError, match="log-probabilities differ"):
         loader.load(engine_config())
+
+
+TINY: dict[str, Any] = {
+    "vocab_size": 120,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.4,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "fused"),
+    [
+        (Qwen2Config(**TINY), True),
+        # It scales what a layer adds, which no look at its parts tells: only the probe finds out.
+        (GraniteConfig(**TINY, residual_multiplier=0.7, attention_multiplier=0.2), False),
+        (Qwen3Config(**TINY, head_dim=8), False),
+    ],
+    ids=["qwen2, with biases", "granite, scaled", "qwen3, with norms in its attention"],
+)
+def test_fused_layers_stay_where_the_probe_agrees(
+    tmp_path: Path, engine_config: Callable[..., EngineConfig], config: PreTrainedConfig, fused: bool
+) -> None:
+    torch.manual_seed(2)
+    stock = AutoModelForCausalLM.from_config(config).eval()
+    for name, parameter in stock.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    stock.save_pretrained(tmp_path / "model")
+    prompts = [[token % 120 for token in prompt] for prompt in PROMPTS]
+    wanted = [generate(stock, prompt) for prompt in prompts]
+    loaded = loader.load(engine_config(model_path=str(tmp_path / "model")))
+    assert loaded.fused == fused
+    assert run(loaded, prompts, 16) == wanted
 
 
 def test_norms_are_replaced_only_where_they_agree(tiny_model: PreTrainedModel) -> None:
@@ -149,7 +202,7 @@ def test_norms_are_replaced_only_where_they_agree(tiny_model: PreTrainedModel) -
     odd = norms[0]
     monkeyed = odd.forward
     odd.forward = lambda x: monkeyed(x) * 1.01  # type: ignore[method-assign]  # a norm with a formula of its own
-    loader.use_native_norms(tiny_model)
+    use_native_norms(tiny_model)
     left = [module for module in tiny_model.modules() if isinstance(module, modeling_llama.LlamaRMSNorm)]
     assert left == [odd]
     assert len(norms) == 7
