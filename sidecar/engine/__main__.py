@@ -46,12 +46,29 @@ def main() -> int:
     return 0
 
 
+def openmp_settings(threads: int | None, processors: int) -> dict[str, str]:
+    """What GNU OpenMP is told before torch is loaded.
+
+    Threads that wait for the next operation give their core away soon: the front, the proxy and the client need it too.
+    With a thread for each processor, each stays on its own: a decode step was 11 % faster for it on 2 busy cores. With
+    fewer none is bound, or the engines of one host would sit on the same ones.
+    """
+    settings = {"GOMP_SPINCOUNT": "20000"}
+    if threads is None or threads == processors:
+        settings |= {"OMP_PLACES": "cores", "OMP_PROC_BIND": "close"}
+    return settings
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _serve(config: EngineConfig, channel: Channel, log: JsonLog) -> int:
     # Set before Transformers is imported: a served model never comes from a network.
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # Threads that wait for the next operation give the core away soon: the front, the proxy and the client need it too.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    for name, value in openmp_settings(config.threads, _processors()).items():
+        os.environ.setdefault(name, value)
     import torch  # noqa: PLC0415  # seconds; a wrong command line should not wait for it
     from transformers.utils import logging as transformers_logging  # noqa: PLC0415
 

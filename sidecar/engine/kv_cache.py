@@ -97,4 +97,7 @@ def _mapped(slots: int, context: int, like: torch.Tensor) -> tuple[torch.Tensor,
     heads, head_dim = like.shape[1:]
     count = slots * context * heads * head_dim
     memory = mmap.mmap(-1, count * like.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        # With huge pages a head's first token would cost 2 MiB.
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
     return torch.frombuffer(memory, dtype=like.dtype, count=count).view(slots, heads, context, head_dim), memory

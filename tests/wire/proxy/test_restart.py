@@ -67,9 +67,19 @@ async def test_slots_settle_an_orphan_while_the_sidecar_is_away(build: Build, tm
         assert (row["state"], row["prompt_tokens"], row["completion_tokens"]) == ("settled", 7, 6)
 
 
-@pytest.mark.parametrize(("upstream", "state"), [("local", "void"), ("gone", "forced")])
-async def test_an_orphan_without_a_trace(build: Build, tmp_path: Path, upstream: str, state: str) -> None:
-    await leave_an_orphan(tmp_path, dataclasses.replace(ENTRY, upstream=upstream))
+@pytest.mark.parametrize(
+    ("upstream", "created", "state"),
+    [
+        ("local", NOW + dt.timedelta(hours=1), "void"),
+        ("local", NOW - dt.timedelta(hours=1), "forced"),
+        ("gone", NOW, "forced"),
+    ],
+    ids=["slots older than it: it never ran", "slots younger than it", "sidecar no longer known"],
+)
+async def test_an_orphan_without_a_trace(
+    build: Build, tmp_path: Path, upstream: str, created: dt.datetime, state: str
+) -> None:
+    await leave_an_orphan(tmp_path, dataclasses.replace(ENTRY, upstream=upstream, created=created))
     async with build() as house:
         (row,) = house.rows()
         assert row["state"] == state
