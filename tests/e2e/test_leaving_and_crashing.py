@@ -54,6 +54,10 @@ def state(house: Any) -> dict[str, Any]:
         return dict(client.get("http://sidecar/internal/state").json())
 
 
+def until_the_proxy_is_ready(house: Any) -> None:
+    until(lambda: httpx2.get(f"http://127.0.0.1:{house.admin_port}/readyz").status_code == 200)
+
+
 def produced(house: Any, request_id: str, *, died: bool = False) -> int:
     """What the engine says it has produced. One that was killed had no time to close its records."""
     with SlotReader(house.folder / "run/sidecar.slots") as reader:
@@ -130,7 +134,7 @@ def test_a_killed_sidecar_ends_streams_with_an_error_and_charges_what_was_produc
     assert unavailable.value.response.headers["retry-after"] == "1"
     house.sidecar.popen.wait()
     house.start_sidecar()
-    until(lambda: httpx2.get(f"http://127.0.0.1:{house.admin_port}/readyz").status_code == 200)
+    until_the_proxy_is_ready(house)
     list(house.client(key).chat.completions.create(**{**LONG, "max_tokens": 4}))
 
 
@@ -144,6 +148,7 @@ def test_a_killed_engine_comes_back(house: Any) -> None:
     until(lambda: state(house)["ready"], 60)
     assert row["completion_tokens"] == produced(house, request_id)
     assert state(house)["restarts"] == 1
+    until_the_proxy_is_ready(house)
     list(house.client(key).chat.completions.create(**{**LONG, "max_tokens": 4}))
 
 
