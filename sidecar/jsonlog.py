@@ -29,10 +29,10 @@ _FRAME_PATH_PARTS: Final = 3
 FIELDS: Final = frozenset(
     (
         "account_id", "address", "admin_host", "admin_port", "admin_socket", "admit_ms", "attempt", "batch_size",
-        "boot_id", "cached_tokens", "capacity", "choices", "client_request_id", "completion_tokens", "config",
-        "count", "created", "database", "delay_s", "depth", "device", "drain_s", "dtype", "duration_ms", "ending",
-        "endpoint", "engine_pid", "error_code", "error_type", "errors", "exit_code", "fingerprint", "finish_reason",
-        "forced", "forward_ms", "hint", "host", "identify_ms", "key_id", "lag_s", "limit", "line", "load_s", "logger",
+        "boot_id", "cached_tokens", "capacity", "choices", "client_request_id", "completion_tokens", "config", "count",
+        "created", "database", "delay_s", "depth", "device", "drain_s", "dtype", "duration_ms", "ending", "endpoint",
+        "engine_pid", "error_code", "error_type", "errors", "exit_code", "fingerprint", "finish_reason", "forced",
+        "forward_ms", "fused", "hint", "host", "identify_ms", "key_id", "lag_s", "limit", "line", "load_s", "logger",
         "max_context", "max_sequences", "message", "method", "model", "models", "name", "origin", "parity", "path",
         "pid", "policy", "port", "precision", "problems", "prompt_tokens", "queue", "reason", "record_ms",
         "request_id", "requests", "restarts", "revision", "rows", "running", "seconds", "settle_ms", "settled",

@@ -6,7 +6,7 @@ import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
 # A full run that collects fewer tests than this has lost some, by a typo in a name or a broken import hook.
-FEWEST_TESTS = 0
+FEWEST_TESTS = 1700
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -15,7 +15,7 @@ import msgspec
 from sidecar.engine.channel import Channel, FrontGoneError
 from sidecar.engine.config import EngineConfig
 from sidecar.jsonlog import JsonLog, capture_stdlib, stderr_log
-from sidecar.wire.frames import Failed, Ready
+from sidecar.wire.frames import Failed
 from sidecar.wire.slots import SlotWriter
 
 # Linux prctl(2): the signal this process gets when its parent ends, and whether its memory may be read by others.
@@ -97,21 +97,14 @@ def _serve(config: EngineConfig, channel: Channel, log: JsonLog) -> int:
     gc.collect()
     gc.freeze()
     slots.beat(core.steps)
-    channel.send(
-        Ready(
-            tier=loader.TIER,
-            precision=config.precision,
-            device=config.device,
-            dtype="float32",
-            max_context=loaded.max_context,
-            max_sequences=config.max_sequences,
-            vocab_size=loaded.vocab_size,
-            weights_bytes=loaded.weights_bytes,
-            fingerprint=loaded.fingerprint,
-            load_seconds=loaded.seconds,
-        )
+    channel.send(loader.report(loaded, config))
+    log.info(
+        "engine_ready",
+        parity=loaded.parity,
+        fused=loaded.fused,
+        threads=torch.get_num_threads(),
+        capacity=loaded.capacity_tokens,
     )
-    log.info("engine_ready", parity=loaded.parity, threads=torch.get_num_threads(), capacity=loaded.capacity_tokens)
     try:
         core.run()
     except EngineBrokenError as exc:

@@ -18,6 +18,7 @@ from sidecar.engine.kv_cache import SlotCache
 from sidecar.engine.memory import available_bytes
 from sidecar.engine.model_runner import ModelRunner
 from sidecar.engine.norms import use_native_norms
+from sidecar.wire.frames import Ready
 
 TIER: Final = "packed"
 # The share of free memory, after the weights, that the KV cache may grow into.
@@ -52,9 +53,14 @@ def load(config: EngineConfig) -> Loaded:
     """Raises ModelUnusableError."""
     seconds: dict[str, float] = {}
     folder = Path(config.model_path)
-    prepared = _prepare(config, seconds, fused=True) or _prepare(config, seconds, fused=False)
-    if prepared is None:
-        raise AssertionError("a model's own layers raise where fused ones give up")
+    try:
+        prepared = _prepare(config, seconds, fused=True)
+    except (attention.UnsupportedAttentionError, parity.ParityError):
+        # Perhaps only the fused layers are not right for it: with its own ones it has the last word.
+        try:
+            prepared = _prepare(config, seconds, fused=False)
+        except (attention.UnsupportedAttentionError, parity.ParityError) as exc:
+            raise ModelUnusableError(f"{folder}: this model cannot run on tier {TIER!r}: {exc}") from exc
     text_config = prepared.model.config.get_text_config()
     runner = prepared.runner
     worst = prepared.parity
@@ -93,27 +99,40 @@ class _Prepared:
     fused: bool
 
 
-def _prepare(config: EngineConfig, seconds: dict[str, float], *, fused: bool) -> _Prepared | None:
-    """Read the model and prove it. None if the fused layers are not right for it. Raises ModelUnusableError."""
-    folder = Path(config.model_path)
+def _prepare(config: EngineConfig, seconds: dict[str, float], *, fused: bool) -> _Prepared:
+    """Read the model and prove it, with fused layers where they seem right or with its own ones alone.
+
+    Raises ModelUnusableError, UnsupportedAttentionError or ParityError.
+    """
     with _timed(seconds, "read"):
-        model = _read(folder)
+        model = _read(Path(config.model_path))
     with _timed(seconds, "reference"):
         wanted = parity.references(model)
     context = _context(config, int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 20)))
     step = attention.StepContext(SlotCache(config.max_sequences, context))
     runner = ModelRunner(model, step)
-    try:
-        attention.install(model, step)
-        use_native_norms(model)
-        layers = fuse(model, step) if fused else 0
-        with _timed(seconds, "parity"):
-            worst = parity.check(runner, wanted)
-    except (attention.UnsupportedAttentionError, parity.ParityError) as exc:
-        if fused:
-            return None
-        raise ModelUnusableError(f"{folder}: {type(model).__name__} cannot run on tier {TIER!r}: {exc}") from exc
+    attention.install(model, step)
+    use_native_norms(model)
+    layers = fuse(model, step) if fused else 0
+    with _timed(seconds, "parity"):
+        worst = parity.check(runner, wanted)
     return _Prepared(model, runner, wanted, context, worst, fused=layers > 0)
+
+
+def report(loaded: Loaded, config: EngineConfig) -> Ready:
+    """What the front is told of a loaded model."""
+    return Ready(
+        tier=TIER,
+        precision=config.precision,
+        device=config.device,
+        dtype="float32",
+        max_context=loaded.max_context,
+        max_sequences=config.max_sequences,
+        vocab_size=loaded.vocab_size,
+        weights_bytes=loaded.weights_bytes,
+        fingerprint=loaded.fingerprint,
+        load_seconds=loaded.seconds,
+    )
 
 
 def fingerprint(folder: Path, precision: str) -> str:

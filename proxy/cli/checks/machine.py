@@ -71,7 +71,7 @@ def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
     if "avx2" not in flags:
         return warning("cpu", f"{cores}, no AVX2", "Models will run slowly. Use a CPU from after 2015, or a GPU.")
     fast = [name for name in FAST_INT8 if name in flags]
-    return ok("cpu", f"{cores}, AVX2, {fast[0] if fast else 'no VNNI: int8 gains less'}")
+    return ok("cpu", f"{cores}, AVX2, {fast[0] if fast else 'no VNNI: int8 weights keep 7 of their 8 bits'}")
 
 
 def _flags(cpuinfo: str) -> set[str]:

@@ -140,7 +140,9 @@ def test_an_attention_that_is_not_ours_to_compute_is_refused(
         max_position_embeddings=64,
     )
     Gemma2ForCausalLM(config).save_pretrained(tmp_path / "model")
-    with pytest.raises(ModelUnusableError, match="Gemma2ForCausalLM cannot run on tier 'packed'"):
+    with pytest.raises(
+        ModelUnusableError, match="this model cannot run on tier 'packed': the model's attention uses 'softcap'"
+    ):
         loader.load(engine_config(model_path=str(tmp_path / "model")))
 
 
