@@ -48,7 +48,7 @@ async def test_a_crashing_engine_is_started_ever_more_slowly_until_it_holds(benc
         await bench.started(count + 1)
         assert bench.supervisor.reason == "loading"
     link = await bench.made_ready(8)
-    await bench.pass_time(60)
+    await bench.pass_time(61)
     link.die(1)
     await until(lambda: bench.supervisor.engine_pid == 0)
     await bench.pass_time(1)
