@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 import tomllib
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -128,16 +127,11 @@ def test_the_first_start_installs_and_becomes_the_command(checkout: Checkout) ->
     assert not list(checkout.root.glob(".venv/installing"))
 
 
-def test_the_second_start_asks_nothing_of_python_and_is_quick(checkout: Checkout) -> None:
+def test_the_second_start_asks_nothing_of_python(checkout: Checkout) -> None:
     checkout.start()
     checkout.log()
-    times_s = []
-    for _ in range(3):
-        begun_s = time.monotonic()
-        assert checkout.start("serve") == (7, "ran serve\n", "")
-        times_s.append(time.monotonic() - begun_s)
+    assert checkout.start("serve") == (7, "ran serve\n", "")
     assert checkout.log() == []
-    assert min(times_s) < 0.3
 
 
 def test_a_link_to_the_launcher_starts_the_checkout_it_points_to(checkout: Checkout, tmp_path: Path) -> None:

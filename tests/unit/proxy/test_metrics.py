@@ -1,7 +1,6 @@
 """The metrics page: what is closed stays closed, and who is active."""
 
 import re
-import time
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -52,7 +51,7 @@ async def test_the_page_has_our_names_and_closed_labels_only() -> None:
     assert 'tollhouse_proxy_build_info{python="' in page
 
 
-async def test_a_busy_house_has_less_than_two_thousand_lines_and_a_quick_page() -> None:
+async def test_the_page_of_a_busy_house_has_less_than_two_thousand_lines() -> None:
     metrics = Metrics(FakeClock(), CollectorRegistry(), "1.0")
     models, tiers = [f"org/model-{n}" for n in range(4)], ["free", "pro", "unlimited", "none"]
     for endpoint in ("/v1/chat/completions", "/v1/completions"):
@@ -66,7 +65,5 @@ async def test_a_busy_house_has_less_than_two_thousand_lines_and_a_quick_page() 
         metrics.first_token.labels(model).observe(1)
     for key in range(50):
         metrics.active.saw(f"key{key}")
-    began = time.perf_counter()
     page = await metrics.page()
-    assert time.perf_counter() - began < 0.5
     assert len(page.splitlines()) < 2000
