@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from sidecar.engine.attention import StepContext, attend_rows
-from sidecar.engine.linears import PLAIN, PackedLinear, is_plain
+from sidecar.engine.linears import PLAIN, is_plain, join
 from sidecar.engine.norms import NativeNorm
 
 _LAYER: Final = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -38,10 +38,13 @@ class FusedLayer(nn.Module):
         self._eps = (layer.input_layernorm.eps, layer.post_attention_layernorm.eps)
         self._rotated = attention.q_proj.out_features + attention.k_proj.out_features
         self._heads = attention.q_proj.out_features // self._head_dim
-        self.qkv = _joined([attention.q_proj, attention.k_proj, attention.v_proj], layer.input_layernorm)
-        self.out = _joined([attention.o_proj], None)
-        self.gate_up = _joined([mlp.gate_proj, mlp.up_proj], layer.post_attention_layernorm)
-        self.down = _joined([mlp.down_proj], None)
+        # A norm's weight goes into the linear behind it: `W (x × w) = (W × w) x`.
+        self.qkv = join(
+            [attention.q_proj, attention.k_proj, attention.v_proj], PLAIN, layer.input_layernorm.weight.detach()
+        )
+        self.out = join([attention.o_proj], PLAIN)
+        self.gate_up = join([mlp.gate_proj, mlp.up_proj], PLAIN, layer.post_attention_layernorm.weight.detach())
+        self.down = join([mlp.down_proj], PLAIN)
 
     @override
     def forward(
@@ -98,16 +101,6 @@ def looks_as_expected(layer: nn.Module) -> bool:
         and type(mlp["act_fn"]).__name__ in _SILU
         and all(hasattr(children["self_attn"], name) for name in ("layer_idx", "head_dim", "scaling"))
     )
-
-
-def _joined(linears: list[Any], norm: Any) -> PackedLinear:
-    """Linears with one input as one, and with the norm's weight in it: `W (x × w) = (W × w) x`."""
-    weight = torch.cat([linear.weight.detach() for linear in linears])
-    if norm is not None:
-        weight = weight * norm.weight.detach()
-    biases = [torch.zeros(linear.out_features) if linear.bias is None else linear.bias.detach() for linear in linears]
-    bias = None if all(linear.bias is None for linear in linears) else torch.cat(biases)
-    return PackedLinear(weight, bias, PLAIN)
 
 
 def _normed(x: torch.Tensor, eps: float) -> torch.Tensor:

@@ -134,6 +134,20 @@ class PackedLinear(nn.Module):
         return out if self._bias is None else out.add_(self._bias)
 
 
+def join(linears: list[nn.Linear], precision: str, columns: torch.Tensor | None = None) -> PackedLinear:
+    """Linears with one input as one. `columns` `[in]`, if given, are multiplied into the weights' columns."""
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    if columns is not None:
+        weight = weight * columns
+    biases: list[torch.Tensor | None] = [linear.bias for linear in linears]
+    if all(bias is None for bias in biases):
+        return PackedLinear(weight, None, precision)
+    rows = [
+        torch.zeros(linear.out_features) if bias is None else bias for linear, bias in zip(linears, biases, strict=True)
+    ]
+    return PackedLinear(weight, torch.cat(rows), precision)
+
+
 class FusedPart(nn.Module):
     """One of several linears with the same input, computed together when the first of them is called."""
 
@@ -158,10 +172,7 @@ class FusedGroup:
     """
 
     def __init__(self, linears: list[nn.Linear], precision: str) -> None:
-        weight = torch.cat([linear.weight.detach() for linear in linears])
-        biases = [linear.bias for linear in linears]
-        bias = torch.cat([b.detach() for b in biases]) if all(b is not None for b in biases) else None
-        self._linear = PackedLinear(weight, bias, precision)
+        self._linear = join(linears, precision)
         self.packed_bytes = self._linear.packed_bytes
         self._sizes = [linear.out_features for linear in linears]
         self._input: torch.Tensor | None = None

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -175,16 +176,11 @@ def _context(config: EngineConfig, models: int) -> int:
     return config.max_context or models
 
 
-class _timed:  # noqa: N801  # reads as a statement
-    """Notes how long a block took, in seconds."""
-
-    def __init__(self, into: dict[str, float], name: str) -> None:
-        self._into = into
-        self._name = name
-        self._clock: Callable[[], float] = time.perf_counter
-
-    def __enter__(self) -> None:
-        self._started = self._clock()
-
-    def __exit__(self, *_: object) -> None:
-        self._into[self._name] = round(self._clock() - self._started, 3)
+@contextmanager
+def _timed(into: dict[str, float], name: str) -> Iterator[None]:
+    """Note how long a block took, in seconds."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        into[name] = round(time.perf_counter() - started, 3)
