@@ -118,6 +118,9 @@ def engine_config(settings: Sidecar, folder: Path) -> EngineConfig:
         max_context=settings.model.max_context,
         kv_tokens=engine.kv_tokens,
         threads=engine.threads,
+        tier=engine.tier,
+        prefix_tokens=engine.prefix_cache_tokens,
+        speculation=engine.speculation,
     )
 
 

@@ -33,6 +33,8 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     `step_token_budget` bounds the tokens of one step: running sequences take one each, prompts share the rest.
     `kv_tokens` bounds the tokens that all sequences together may hold in the KV cache; None is a share of free memory.
+    `prefix_cache_tokens` bounds what is kept of prompts beyond that; None is a quarter of `kv_tokens`, 0 nothing.
+    `tier`: the fastest execution tier that may be tried. `speculation`: the most tokens guessed a step while few run.
     """
 
     precision: Literal["fp32", "int8"] = "fp32"
@@ -40,6 +42,9 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_sequences: Annotated[int, Meta(ge=1, le=1024)] = 64
     step_token_budget: Annotated[int, Meta(ge=16)] = 512
     kv_tokens: Positive | None = None
+    prefix_cache_tokens: Annotated[int, Meta(ge=0)] | None = None
+    tier: Literal["auto", "packed", "rows", "sequential"] = "auto"
+    speculation: Annotated[int, Meta(ge=0, le=16)] = 4
     threads: Positive | None = None
 
 
@@ -57,7 +62,7 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """How long the front waits for its engine. `stall_s`: sequences run and no step happens."""
 
     load_s: Seconds = 1800.0
-    stall_s: Seconds = 30.0
+    stall_s: Seconds = 10.0
     drain_s: Seconds = 30.0
     keep_alive_comment_s: Seconds = 10.0
 

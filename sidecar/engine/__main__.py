@@ -86,8 +86,8 @@ def _serve(config: EngineConfig, channel: Channel, log: JsonLog) -> int:
     except loader.ModelUnusableError as exc:
         channel.send(Failed(str(exc)))
         return 1
-    pool = SlotPool(config.max_sequences, loaded.capacity_tokens)
-    scheduler = Scheduler(pool, config.step_token_budget)
+    pool = SlotPool(config.max_sequences, loaded.capacity_tokens, loaded.runner.forward.release)
+    scheduler = Scheduler(pool, config.step_token_budget, speculation=config.speculation)
 
     def step_failed(exc: Exception, sequences: int) -> None:
         log.exception("step_failed", exc, count=sequences)

@@ -7,24 +7,50 @@ from sidecar.engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`count` tokens of one sequence from position `start` on; `samples` if its last one gives the next token."""
+    """`count` tokens of one sequence from position `start` on; `samples` if they give the next token.
+
+    `draft` are guesses of what follows the sequence's last token, the end of the chunk: they are computed with it, and
+    those that turn out as guessed are kept (Saxena, "Prompt lookup decoding", 2023).
+    """
 
     sequence: Sequence
     start: int
     count: int
+    draft: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
         return self.start + self.count
 
     @property
+    def tokens(self) -> list[int]:
+        """Those to compute, `count` many."""
+        return [*self.sequence.tokens[self.start : self.end], *self.draft]
+
+    @property
     def samples(self) -> bool:
-        return self.end == len(self.sequence.tokens)
+        return self.end - len(self.draft) == len(self.sequence.tokens)
+
+    @property
+    def scores(self) -> bool:
+        """Whether log-probabilities of the prompt's tokens are wanted from it."""
+        sequence = self.sequence
+        return sequence.submit.prompt_logprobs is not None and self.start < sequence.prompt_tokens
+
+    @property
+    def logit_rows(self) -> int:
+        """Of how many of its last tokens the logits are wanted."""
+        if self.scores:
+            return self.count
+        return 1 + len(self.draft) if self.samples else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`decodes` have one token each and come first, in order of their slots; then the prompt chunks."""
+    """`decodes` have one token each and come first, in order of their slots; then chunks of several tokens.
+
+    Those are prompts, and decodes with drafts.
+    """
 
     decodes: tuple[Chunk, ...]
     prefills: tuple[Chunk, ...]
@@ -35,4 +61,8 @@ class Batch:
 
     @property
     def prefill_tokens(self) -> int:
-        return sum(chunk.count for chunk in self.prefills)
+        return sum(chunk.count for chunk in self.prefills if not chunk.draft)
+
+    @property
+    def decode_tokens(self) -> int:
+        return len(self.decodes) + sum(chunk.count for chunk in self.prefills if chunk.draft)

@@ -18,3 +18,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_context: int | None
     kv_tokens: int | None
     threads: int | None
+    tier: str = "auto"
+    prefix_tokens: int | None = None
+    speculation: int = 0
+    embeds: bool = False

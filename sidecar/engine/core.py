@@ -11,7 +11,7 @@ from typing import Final, Protocol
 from sidecar.engine.batch import Batch, Chunk
 from sidecar.engine.scheduler import Scheduler
 from sidecar.engine.sequence import Phase, Sequence
-from sidecar.wire.frames import Cancel, Command, Delta, Finish, Report, Shutdown, Step, Submit
+from sidecar.wire.frames import Cancel, Command, Delta, Finish, Logprobs, Report, Shutdown, Step, Submit
 from sidecar.wire.slots import SlotWriter
 
 # How long an idle engine waits for a command before it looks around again.
@@ -28,13 +28,26 @@ class EngineBrokenError(Exception):
     """Step after step fails: a new process is needed."""
 
 
+class Outcome(Protocol):
+    """What a step gave one chunk; see `model_runner.Outcome`."""
+
+    @property
+    def chunk(self) -> Chunk: ...
+    @property
+    def tokens(self) -> tuple[int, ...]: ...
+    @property
+    def failed(self) -> bool: ...
+    @property
+    def logprobs(self) -> tuple[Logprobs, ...]: ...
+    @property
+    def prompt_logprobs(self) -> tuple[Logprobs, ...]: ...
+
+
 class Sampled(Protocol):
     """What a step gives; see `model_runner.Sampled`."""
 
     @property
-    def chunks(self) -> tuple[Chunk, ...]: ...
-    @property
-    def tokens(self) -> tuple[int | None, ...]: ...
+    def outcomes(self) -> tuple[Outcome, ...]: ...
     @property
     def forward_s(self) -> float: ...
 
@@ -42,7 +55,7 @@ class Sampled(Protocol):
 class Runner(Protocol):
     """What the core needs of a model; see `model_runner.ModelRunner`."""
 
-    def run(self, batch: Batch, capacity_tokens: int) -> Sampled: ...
+    def run(self, batch: Batch) -> Sampled: ...
 
 
 class Channel(Protocol):
@@ -54,7 +67,8 @@ class Channel(Protocol):
 
 class Core:
     """Mutable: `steps`, `_arrivals`, `_deltas` (of the step under way), `_ended` (the last records that were closed, by
-    sequence, with their counts), `_failed_steps`, `_stopping`, and the scheduler.
+    sequence, with their counts), `_drafted` and `_accepted` (of the step under way), `_failed_steps`, `_stopping`, and
+    the scheduler.
     """
 
     def __init__(
@@ -67,6 +81,7 @@ class Core:
     ) -> None:
         """`on_step_error` is told what a step raised and how many sequences were in it."""
         self.steps = 0
+        self._drafted = self._accepted = 0
         self._runner = runner
         self._scheduler = scheduler
         self._slots = slots
@@ -134,46 +149,58 @@ class Core:
     def _run_batch(self, batch: Batch) -> float:
         """Run a batch; if that fails, each of its chunks alone, so that only the culprit is lost."""
         try:
-            return self._take(self._run(batch), batch)
+            sampled = self._runner.run(batch)
         except Exception as exc:  # noqa: BLE001  # whatever a model raises must not end its neighbours
             self._on_step_error(exc, len(batch.chunks))
+        else:
+            return self._take(sampled)
         forward_s = 0.0
         survivors = 0
         for chunk in batch.chunks:
-            alone = Batch((chunk,), ()) if chunk.count == 1 else Batch((), (chunk,))
+            alone = Batch((chunk,), ()) if chunk in batch.decodes else Batch((), (chunk,))
             try:
-                forward_s += self._take(self._run(alone), alone)
-                survivors += 1
+                sampled = self._runner.run(alone)
             except Exception as exc:  # noqa: BLE001  # as above
                 if len(batch.chunks) > 1:
                     self._on_step_error(exc, 1)
                 self._end(chunk.sequence, Finish.ERROR, error="The model failed on this request.")
+            else:
+                forward_s += self._take(sampled)
+                survivors += 1
         self._failed_steps = 0 if survivors else self._failed_steps + 1
         if self._failed_steps >= MOST_FAILED_STEPS:
             raise EngineBrokenError(f"{self._failed_steps} steps failed one after the other")
         return forward_s
 
-    def _run(self, batch: Batch) -> Sampled:
-        return self._runner.run(batch, self._scheduler.pool.capacity_tokens)
-
-    def _take(self, sampled: Sampled, batch: Batch) -> float:
-        """Give each sequence its token."""
+    def _take(self, sampled: Sampled) -> float:
+        """Give each sequence what the step gave it."""
         self._failed_steps = 0
-        self._scheduler.computed(batch)
-        for chunk, token in zip(sampled.chunks, sampled.tokens, strict=True):
-            sequence = chunk.sequence
-            if token is None:
-                self._end(sequence, Finish.ERROR, error="The model's output for this request is not a number.")
-                continue
-            sequence.append(token)
-            ended = sequence.phase is Phase.ENDED
-            if ended:
-                self._close_record(sequence, sequence.generated)
-                self._scheduler.retire(sequence)
-            else:
-                self._slots.count(sequence.record, sequence.generated)
-            self._note(sequence, [token], sequence.generated)
+        for outcome in sampled.outcomes:
+            self._give(outcome)
         return sampled.forward_s
+
+    def _give(self, outcome: Outcome) -> None:
+        sequence, chunk = outcome.chunk.sequence, outcome.chunk
+        self._scheduler.computed(chunk, len(outcome.tokens))
+        if outcome.failed:
+            self._end(sequence, Finish.ERROR, error="The model's output for this request is not a number.")
+            return
+        self._drafted += len(chunk.draft)
+        self._accepted += max(0, len(outcome.tokens) - 1)
+        taken = 0
+        for token in outcome.tokens:
+            sequence.append(token)
+            taken += 1
+            if sequence.phase is Phase.ENDED:
+                break
+        sequence.scored += len(outcome.prompt_logprobs)
+        if sequence.phase is Phase.ENDED:
+            self._close_record(sequence, sequence.generated)
+            self._scheduler.retire(sequence)
+        else:
+            self._slots.count(sequence.record, sequence.generated)
+        if taken or outcome.prompt_logprobs:
+            self._note(sequence, list(outcome.tokens[:taken]), sequence.generated, outcome)
 
     def _end(self, sequence: Sequence, finish: Finish, *, error: str | None = None, counts: int | None = None) -> None:
         """End a sequence without a token. `counts`: how many of its tokens the front makes count, at most all."""
@@ -188,9 +215,22 @@ class Core:
         if len(self._ended) > REMEMBERED:
             del self._ended[next(iter(self._ended))]
 
-    def _note(self, sequence: Sequence, tokens: list[int], generated: int) -> None:
+    def _note(self, sequence: Sequence, tokens: list[int], generated: int, outcome: Outcome | None = None) -> None:
         submit = sequence.submit
-        self._deltas.append(Delta(submit.request_id, submit.index, tokens, generated, sequence.finish, sequence.error))
+        first = 0 < len(tokens) == sequence.generated
+        self._deltas.append(
+            Delta(
+                submit.request_id,
+                submit.index,
+                tokens,
+                generated,
+                sequence.finish,
+                sequence.error,
+                logprobs=[] if outcome is None else list(outcome.logprobs[: len(tokens)]),
+                prompt_logprobs=[] if outcome is None else list(outcome.prompt_logprobs),
+                cached_tokens=sequence.cached if first else 0,
+            )
+        )
 
     def _report(self, batch: Batch, *, forward_s: float, started_s: float) -> None:
         pool = self._scheduler.pool
@@ -200,11 +240,15 @@ class Core:
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
             prefill_tokens=batch.prefill_tokens,
-            decode_tokens=len(batch.decodes),
+            decode_tokens=batch.decode_tokens,
             kv_used_tokens=pool.used_tokens,
             kv_capacity_tokens=pool.capacity_tokens,
             forward_s=forward_s,
             total_s=time.perf_counter() - started_s,
+            drafted=self._drafted,
+            accepted=self._accepted,
+            preemptions=self._scheduler.preemptions,
         )
         self._deltas = []
+        self._drafted = self._accepted = 0
         self._channel.send(step)

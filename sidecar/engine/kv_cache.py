@@ -68,6 +68,12 @@ class SlotCache:
             found = self.layers[index] = LayerCache(self.slots, self.context, key, value)
         return found
 
+    def clear(self, slot: int) -> None:
+        """Zero a slot as far as it was written."""
+        for layer in self.layers.values():
+            layer.keys[slot, :, : self._touched[slot]].zero_()
+            layer.values[slot, :, : self._touched[slot]].zero_()
+
     def touch(self, ends: dict[int, int], capacity_tokens: int) -> None:
         """Note that slots are about to hold tokens up to `ends`; free slots give back what is over the capacity."""
         for slot, end in ends.items():

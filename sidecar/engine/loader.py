@@ -19,6 +19,7 @@ from sidecar.engine.kv_cache import SlotCache
 from sidecar.engine.memory import available_bytes
 from sidecar.engine.model_runner import ModelRunner
 from sidecar.engine.norms import use_native_norms
+from sidecar.engine.packed import PackedForward
 from sidecar.wire.frames import Ready
 
 TIER: Final = "packed"
@@ -63,20 +64,21 @@ def load(config: EngineConfig) -> Loaded:
         except (attention.UnsupportedAttentionError, parity.ParityError) as exc:
             raise ModelUnusableError(f"{folder}: this model cannot run on tier {TIER!r}: {exc}") from exc
     text_config = prepared.model.config.get_text_config()
-    runner = prepared.runner
+    forward = prepared.forward
     worst = prepared.parity
     try:
         with _timed(seconds, "pack"):
             weights_bytes = linears.pack(prepared.model, config.precision)
         with _timed(seconds, "warm"):
             tolerance = float("inf") if config.precision == "int8" else parity.TOLERANCE
-            packed = parity.check(runner, prepared.wanted, tolerance)
+            packed = parity.check(forward, prepared.wanted, tolerance)
     except parity.ParityError as exc:
         raise ModelUnusableError(f"{folder}: the packed weights do not compute the same: {exc}") from exc
-    capacity = config.kv_tokens or int(available_bytes() * KV_MEMORY_SHARE) // runner.bytes_per_token
+    capacity = config.kv_tokens or int(available_bytes() * KV_MEMORY_SHARE) // forward.bytes_per_token
     capacity = min(capacity, config.max_sequences * prepared.context)
+    forward.capacity_tokens = capacity
     return Loaded(
-        runner=runner,
+        runner=ModelRunner(forward),
         max_context=min(prepared.context, capacity),
         capacity_tokens=capacity,
         vocab_size=int(text_config.vocab_size),
@@ -93,7 +95,7 @@ class _Prepared:
     """A model that computes the right thing with its weights as they came."""
 
     model: PreTrainedModel
-    runner: ModelRunner
+    forward: PackedForward
     wanted: list[parity.Reference]
     context: int
     parity: float
@@ -111,13 +113,13 @@ def _prepare(config: EngineConfig, seconds: dict[str, float], *, fused: bool) ->
         wanted = parity.references(model)
     context = _context(config, int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 20)))
     step = attention.StepContext(SlotCache(config.max_sequences, context))
-    runner = ModelRunner(model, step)
+    forward = PackedForward(model, step)
     attention.install(model, step)
     use_native_norms(model)
     layers = fuse(model, step) if fused else 0
     with _timed(seconds, "parity"):
-        worst = parity.check(runner, wanted)
-    return _Prepared(model, runner, wanted, context, worst, fused=layers > 0)
+        worst = parity.check(forward, wanted)
+    return _Prepared(model, forward, wanted, context, worst, fused=layers > 0)
 
 
 def report(loaded: Loaded, config: EngineConfig) -> Ready:

@@ -1,74 +1,124 @@
-"""Runs a batch through the model: tokens in, the next token of each sampling sequence out."""
+"""Runs a batch: its logits from a tier's forward, then each sequence's next tokens and what else it asked for."""
 
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from transformers import PreTrainedModel
 
-from sidecar.engine.attention import StepContext
 from sidecar.engine.batch import Batch, Chunk
-from sidecar.engine.sampler import sample
+from sidecar.engine.sampler import Picked, Row, sample, score
+from sidecar.wire.frames import Logprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a step gave one chunk.
+
+    `tokens`: none if the chunk only goes on, one as a rule, more where drafts turned out right. `failed`: its logits
+    are not finite. The log-probabilities are as in `Delta`.
+    """
+
+    chunk: Chunk
+    tokens: tuple[int, ...] = ()
+    failed: bool = False
+    logprobs: tuple[Logprobs, ...] = ()
+    prompt_logprobs: tuple[Logprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The tokens of the chunks that sample, in the batch's order; None for a row whose logits are not finite."""
+    """One outcome for each chunk, in the batch's order. `forward_s`: seconds in the model."""
 
-    chunks: tuple[Chunk, ...]
-    tokens: tuple[int | None, ...]
+    outcomes: tuple[Outcome, ...]
     forward_s: float
 
 
-class ModelRunner:
-    """The model and the context its attention reads. Mutable: through `context`, the KV cache."""
+class Forward(Protocol):
+    """An execution tier: the model, and where it keeps what it has computed of each slot's sequence."""
 
-    def __init__(self, model: PreTrainedModel, context: StepContext) -> None:
-        self._model = model
-        self._context = context
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """fp32 `[rows, vocabulary]`: the last `logit_rows` of each chunk, in order. What it computed is kept.
+
+        A chunk that starts at 0 finds nothing kept of its slot.
+        """
+
+    def release(self, slot: int, *, spoiled: bool = False) -> None:
+        """What is kept of a slot's sequence is not needed any more. `spoiled`: it holds numbers that are none."""
 
     @property
     def bytes_per_token(self) -> int:
-        """What one token costs in the KV cache; known once a forward has run."""
-        return self._context.cache.bytes_per_token
+        """What one token of a sequence costs in memory; known once a forward has run."""
 
-    def run(self, batch: Batch, capacity_tokens: int) -> Sampled:
-        """One step. `capacity_tokens` bounds the memory that the cache may keep."""
-        ends = {chunk.sequence.slot: chunk.end for chunk in batch.chunks}
-        self._context.cache.touch(ends, capacity_tokens)
+
+class ModelRunner:
+    """A tier with the sampler behind it. `forward` holds all that changes."""
+
+    def __init__(self, forward: Forward) -> None:
+        self.forward = forward
+
+    def run(self, batch: Batch) -> Sampled:
+        """One step."""
         started = time.perf_counter()
-        logits = self.logits(batch)
+        logits = self.forward.logits(batch)
         forward_s = time.perf_counter() - started
-        chunks = tuple(chunk for chunk in batch.chunks if chunk.samples)
-        if not chunks:
-            return Sampled((), (), forward_s)
-        tokens = sample(
-            logits,
-            [chunk.sequence.submit.sampling for chunk in chunks],
-            [len(chunk.sequence.tokens) for chunk in chunks],
-        )
-        return Sampled(chunks, tuple(tokens), forward_s)
+        outcomes = tuple(_outcomes(batch, logits))
+        for outcome in outcomes:
+            if outcome.failed:
+                self.forward.release(outcome.chunk.sequence.slot, spoiled=True)
+        return Sampled(outcomes, forward_s)
 
-    @torch.inference_mode()
-    def logits(self, batch: Batch) -> torch.Tensor:
-        """fp32 `[sampling chunks, vocabulary]`; what the batch computes is in the cache afterwards."""
-        tokens: list[int] = []
-        positions: list[int] = []
-        rows: list[int] = []
-        for chunk in batch.chunks:
-            tokens += chunk.sequence.tokens[chunk.start : chunk.end]
-            positions += range(chunk.start, chunk.end)
-            if chunk.samples:
-                rows.append(len(tokens) - 1)
-        at = torch.tensor(positions)
-        self._context.begin(batch, at)
-        # A step of prompts that go on needs no logits, but a model wants to give some.
-        keep = torch.tensor(rows or [len(tokens) - 1])
-        output = self._model(
-            input_ids=torch.tensor([tokens]),
-            position_ids=at[None],
-            use_cache=False,
-            logits_to_keep=keep,
-        )
-        logits: torch.Tensor = output.logits[0, : len(rows)]
-        return logits.float()
+
+@torch.inference_mode()
+def _outcomes(batch: Batch, logits: torch.Tensor) -> list[Outcome]:
+    picking: list[int] = []
+    rows: list[Row] = []
+    first = 0
+    for chunk in batch.chunks:
+        first += chunk.logit_rows
+        if chunk.samples:
+            submit = chunk.sequence.submit
+            drafted = len(chunk.draft)
+            picking += range(first - drafted - 1, first)
+            rows += [
+                Row(
+                    submit.sampling, chunk.sequence.tokens, len(submit.prompt_ids), chunk.draft[:count], submit.logprobs
+                )
+                for count in range(drafted + 1)
+            ]
+    picked = iter(sample(logits if len(picking) == len(logits) else logits[picking], rows) if rows else ())
+    outcomes: list[Outcome] = []
+    first = 0
+    for chunk in batch.chunks:
+        scores = _prompt_scores(chunk, logits[first : first + chunk.logit_rows]) if chunk.scores else ()
+        first += chunk.logit_rows
+        own = [next(picked) for _ in range(len(chunk.draft) + 1)] if chunk.samples else []
+        outcomes.append(_outcome(chunk, own, scores))
+    return outcomes
+
+
+def _outcome(chunk: Chunk, picked: list[Picked], scores: tuple[Logprobs, ...]) -> Outcome:
+    """Of the picked tokens those count whose drafts before them are what was picked there."""
+    tokens: list[int] = []
+    logprobs: list[Logprobs] = []
+    for one, guess in zip(picked, [*chunk.draft, None], strict=False):
+        if one.token is None:
+            # The right guesses before it stand; the next step finds the same row again.
+            return Outcome(chunk, tuple(tokens), not tokens, tuple(logprobs), scores)
+        tokens.append(one.token)
+        if one.logprobs is not None:
+            logprobs.append(one.logprobs)
+        if one.token != guess:
+            break
+    return Outcome(chunk, tuple(tokens), False, tuple(logprobs), scores)
+
+
+def _prompt_scores(chunk: Chunk, logits: torch.Tensor) -> tuple[Logprobs, ...]:
+    """Of the prompt tokens that follow the chunk's; those that were told before a preemption are not told again."""
+    sequence = chunk.sequence
+    end = min(chunk.end + 1, sequence.prompt_tokens)
+    start = max(chunk.start + 1, sequence.scored)
+    if start >= end:
+        return ()
+    wanted = logits[start - 1 - chunk.start : end - 1 - chunk.start]
+    return tuple(score(wanted, sequence.submit.prompt_ids[start:end], sequence.submit.prompt_logprobs or 0))

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sidecar.engine.batch import Batch, Chunk
-from sidecar.engine.model_runner import ModelRunner
+from sidecar.engine.model_runner import Forward
 from sidecar.engine.sequence import Sequence
 from sidecar.wire.frames import Sampling, Submit
 
@@ -49,16 +49,16 @@ def references(model: PreTrainedModel) -> list[Reference]:
     return found
 
 
-def check(runner: ModelRunner, wanted: list[Reference], tolerance: float = TOLERANCE) -> float:
+def check(forward: Forward, wanted: list[Reference], tolerance: float = TOLERANCE) -> float:
     """The largest difference found. Raises ParityError if it is above `tolerance`."""
     sequences = [_sequence(reference, slot) for slot, reference in enumerate(wanted)]
     prompts = [len(sequence.tokens) for sequence in sequences]
     # The first prompt in two chunks, the second one beside its other others.
     worst = 0.0
-    runner.logits(Batch((), (Chunk(sequences[0], 0, _FIRST_CHUNK),)))
+    forward.logits(Batch((), (Chunk(sequences[0], 0, _FIRST_CHUNK),)))
     starts = [_FIRST_CHUNK] + [0] * (len(sequences) - 1)
     chunks = [Chunk(s, start, len(s.tokens) - start) for s, start in zip(sequences, starts, strict=True)]
-    logits = runner.logits(Batch((), tuple(chunks)))
+    logits = forward.logits(Batch((), tuple(chunks)))
     for step in range(_DECODED + 1):
         for row, reference in enumerate(wanted):
             ours = logits[row].log_softmax(-1)
@@ -67,7 +67,7 @@ def check(runner: ModelRunner, wanted: list[Reference], tolerance: float = TOLER
             for sequence, reference, prompt in zip(sequences, wanted, prompts, strict=True):
                 sequence.tokens.append(reference.tokens[prompt + step])
             decodes = tuple(Chunk(s, len(s.tokens) - 1, 1) for s in sequences)
-            logits = runner.logits(Batch(decodes, ()))
+            logits = forward.logits(Batch(decodes, ()))
     if not worst <= tolerance:
         raise ParityError(f"log-probabilities differ by {worst:.3g} from the stock model's, {tolerance:g} is allowed")
     return worst

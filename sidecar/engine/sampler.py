@@ -5,11 +5,12 @@ it: the same seed gives the same text whatever else is in the batch, and greedy 
 """
 
 from collections.abc import Sequence as Rows
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 
-from sidecar.wire.frames import Sampling
+from sidecar.wire.frames import Logprobs, Sampling
 
 _MASK: Final = (1 << 64) - 1
 # How many candidates are looked at first, and then, where a row's top_p needs more; after that the whole vocabulary.
@@ -32,11 +33,35 @@ def uniform(seed: int, position: int) -> float:
     return ((state ^ (state >> 31)) >> 11) / (1 << 53)
 
 
-def sample(logits: torch.Tensor, samplings: Rows[Sampling], positions: Rows[int]) -> list[int | None]:
-    """One token a row of `logits`, fp32 `[rows, vocabulary]`; None where a row has no finite maximum.
-
-    `positions`: how many tokens the row's sequence has so far.
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What decides the pick from one row of logits: the sequence's tokens so far (`tokens`, then `draft`), of which the
+    first `prompt_tokens` are its prompt, and how it wants to be sampled. `logprobs` as in `Submit`.
     """
+
+    sampling: Sampling
+    tokens: list[int]
+    prompt_tokens: int
+    draft: tuple[int, ...] = ()
+    logprobs: int | None = None
+
+    @property
+    def position(self) -> int:
+        return len(self.tokens) + len(self.draft)
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """`token` is None where a row has no finite maximum; `logprobs` where none were asked for."""
+
+    token: int | None
+    logprobs: Logprobs | None = None
+
+
+def sample(logits: torch.Tensor, rows: Rows[Row]) -> list[Picked]:
+    """One token a row of `logits`, fp32 `[rows, vocabulary]`."""
+    samplings = [row.sampling for row in rows]
+    positions = [row.position for row in rows]
     finite = logits.amax(dim=-1).isfinite().tolist()
     # NumPy's argmax is several times faster than PyTorch's on a CPU; both take the first of equals.
     greedy = logits.numpy().argmax(-1).tolist()
@@ -48,7 +73,15 @@ def sample(logits: torch.Tensor, samplings: Rows[Sampling], positions: Rows[int]
     for row, sampling in enumerate(samplings):
         if tokens[row] is not None and not is_greedy(sampling) and not _is_plain(sampling):
             tokens[row] = _draw_filtered(logits[row], sampling, uniform(sampling.seed, positions[row]))
-    return tokens
+    return [Picked(token) for token in tokens]
+
+
+def score(logits: torch.Tensor, tokens: Rows[int], top: int) -> list[Logprobs]:
+    """The log-probabilities of given tokens, and of the `top` likeliest: `logits` fp32 `[tokens, vocabulary]`."""
+    logprobs = logits.log_softmax(-1)
+    own = logprobs.gather(1, torch.tensor(list(tokens))[:, None]).squeeze(1).tolist()
+    best, ids = logprobs.topk(min(top, logprobs.shape[1]))
+    return [Logprobs(*found) for found in zip(own, ids.tolist(), best.tolist(), strict=True)]
 
 
 def _is_plain(sampling: Sampling) -> bool:

@@ -3,8 +3,11 @@
 Pure: no torch, no clock, no I/O. Rules:
 - a sequence that runs keeps its slot until it ends or is preempted; preemption recomputes it later from its tokens;
 - no step processes more than `step_token_budget` tokens or holds more than the pool's capacity;
-- a sequence that waits is started by priority, then fairly by tenant, then by arrival (`fairness`).
+- a sequence that waits is started by priority, then fairly by tenant, then by arrival (`fairness`);
+- while few sequences run, their next tokens are guessed (`speculation`): rows that would be idle anyway.
 """
+
+from typing import Final
 
 from sidecar.engine.batch import Batch, Chunk
 from sidecar.engine.fairness import WaitingQueue
@@ -14,12 +17,19 @@ from sidecar.wire.frames import Finish
 
 Key = tuple[str, int]
 
+# Up to so many rows a step takes hardly longer than with one: reading the weights is what it waits for.
+_CHEAP_ROWS: Final = 8
+# The logits of a whole chunk are wanted where a prompt is scored: a vocabulary of them for each token.
+_SCORED_CHUNK: Final = 64
+
 
 class Scheduler:
     """Mutable: `waiting`, `running` (in order of start), `_by_key` (all that have not ended), `preemptions`."""
 
-    def __init__(self, pool: SlotPool, step_token_budget: int) -> None:
+    def __init__(self, pool: SlotPool, step_token_budget: int, *, speculation: int = 0) -> None:
+        """`speculation`: the most tokens that are guessed of a sequence in a step."""
         self.pool = pool
+        self._speculation = speculation
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         self.preemptions = 0
@@ -64,8 +74,8 @@ class Scheduler:
     def schedule(self) -> Batch:
         """The next step's work. Every chunk in it is held in the pool."""
         decodes = self._decodes()
-        budget = self._budget - len(decodes)
-        prefills: list[Chunk] = []
+        budget = self._budget - sum(chunk.count for chunk in decodes)
+        prefills = [chunk for chunk in decodes if chunk.draft]
         for sequence in self.running:
             if sequence.pending > 1:
                 budget -= self._prefill(sequence, budget, prefills)
@@ -74,29 +84,42 @@ class Scheduler:
             if first is None or not self._starts(first):
                 break
             budget -= self._prefill(first, budget, prefills)
-        decodes.sort(key=lambda chunk: chunk.sequence.slot)
-        return Batch(tuple(decodes), tuple(prefills))
+        single = sorted((chunk for chunk in decodes if not chunk.draft), key=lambda chunk: chunk.sequence.slot)
+        return Batch(tuple(single), tuple(prefills))
 
-    def computed(self, batch: Batch) -> None:
-        """The batch has run: its tokens are in the cache."""
-        for chunk in batch.chunks:
-            chunk.sequence.computed = chunk.end
-            generated = chunk.end > chunk.sequence.prompt_tokens
-            self.waiting.served(chunk.sequence, 0 if generated else chunk.count, int(chunk.samples))
+    def computed(self, chunk: Chunk, tokens: int) -> None:
+        """A chunk has run and gives its sequence so many tokens; call it before they are appended."""
+        sequence = chunk.sequence
+        # Of a draft, what was picked is in the cache, but for the last token picked.
+        sequence.computed = chunk.end - len(chunk.draft) + max(0, tokens - 1)
+        self._hold(sequence, sequence.computed - chunk.end)
+        if chunk.draft:
+            sequence.drafter.told(len(sequence.tokens) + tokens, tokens - 1)
+        generated = chunk.end > sequence.prompt_tokens
+        self.waiting.served(sequence, 0 if generated else chunk.count, tokens)
 
     def _decodes(self) -> list[Chunk]:
         """One token for each sequence whose prompt is done; the newest make room when there is none left."""
         decodes: list[Chunk] = []
+        taken = 0
         # In order of rank, so that what makes room is never a sequence that has its chunk already.
         for sequence in sorted(self.running, key=_rank):
             if sequence.slot < 0 or sequence.pending != 1:
                 continue
             while self.pool.room_tokens < 1 and self._make_room(sequence):
                 pass
-            if sequence.slot >= 0 and len(decodes) < self._budget:
-                self._hold(sequence, 1)
-                decodes.append(Chunk(sequence, sequence.computed, 1))
+            if sequence.slot >= 0 and taken < self._budget:
+                draft = self._draft(sequence, self._budget - taken - 1)
+                taken += 1 + len(draft)
+                self._hold(sequence, 1 + len(draft))
+                decodes.append(Chunk(sequence, sequence.computed, 1 + len(draft), draft))
         return decodes
+
+    def _draft(self, sequence: Sequence, budget: int) -> tuple[int, ...]:
+        """Guesses, as many as are cheap and as the sequence may still say."""
+        most = min(self._speculation, _CHEAP_ROWS // len(self.running) - 1)
+        most = min(most, budget, self.pool.room_tokens - 1, sequence.submit.max_new_tokens - sequence.generated - 1)
+        return sequence.drafter.draft(sequence.tokens, most) if most > 0 else ()
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Preempt the last in rank; False if that was `sequence` itself."""
@@ -133,6 +156,8 @@ class Scheduler:
 
     def _prefill(self, sequence: Sequence, budget: int, prefills: list[Chunk]) -> int:
         count = min(sequence.pending, budget, self.pool.room_tokens)
+        if sequence.submit.prompt_logprobs is not None:
+            count = min(count, _SCORED_CHUNK)
         if count > 0:
             self._hold(sequence, count)
             prefills.append(Chunk(sequence, sequence.computed, count))

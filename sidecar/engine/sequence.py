@@ -3,6 +3,7 @@
 import enum
 from dataclasses import dataclass, field
 
+from sidecar.engine.speculation import Drafter
 from sidecar.wire.frames import Finish, Submit
 
 
@@ -17,7 +18,9 @@ class Phase(enum.Enum):
 @dataclass(slots=True, eq=False)
 class Sequence:
     """Mutable: `tokens` (prompt and what was generated), `computed` (how many of them are in the KV cache), `held`
-    (how many the pool counts for it), `slot` (its place in the cache, -1 without one), `phase`, `finish`, `error`.
+    (how many the pool counts for it), `slot` (its place in the cache, -1 without one), `cached` (how much of the prompt
+    came from the prefix cache), `scored` (up to which prompt token log-probabilities were told), `phase`, `finish`,
+    `error`, and `drafter`.
 
     `deadline_s` is monotonic; `record` is its place in the usage slots.
     """
@@ -30,6 +33,9 @@ class Sequence:
     computed: int = 0
     held: int = 0
     slot: int = -1
+    cached: int = 0
+    scored: int = 1
+    drafter: Drafter = field(default_factory=Drafter)
     phase: Phase = Phase.WAITING
     finish: Finish | None = None
     error: str | None = None

@@ -5,16 +5,19 @@ stand side by side and attention reads them as one view.
 """
 
 import heapq
+from collections.abc import Callable
 
 
 class SlotPool:
     """Mutable: `_free` (a heap of free slots), `used_tokens` (held by all sequences)."""
 
-    def __init__(self, slots: int, capacity_tokens: int) -> None:
+    def __init__(self, slots: int, capacity_tokens: int, on_release: Callable[[int], None] = lambda _: None) -> None:
+        """`on_release` is told of each slot that is given back."""
         self.slots = slots
         self.capacity_tokens = capacity_tokens
         self.used_tokens = 0
         self._free = list(range(slots))
+        self._on_release = on_release
 
     @property
     def has_free_slot(self) -> bool:
@@ -37,3 +40,4 @@ class SlotPool:
         """Give a slot back with the tokens that were held in it."""
         self.used_tokens -= tokens
         heapq.heappush(self._free, slot)
+        self._on_release(slot)

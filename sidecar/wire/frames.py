@@ -28,21 +28,31 @@ class Finish(enum.StrEnum):
 
 
 class Sampling(msgspec.Struct, frozen=True):
-    """How one sequence picks its tokens. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 filter nothing.
+    """How one sequence picks its tokens. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing.
 
-    `seed` is an unsigned 64-bit number, already made distinct for each choice of a request.
+    `seed` is an unsigned 64-bit number, already made distinct for each choice of a request. Presence and frequency
+    penalties count the generated tokens (OpenAI), the repetition penalty also those of the prompt (Transformers).
+    `logit_bias` is added to the logits, by token id.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
     """One sequence to run. A request of `n` choices is `n` sequences that share `request_id`, not `index`.
 
-    A prompt is charged once: only the first choice of it has `counts_prompt`.
+    A prompt is charged once: only the first choice of it has `counts_prompt`. `logprobs` asks for the log-probability
+    of each token that is picked and of so many likeliest ones beside it (None: for nothing), `prompt_logprobs` for the
+    same of the prompt's own tokens. What ran under one `cache_scope` may reuse the cached prefixes of the same scope.
+    An embedding model gets `max_new_tokens` 0.
     """
 
     request_id: str
@@ -56,6 +66,9 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     priority: int = 0
     deadline_ms: int | None = None
     counts_prompt: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    cache_scope: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -74,10 +87,24 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """End the process; running sequences end as cancelled first."""
 
 
+class Logprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Natural log-probabilities at one position, raw: before temperature, penalties and filters.
+
+    `token` is that of the token that stands there; `top_ids` and `top` are the likeliest ones, best first.
+    """
+
+    token: float
+    top_ids: list[int] = []
+    top: list[float] = []
+
+
 class Delta(msgspec.Struct, frozen=True, array_like=True):
     """What one step did for one sequence. The last delta of a sequence, and only that one, has `finish`.
 
     `generated` is the running total that counts, end-of-sequence token included. `error` goes with `Finish.ERROR`.
+    `logprobs`, if asked for, has one entry per token of `token_ids`; `prompt_logprobs` comes in pieces, in order, one
+    entry per prompt token from the second one on (the first has none). `cached_tokens`: how much of the prompt came
+    from the prefix cache; told with the first token. `embedding`: fp32, little-endian, from an embedding model.
     """
 
     request_id: str
@@ -86,10 +113,17 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     generated: int
     finish: Finish | None = None
     error: str | None = None
+    logprobs: list[Logprobs] = []
+    prompt_logprobs: list[Logprobs] = []
+    cached_tokens: int = 0
+    embedding: bytes = b""
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """The model is loaded and a step has run."""
+    """The model is loaded and a step has run. `steps_down` says, one line each, why no faster tier was taken.
+
+    `embedding_size` is 0 for a model that generates.
+    """
 
     tier: str
     precision: str
@@ -101,10 +135,16 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     weights_bytes: int
     fingerprint: str
     load_seconds: dict[str, float]
+    steps_down: list[str] = []
+    embedding_size: int = 0
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):
-    """One engine step: its deltas and the gauges as they stand after it. Durations are in seconds."""
+    """One engine step: its deltas and the gauges as they stand after it. Durations are in seconds.
+
+    `cached_tokens`: prompt tokens that this step took from the prefix cache; `prefix_tokens`: what the cache holds.
+    `drafted` and `accepted` count speculated tokens; `preemptions` is a running total.
+    """
 
     number: int
     deltas: list[Delta]
@@ -116,6 +156,11 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     kv_capacity_tokens: int
     forward_s: float
     total_s: float
+    cached_tokens: int = 0
+    prefix_tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    preemptions: int = 0
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

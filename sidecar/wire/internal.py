@@ -12,6 +12,8 @@ TENANT: Final = "x-tollhouse-tenant"
 WEIGHT: Final = "x-tollhouse-weight"
 PRIORITY: Final = "x-tollhouse-priority"
 DEADLINE_MS: Final = "x-tollhouse-deadline-ms"
+# Requests with the same scope may share the prefix cache; without one they share it with all that have none.
+CACHE_SCOPE: Final = "x-tollhouse-cache-scope"
 # The reservation: prompt plus all choices may not exceed it.
 MAX_TOTAL_TOKENS: Final = "x-tollhouse-max-total-tokens"
 # What one choice may produce; the default when the body asks for nothing.

@@ -230,4 +230,8 @@ def test_the_engine_is_told_the_settings_and_where_its_slots_are(tmp_path: Path)
         "max_context": 64,
         "kv_tokens": None,
         "threads": None,
+        "tier": "auto",
+        "prefix_tokens": None,
+        "speculation": 4,
+        "embeds": False,
     }

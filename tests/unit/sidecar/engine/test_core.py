@@ -10,16 +10,24 @@ from sidecar.engine.batch import Batch, Chunk
 from sidecar.engine.core import MOST_FAILED_STEPS, Core, EngineBrokenError
 from sidecar.engine.scheduler import Scheduler
 from sidecar.engine.slot_pool import SlotPool
-from sidecar.wire.frames import Cancel, Command, Delta, Finish, Report, Sampling, Shutdown, Step, Submit
+from sidecar.wire.frames import Cancel, Command, Delta, Finish, Logprobs, Report, Sampling, Shutdown, Step, Submit
 from sidecar.wire.slots import RequestUsage, SlotReader, SlotWriter
 
 EOS = 2
 
 
 @dataclass(frozen=True)
+class Outcome:
+    chunk: Chunk
+    tokens: tuple[int, ...] = ()
+    failed: bool = False
+    logprobs: tuple[Logprobs, ...] = ()
+    prompt_logprobs: tuple[Logprobs, ...] = ()
+
+
+@dataclass(frozen=True)
 class Sampled:
-    chunks: tuple[Chunk, ...]
-    tokens: tuple[int | None, ...]
+    outcomes: tuple[Outcome, ...]
     forward_s: float = 0.001
 
 
@@ -30,17 +38,17 @@ class FakeRunner:
     ends_at: int = 1000
     broken: bool = False
 
-    def run(self, batch: Batch, capacity_tokens: int) -> Sampled:
-        assert capacity_tokens > 0
+    def run(self, batch: Batch) -> Sampled:
         if self.broken or any(chunk.sequence.tokens[0] == 666 for chunk in batch.chunks):
             raise RuntimeError("the model fell over")
-        chunks = tuple(chunk for chunk in batch.chunks if chunk.samples)
-        return Sampled(chunks, tuple(self._token(chunk) for chunk in chunks))
+        return Sampled(tuple(self._outcome(chunk) for chunk in batch.chunks))
 
-    def _token(self, chunk: Chunk) -> int | None:
+    def _outcome(self, chunk: Chunk) -> Outcome:
+        if not chunk.samples:
+            return Outcome(chunk)
         if chunk.sequence.tokens[0] == 667:
-            return None
-        return EOS if chunk.sequence.generated >= self.ends_at else 10 + chunk.sequence.generated
+            return Outcome(chunk, failed=True)
+        return Outcome(chunk, (EOS if chunk.sequence.generated >= self.ends_at else 10 + chunk.sequence.generated,))
 
 
 @dataclass

@@ -41,9 +41,11 @@ PROMPTS = [
 ]
 
 
-def run(loaded: Loaded, prompts: list[list[int]], budget: int, capacity: int = 600) -> list[list[int]]:
+def run(
+    loaded: Loaded, prompts: list[list[int]], budget: int, capacity: int = 600, speculation: int = 0
+) -> list[list[int]]:
     """Greedy answers, all prompts at once."""
-    scheduler = Scheduler(SlotPool(8, capacity), budget)
+    scheduler = Scheduler(SlotPool(8, capacity, loaded.runner.forward.release), budget, speculation=speculation)
     made = [
         Sequence(Submit(str(n), 0, prompt, NEW_TOKENS, Sampling(temperature=0), []), arrival=n, record=n)
         for n, prompt in enumerate(prompts)
@@ -52,13 +54,15 @@ def run(loaded: Loaded, prompts: list[list[int]], budget: int, capacity: int = 6
         scheduler.add(sequence)
     while scheduler.has_work:
         batch = scheduler.schedule()
-        sampled = loaded.runner.run(batch, capacity)
-        scheduler.computed(batch)
-        for chunk, token in zip(sampled.chunks, sampled.tokens, strict=True):
-            assert token is not None
-            chunk.sequence.append(token)
-            if chunk.sequence.phase is Phase.ENDED:
-                scheduler.retire(chunk.sequence)
+        for outcome in loaded.runner.run(batch).outcomes:
+            assert not outcome.failed
+            sequence = outcome.chunk.sequence
+            scheduler.computed(outcome.chunk, len(outcome.tokens))
+            for token in outcome.tokens:
+                if sequence.phase is not Phase.ENDED:
+                    sequence.append(token)
+            if sequence.phase is Phase.ENDED:
+                scheduler.retire(sequence)
     return [sequence.tokens[sequence.prompt_tokens :] for sequence in made]
 
 
@@ -86,6 +90,7 @@ def test_answers_are_those_of_generate(tiny_model: PreTrainedModel, engine_confi
     for budget in (7, 16, 200):
         assert run(loaded, PROMPTS, budget) == wanted
     assert [run(loaded, [prompt], 16)[0] for prompt in PROMPTS] == wanted
+    assert run(loaded, PROMPTS, 200, speculation=4) == wanted
 
 
 def test_a_preempted_sequence_gives_the_same_answer(

@@ -1,16 +1,25 @@
 """Tokens are drawn from the right distribution, by a number that depends on seed and position alone."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.engine.sampler import sample, uniform
+from sidecar.engine.sampler import Row, uniform
+from sidecar.engine.sampler import sample as pick
 from sidecar.wire.frames import Sampling
 
 VOCABULARY = 50
+
+
+def sample(rows: torch.Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> list[int | None]:
+    made = [Row(how, [0] * length, 0) for how, length in zip(samplings, positions, strict=True)]
+    return [picked.token for picked in pick(rows, made)]
+
+
 DRAWS = 4000
 
 

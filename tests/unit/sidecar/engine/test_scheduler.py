@@ -26,7 +26,8 @@ def scheduler(slots: int = SLOTS, capacity: int = CAPACITY, budget: int = BUDGET
 def step(room: Scheduler) -> Batch:
     """Schedule, and give each sampling sequence a token."""
     batch = room.schedule()
-    room.computed(batch)
+    for chunk in batch.chunks:
+        room.computed(chunk, int(chunk.samples))
     for chunk in batch.chunks:
         if len(chunk.sequence.tokens) == chunk.end:
             chunk.sequence.append(9)
@@ -44,7 +45,7 @@ def test_a_prompt_longer_than_the_budget_comes_in_chunks_and_only_the_last_one_s
         batch = room.schedule()
         (chunk,) = batch.prefills
         spans.append((chunk.start, chunk.end, chunk.samples))
-        room.computed(batch)
+        room.computed(chunk, int(chunk.samples))
     assert spans == [(0, 8, False), (8, 16, False), (16, 19, True)]
 
 

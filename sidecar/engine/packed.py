@@ -1,0 +1,48 @@
+"""The fastest tier: one packed row of all tokens, and attention over our own KV cache."""
+
+import torch
+from transformers import PreTrainedModel
+
+from sidecar.engine.attention import StepContext
+from sidecar.engine.batch import Batch
+
+
+class PackedForward:
+    """See `model_runner.Forward`. Mutable: through `context`, the KV cache; `capacity_tokens`, what that may keep."""
+
+    def __init__(self, model: PreTrainedModel, context: StepContext) -> None:
+        self._model = model
+        self._context = context
+        self.capacity_tokens = context.cache.slots * context.cache.context
+
+    @property
+    def bytes_per_token(self) -> int:
+        return self._context.cache.bytes_per_token
+
+    def release(self, slot: int, *, spoiled: bool = False) -> None:
+        """The next sequence writes over what is there; only NaN would shine through, beside a longer neighbour."""
+        if spoiled:
+            self._context.cache.clear(slot)
+
+    @torch.inference_mode()
+    def logits(self, batch: Batch) -> torch.Tensor:
+        self._context.cache.touch({chunk.sequence.slot: chunk.end for chunk in batch.chunks}, self.capacity_tokens)
+        tokens: list[int] = []
+        positions: list[int] = []
+        rows: list[int] = []
+        for chunk in batch.chunks:
+            tokens += chunk.tokens
+            positions += range(chunk.start, chunk.end)
+            rows += range(len(tokens) - chunk.logit_rows, len(tokens))
+        at = torch.tensor(positions)
+        self._context.begin(batch, at)
+        # A step of prompts that go on needs no logits, but a model wants to give some.
+        keep = torch.tensor(rows or [len(tokens) - 1])
+        output = self._model(
+            input_ids=torch.tensor([tokens]),
+            position_ids=at[None],
+            use_cache=False,
+            logits_to_keep=keep,
+        )
+        logits: torch.Tensor = output.logits[0, : len(rows)]
+        return logits.float()
