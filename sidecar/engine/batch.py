@@ -29,6 +29,11 @@ class Chunk:
 
     @property
     def samples(self) -> bool:
+        return self.completes and self.sequence.submit.max_new_tokens > 0
+
+    @property
+    def completes(self) -> bool:
+        """Whether nothing of its sequence is left to compute afterwards."""
         return self.end - len(self.draft) == len(self.sequence.tokens)
 
     @property

@@ -194,12 +194,15 @@ class Core:
             if sequence.phase is Phase.ENDED:
                 break
         sequence.scored += len(outcome.prompt_logprobs)
+        if sequence.submit.max_new_tokens == 0 and chunk.completes:
+            # Only its prompt was wanted.
+            sequence.end(Finish.LENGTH)
         if sequence.phase is Phase.ENDED:
             self._close_record(sequence, sequence.generated)
             self._scheduler.retire(sequence)
         else:
             self._slots.count(sequence.record, sequence.generated)
-        if taken or outcome.prompt_logprobs:
+        if taken or outcome.prompt_logprobs or sequence.phase is Phase.ENDED:
             self._note(sequence, list(outcome.tokens[:taken]), sequence.generated, outcome)
 
     def _end(self, sequence: Sequence, finish: Finish, *, error: str | None = None, counts: int | None = None) -> None:
