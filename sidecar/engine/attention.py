@@ -97,27 +97,24 @@ class PrefillRun:
 class StepContext:
     """What attention needs to know of the step under way. Mutable: all but `cache` is replaced for each step.
 
-    `_slots` and `_positions` say where each token's key and value go, `_places` the same by the number of heads;
-    `_rotary` are the step's rotary tables, by the cosines they were made from.
+    `_slots` and `_positions` say where each token's key and value go, `_places` the same by the number of heads.
     """
 
     cache: SlotCache
     _slots: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     _positions: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     _places: dict[int, torch.Tensor] = field(default_factory=dict)
-    _rotary: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
     decodes: tuple[DecodeRun, ...] = ()
     prefills: tuple[PrefillRun, ...] = ()
 
     def begin(self, batch: Batch, positions: torch.Tensor) -> None:
         """Start a step. `positions`: int64 `[T]`, of each token in its sequence."""
-        self._slots = torch.repeat_interleave(
-            torch.tensor([chunk.sequence.slot for chunk in batch.chunks]),
-            torch.tensor([chunk.count for chunk in batch.chunks]),
-        )
+        slots: list[int] = []
+        for chunk in batch.chunks:
+            slots += [chunk.sequence.slot] * chunk.count
+        self._slots = torch.tensor(slots)
         self._positions = positions
         self._places = {}
-        self._rotary = None
         self.decodes = tuple(decode_runs(batch.decodes))
         runs: list[PrefillRun] = []
         row = len(batch.decodes)
@@ -126,17 +123,10 @@ class StepContext:
             row += chunk.count
         self.prefills = tuple(runs)
 
-    def rotary(self, embeddings: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines `[1, T, head_dim]` as layers multiply by them, `[T, 1, head_dim]`.
-
-        The sines of the first half are negated: there the other half is subtracted.
-        """
-        cos, sin = embeddings
-        if self._rotary is None or self._rotary[0] is not cos:
-            signed = sin[0].clone()
-            signed[:, : signed.shape[-1] // 2].neg_()
-            self._rotary = (cos, cos[0][:, None], signed[:, None])
-        return self._rotary[1:]
+    @property
+    def single(self) -> bool:
+        """Whether the step is one decode run and nothing else."""
+        return len(self.decodes) == 1 and not self.prefills
 
     def places(self, kv_heads: int) -> torch.Tensor:
         """See `kv_cache.places`; all layers of a model have as many heads, as a rule."""
@@ -216,7 +206,7 @@ def attend_rows(  # noqa: PLR0917  # called once a layer and step
     """Store keys and values, `[T, kv_heads, head_dim]`, and give what the queries see, `[T, heads, head_dim]`."""
     layer = context.cache.layer(layer_idx, keys, values)
     layer.write(context.places(layer.kv_heads), keys, values)
-    if len(context.decodes) == 1 and not context.prefills:
+    if context.single:
         run = context.decodes[0]
         return _decode(layer, run, rows, run.mask(sliding_window, layer.kv_heads, rows.dtype), scaling)
     out = rows.new_empty(rows.shape[0], rows.shape[1], values.shape[-1])
