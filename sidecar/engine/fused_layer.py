@@ -1,10 +1,10 @@
 """The decoder layer that most families share, written with as few operations as PyTorch allows, for TorchScript.
 
 A step of a small model is a thousand operations of some microseconds, and Python takes as long to call them as they
-take; Transformers' layer needs twice as many. This one folds the norms' weights into the linears, turns queries and keys
-in one go, and is compiled by TorchScript, which needs no compiler on the host and no time. It takes the place of a layer
-that looks as expected (LLaMA, Mistral, Qwen2 and their like). Whether it computes the same is not judged by looks: the
-parity probe decides, and the loader goes back to the model's own layers if it says no.
+take; Transformers' layer needs twice as many. This one folds the norms' weights into the linears, turns queries and
+keys in one go, and is compiled by TorchScript, which needs no compiler on the host and no time. It takes the place of a
+layer that looks as expected (LLaMA, Mistral, Qwen2 and their like). Whether it computes the same is not judged by
+looks: the parity probe decides, and the loader goes back to the model's own layers if it says no.
 """
 
 import warnings
@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import silu
 from typing_extensions import override
 
-from sidecar.engine.attention import StepContext, attend_rows
+from sidecar.engine.attention import FULL, Scoring, StepContext, attend_rows
 from sidecar.engine.kernels import PLAIN, make_kernel, packed_bytes
 from sidecar.engine.linears import is_plain, joined
 from sidecar.engine.norms import NativeNorm
@@ -80,14 +80,14 @@ class Body(nn.Module):
         return self.down.added(silu(gate_up[:, : self.inner]).mul_(gate_up[:, self.inner :]), x)
 
     @override
-    def forward(
+    def forward(  # TorchScript takes tensors, not records
         self,
         x: torch.Tensor,
         turns: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
         places: torch.Tensor,
-        mask: torch.Tensor | None,
+        mask: torch.Tensor,
         slot: int,
         longest: int,
     ) -> torch.Tensor:
@@ -97,18 +97,49 @@ class Body(nn.Module):
         `attention` has them; the first `longest` keys are read.
         """
         count = x.shape[0]
+        query = self._stored(x, turns, keys, values, places)
+        seen = keys[slot : slot + count].flatten(0, 1)[:, :longest]
+        read = values[slot : slot + count].flatten(0, 1)[:, :longest]
+        attended = self._seen(query.reshape(count * self.kv_heads, -1, self.head_dim), seen, read, mask)
+        return self.finish(x, attended.view(count, -1))
+
+    @torch.jit.export
+    def guess(  # noqa: PLR0917  # as forward
+        self,
+        x: torch.Tensor,
+        turns: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        places: torch.Tensor,
+        mask: torch.Tensor,
+        slot: int,
+        longest: int,
+    ) -> torch.Tensor:
+        """A few tokens of one sequence, with nothing else in the batch; each attends as if it was decoded alone.
+
+        `mask` is `[T, longest]`.
+        """
+        query = self._stored(x, turns, keys, values, places)
+        seen, read = keys[slot, :, :longest], values[slot, :, :longest]
+        attended: list[torch.Tensor] = []
+        for token in range(x.shape[0]):
+            one = query[token].reshape(self.kv_heads, -1, self.head_dim)
+            attended.append(self._seen(one, seen, read, mask[token]).view(1, -1))
+        return self.finish(x, torch.cat(attended))
+
+    def _stored(
+        self, x: torch.Tensor, turns: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, places: torch.Tensor
+    ) -> torch.Tensor:
+        """The queries; keys and values go into the cache."""
         query, key, value = self.project(x, turns)
         keys.view(-1, self.head_dim).index_copy_(0, places, key.reshape(-1, self.head_dim))
         values.view(-1, self.head_dim).index_copy_(0, places, value.reshape(-1, self.head_dim))
-        seen = keys[slot : slot + count].flatten(0, 1)[:, :longest]
-        query = query.reshape(count * self.kv_heads, -1, self.head_dim)
-        if mask is None:
-            # Something must stand in the mask's place; with beta=0 it is not read.
-            scores = torch.baddbmm(query[:1, :1, :1], query, seen.transpose(1, 2), beta=0, alpha=self.scaling)
-        else:
-            scores = torch.baddbmm(mask, query, seen.transpose(1, 2), alpha=self.scaling)
-        attended = torch.bmm(scores.softmax(-1), values[slot : slot + count].flatten(0, 1)[:, :longest])
-        return self.finish(x, attended.view(count, -1))
+        return query
+
+    def _seen(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Attention as two batched products, `[n, rows, head_dim]`."""
+        scores = torch.baddbmm(mask, query, keys.transpose(1, 2), alpha=self.scaling)
+        return torch.bmm(scores.softmax(-1), values)
 
 
 class FusedLayer(nn.Module):
@@ -129,14 +160,16 @@ class FusedLayer(nn.Module):
         context: Any = self._context
         body = self.body
         cached = context.cache.layers.get(self._layer_idx)
-        if context.single and cached is not None:
-            run = context.decodes[0]
-            mask = run.mask(None, cached.kv_heads, x.dtype)
-            places = context.places(cached.kv_heads)
-            out: torch.Tensor = body(x, turns, cached.keys, cached.values, places, mask, run.slot, run.longest)
+        if cached is not None and ((run := context.single) or (guess := context.guess)):
+            told = (x, turns, cached.keys, cached.values, context.places(cached.kv_heads))
+            out: torch.Tensor
+            if run is not None:
+                out = body(*told, run.mask(FULL, cached.kv_heads, x.dtype), run.slot, run.longest)
+            else:
+                out = body.guess(*told, guess.mask(FULL, x.dtype), guess.slot, guess.longest)
             return out
         queries, keys, values = body.project(x, turns)
-        attended = attend_rows(context, self._layer_idx, queries, keys, values, self._plain.scaling, None)
+        attended = attend_rows(context, self._layer_idx, queries, keys, values, Scoring(self._plain.scaling), FULL)
         finished: torch.Tensor = body.finish(x, attended.view(x.shape[0], -1))
         return finished
 

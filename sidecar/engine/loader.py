@@ -115,7 +115,7 @@ def _prepare(config: EngineConfig, seconds: dict[str, float], *, fused: bool) ->
     text_config = model.config.get_text_config()
     vocabulary = int(text_config.vocab_size)
     context = _context(config, int(getattr(text_config, "max_position_embeddings", 1 << 20)))
-    step = attention.StepContext(SlotCache(config.max_sequences, context))
+    step = attention.StepContext(SlotCache(config.max_sequences, attention.rounded(context)))
     attention.install(model, step)
     use_native_norms(model)
     network = (fuse(model, step) if fused else None) or StockNetwork(model)
