@@ -3,6 +3,9 @@
 The forward is packed: one row of tokens `[1, T]`, decodes first (a token each, in order of slots), then prompt chunks.
 Decodes in neighbouring slots are one call on a view of the cache; grouped query heads are read as query positions, so
 keys and values are never copied. What attention is told of a step comes from `StepContext`, not from kwargs.
+
+A row's answer does not depend on its neighbours, to the last bit, and so int8 does not round them differently: decodes
+read a whole number of `READ` keys, prompts are computed in blocks of `BLOCK` tokens that begin at multiples of it.
 """
 
 from dataclasses import dataclass, field
@@ -12,15 +15,17 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from sidecar.engine.batch import Batch, Chunk
+from sidecar.engine.batch import BLOCK, Batch, Chunk
 from sidecar.engine.kv_cache import LayerCache, SlotCache, places
 
 NAME: Final = "tollhouse_slots"
+# With a whole number of so many keys a product with zeros at its end is the same as without them, in every bit.
+READ: Final = 16
 # What one more attention call costs, in tokens read for one sequence: 40 µs at 10 GB/s and 1.5 kB a token, measured
 # with SmolLM2 on 2 cores. Only the cut between calls depends on it, no result does.
 _CALL_COST_TOKENS: Final = 256
 # Arguments that change the result and are not computed here; a model that needs one must not run on this tier.
-_REFUSED: Final = ("softcap", "s_aux", "head_mask", "position_bias")
+_REFUSED: Final = ("head_mask", "position_bias")
 
 
 class UnsupportedAttentionError(Exception):
@@ -28,13 +33,52 @@ class UnsupportedAttentionError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Sight:
+    """Which earlier tokens a query sees: the last `window`, those of its own `chunk`; None for all."""
+
+    window: int | None = None
+    chunk: int | None = None
+
+    def seen(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """bool: whether a query sees a key, by their positions, which broadcast."""
+        seen = keys <= queries
+        if self.window is not None:
+            seen = seen & (keys > queries - self.window)
+        if self.chunk is not None:
+            seen = seen & (keys // self.chunk == queries // self.chunk)
+        return seen
+
+
+FULL: Final = Sight()
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How scores become weights: `scale` × the products, capped by `softcap × tanh(s / softcap)`, with `sinks`.
+
+    Sinks, `[heads]`, are scores that take weight and give nothing (Xiao et al., arXiv 2309.17453; gpt-oss).
+    """
+
+    scale: float
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        return self.softcap is None and self.sinks is None
+
+
+@dataclass(frozen=True, slots=True)
 class DecodeRun:
-    """Rows `[row, row + count)` of the batch, in slots `[slot, slot + count)`; `lengths`: their tokens in the cache."""
+    """Rows `[row, row + count)` of the batch, in slots `[slot, slot + count)`; `lengths`: their tokens in the cache.
+
+    `longest` keys of each slot are read.
+    """
 
     row: int
     slot: int
     lengths: tuple[int, ...]
-    _masks: dict[tuple[int | None, int], torch.Tensor | None] = field(default_factory=dict)
+    _masks: dict[tuple[Sight, int], torch.Tensor] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -42,107 +86,114 @@ class DecodeRun:
 
     @property
     def longest(self) -> int:
-        return max(self.lengths)
+        return rounded(max(self.lengths))
 
-    def mask(self, window: int | None, kv_heads: int, dtype: torch.dtype) -> torch.Tensor | None:
-        """`[count × kv_heads, 1, longest]`, 0 where a key is seen and -inf where not; None if every key is."""
-        kind = (window, kv_heads)
-        if kind not in self._masks:
-            shortest = min(self.lengths)
-            whole = shortest == self.longest and (window is None or self.longest <= window)
-            mask = None if whole else self._build(window, dtype).repeat_interleave(kv_heads, 0)[:, None]
-            self._masks[kind] = mask
-        return self._masks[kind]
-
-    def _build(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        lengths = torch.tensor(self.lengths)[:, None]
-        positions = torch.arange(self.longest)[None, :]
-        seen = positions < lengths
-        if window is not None:
-            seen &= positions >= lengths - window
-        return _additive(seen, dtype)
+    def mask(self, sight: Sight, kv_heads: int, dtype: torch.dtype) -> torch.Tensor:
+        """`[count × kv_heads, 1, longest]`, 0 where a key is seen and -inf where not."""
+        found = self._masks.get((sight, kv_heads))
+        if found is None:
+            queries = torch.tensor(self.lengths)[:, None] - 1
+            seen = sight.seen(queries, torch.arange(self.longest)[None])
+            found = _additive(seen, dtype).repeat_interleave(kv_heads, 0)[:, None]
+            self._masks[sight, kv_heads] = found
+        return found
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillRun:
-    """Rows `[row, row + count)` of the batch: tokens `start` to `start + count` of the sequence in `slot`."""
+    """Rows `[row, row + count)` of the batch: tokens `start` to `start + count` of the sequence in `slot`.
+
+    At most `BLOCK` of them, in one block. `drafted` ones are computed as if each was decoded alone.
+    """
 
     row: int
     slot: int
     start: int
     count: int
-    _masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
+    drafted: bool = False
+    _masks: dict[Sight, torch.Tensor] = field(default_factory=dict)
 
     @property
     def end(self) -> int:
         return self.start + self.count
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
-        """`[1, 1, count, end]`; None where plain causal attention from the first token on is meant."""
-        if window not in self._masks:
-            plain = self.start == 0 and (window is None or self.count <= window)
-            self._masks[window] = None if plain else self._build(window, dtype)
-        return self._masks[window]
+    @property
+    def longest(self) -> int:
+        """How many keys are read."""
+        return rounded(self.end)
 
-    def _build(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        queries = torch.arange(self.start, self.end)[:, None]
-        keys = torch.arange(self.end)[None, :]
-        seen = keys <= queries
-        if window is not None:
-            seen &= keys > queries - window
-        return _additive(seen, dtype)[None, None]
+    def mask(self, sight: Sight, dtype: torch.dtype) -> torch.Tensor:
+        """`[count, longest]`, 0 where a key is seen and -inf where not."""
+        found = self._masks.get(sight)
+        if found is None:
+            queries = torch.arange(self.start, self.end)[:, None]
+            found = self._masks[sight] = _additive(sight.seen(queries, torch.arange(self.longest)[None]), dtype)
+        return found
 
 
 @dataclass(slots=True)
 class StepContext:
     """What attention needs to know of the step under way. Mutable: all but `cache` is replaced for each step.
 
-    `_slots` and `_positions` say where each token's key and value go, `_places` the same by the number of heads;
-    `_rotary` are the step's rotary tables, by the cosines they were made from.
+    `positions` are the tokens' in their sequences, `_slots` where they go, `_places` both by the number of heads.
     """
 
     cache: SlotCache
+    positions: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     _slots: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-    _positions: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     _places: dict[int, torch.Tensor] = field(default_factory=dict)
-    _rotary: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
     decodes: tuple[DecodeRun, ...] = ()
     prefills: tuple[PrefillRun, ...] = ()
 
     def begin(self, batch: Batch, positions: torch.Tensor) -> None:
         """Start a step. `positions`: int64 `[T]`, of each token in its sequence."""
-        self._slots = torch.repeat_interleave(
-            torch.tensor([chunk.sequence.slot for chunk in batch.chunks]),
-            torch.tensor([chunk.count for chunk in batch.chunks]),
-        )
-        self._positions = positions
+        slots: list[int] = []
+        for chunk in batch.chunks:
+            slots += [chunk.sequence.slot] * chunk.count
+        self._slots = torch.tensor(slots)
+        self.positions = positions
         self._places = {}
-        self._rotary = None
         self.decodes = tuple(decode_runs(batch.decodes))
         runs: list[PrefillRun] = []
         row = len(batch.decodes)
         for chunk in batch.prefills:
-            runs.append(PrefillRun(row, chunk.sequence.slot, chunk.start, chunk.count))
+            runs += blocks(chunk, row)
             row += chunk.count
         self.prefills = tuple(runs)
 
-    def rotary(self, embeddings: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines `[1, T, head_dim]` as layers multiply by them, `[T, 1, head_dim]`.
+    @property
+    def single(self) -> DecodeRun | None:
+        """The step's decode run, if it is one and nothing else."""
+        return self.decodes[0] if len(self.decodes) == 1 and not self.prefills else None
 
-        The sines of the first half are negated: there the other half is subtracted.
-        """
-        cos, sin = embeddings
-        if self._rotary is None or self._rotary[0] is not cos:
-            signed = sin[0].clone()
-            signed[:, : signed.shape[-1] // 2].neg_()
-            self._rotary = (cos, cos[0][:, None], signed[:, None])
-        return self._rotary[1:]
+    @property
+    def guess(self) -> PrefillRun | None:
+        """The step's one decode with a draft, if it is that and nothing else."""
+        return self.prefills[0] if len(self.prefills) == 1 and not self.decodes and self.prefills[0].drafted else None
 
     def places(self, kv_heads: int) -> torch.Tensor:
         """See `kv_cache.places`; all layers of a model have as many heads, as a rule."""
         if kv_heads not in self._places:
-            self._places[kv_heads] = places(self._slots, self._positions, kv_heads, self.cache.context)
+            self._places[kv_heads] = places(self._slots, self.positions, kv_heads, self.cache.context)
         return self._places[kv_heads]
+
+
+def rounded(tokens: int) -> int:
+    """Up to a multiple of `READ`."""
+    return -(-tokens // READ) * READ
+
+
+def blocks(chunk: Chunk, row: int) -> list[PrefillRun]:
+    """A chunk, cut where blocks end; one with a draft stays whole. `row` is the chunk's first."""
+    if chunk.draft:
+        return [PrefillRun(row, chunk.sequence.slot, chunk.start, chunk.count, drafted=True)]
+    runs: list[PrefillRun] = []
+    start = chunk.start
+    while start < chunk.end:
+        end = min(chunk.end, (start // BLOCK + 1) * BLOCK)
+        runs.append(PrefillRun(row + start - chunk.start, chunk.sequence.slot, start, end - start))
+        start = end
+    return runs
 
 
 def decode_runs(decodes: tuple[Chunk, ...]) -> list[DecodeRun]:
@@ -152,9 +203,8 @@ def decode_runs(decodes: tuple[Chunk, ...]) -> list[DecodeRun]:
     first = 0
     for row, chunk in enumerate(decodes):
         if lengths:
-            longest = max(lengths)
-            apart = len(lengths) * longest + chunk.end + _CALL_COST_TOKENS
-            together = (len(lengths) + 1) * max(longest, chunk.end)
+            together = max(*lengths, chunk.end) * (len(lengths) + 1)
+            apart = max(lengths) * len(lengths) + chunk.end + _CALL_COST_TOKENS
             neighbours = chunk.sequence.slot == decodes[row - 1].sequence.slot + 1
             if not neighbours or together > apart:
                 runs.append(DecodeRun(first, decodes[first].sequence.slot, tuple(lengths)))
@@ -176,9 +226,23 @@ def install(model: PreTrainedModel, context: StepContext) -> None:
     if not getattr(model, "_supports_attention_backend", False):
         raise UnsupportedAttentionError(f"{type(model).__name__} does not use Transformers' attention interface")
     model.set_attn_implementation(NAME)
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ()
     for module in model.modules():
-        if isinstance(getattr(module, "layer_idx", None), int):
+        index = getattr(module, "layer_idx", None)
+        if isinstance(index, int):
             module.step_context = context
+            chunked = index < len(kinds) and kinds[index] == "chunked_attention"
+            module.step_chunk = int(config.attention_chunk_size) if chunked else None
+            module.step_temperature = _take_temperature(module)
+
+
+def _take_temperature(module: Any) -> tuple[float, float] | None:
+    """Llama 4 scales queries by their position, which it takes from the row: switched off there, done in `attend`."""
+    if not getattr(module, "attn_temperature_tuning", False) or getattr(module, "use_rope", True):
+        return None
+    module.attn_temperature_tuning = False
+    return float(module.floor_scale), float(module.attn_scale)
 
 
 def attend(  # noqa: PLR0917  # the signature is Transformers'
@@ -189,19 +253,30 @@ def attend(  # noqa: PLR0917  # the signature is Transformers'
     attention_mask: torch.Tensor | None,  # noqa: ARG001  # ours is in the context
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention, as Transformers calls it.
 
-    `query` is `[1, heads, T, head_dim]`, `key` and `value` are `[1, kv_heads, T, head_dim]`. Gives
-    `[1, T, heads, head_dim]`. Raises UnsupportedAttentionError for an argument in `_REFUSED`.
+    `query` is `[1, heads, T, head_dim]`, `key` and `value` are `[1, kv_heads, T, head_dim]`; the values' head_dim may
+    be another. Gives `[1, T, heads, head_dim]`. Raises UnsupportedAttentionError for an argument in `_REFUSED`.
     """
     for name in _REFUSED:
         if kwargs.get(name) is not None:
             raise UnsupportedAttentionError(f"the model's attention uses {name!r}")
     told: Any = module
     rows, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
-    return attend_rows(told.step_context, told.layer_idx, rows, keys, values, scaling, sliding_window)[None], None
+    if told.step_temperature is not None:
+        rows = rows * _temperatures(told.step_context.positions, *told.step_temperature)[:, None, None]
+    scoring = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
+    sight = Sight(sliding_window, told.step_chunk)
+    return attend_rows(told.step_context, told.layer_idx, rows, keys, values, scoring, sight)[None], None
+
+
+def _temperatures(positions: torch.Tensor, floor_scale: float, attn_scale: float) -> torch.Tensor:
+    """What Llama 4 multiplies the queries of its layers without rotary embedding by (arXiv 2501.19399)."""
+    return torch.log1p(torch.floor((positions.float() + 1) / floor_scale)) * attn_scale + 1
 
 
 def attend_rows(  # noqa: PLR0917  # called once a layer and step
@@ -210,28 +285,25 @@ def attend_rows(  # noqa: PLR0917  # called once a layer and step
     rows: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    scaling: float | None,
-    sliding_window: int | None,
+    scoring: Scoring,
+    sight: Sight,
 ) -> torch.Tensor:
     """Store keys and values, `[T, kv_heads, head_dim]`, and give what the queries see, `[T, heads, head_dim]`."""
     layer = context.cache.layer(layer_idx, keys, values)
     layer.write(context.places(layer.kv_heads), keys, values)
-    if len(context.decodes) == 1 and not context.prefills:
-        run = context.decodes[0]
-        return _decode(layer, run, rows, run.mask(sliding_window, layer.kv_heads, rows.dtype), scaling)
+    if (single := context.single) is not None:
+        return _decode(layer, single, rows, scoring, sight)
     out = rows.new_empty(rows.shape[0], rows.shape[1], values.shape[-1])
     for run in context.decodes:
         at = slice(run.row, run.row + run.count)
-        out[at] = _decode(layer, run, rows[at], run.mask(sliding_window, layer.kv_heads, rows.dtype), scaling)
-    for chunk in context.prefills:
-        at = slice(chunk.row, chunk.row + chunk.count)
-        out[at] = _prefill(layer, chunk, rows[at], chunk.mask(sliding_window, rows.dtype), scaling)
+        out[at] = _decode(layer, run, rows[at], scoring, sight)
+    for block in context.prefills:
+        at = slice(block.row, block.row + block.count)
+        out[at] = _prefill(layer, block, rows[at], scoring, sight)
     return out
 
 
-def _decode(
-    layer: LayerCache, run: DecodeRun, rows: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
-) -> torch.Tensor:
+def _decode(layer: LayerCache, run: DecodeRun, rows: torch.Tensor, scoring: Scoring, sight: Sight) -> torch.Tensor:
     """`rows` `[count, heads, head_dim]`; the heads that share a key head stand in for query positions.
 
     Written out as two products: PyTorch's fused kernel is made for many queries, and with few it is up to twice slower.
@@ -240,28 +312,57 @@ def _decode(
     keys = layer.keys[slots].flatten(0, 1)[:, : run.longest]
     values = layer.values[slots].flatten(0, 1)[:, : run.longest]
     queries = rows.reshape(keys.shape[0], -1, rows.shape[-1])
-    scale = rows.shape[-1] ** -0.5 if scaling is None else scaling
-    # Without a mask something must stand in its place; with beta=0 it is not read.
-    added, beta = (queries[:1, :1, :1], 0) if mask is None else (mask, 1)
-    scores = torch.baddbmm(added, queries, keys.transpose(1, 2), beta=beta, alpha=scale)
-    return torch.bmm(scores.softmax(-1), values).view(run.count, rows.shape[1], -1)
+    mask = run.mask(sight, layer.kv_heads, rows.dtype)
+    weights = _weights(queries, keys, mask, scoring, layer.kv_heads)
+    return torch.bmm(weights, values).view(run.count, rows.shape[1], -1)
 
 
-def _prefill(
-    layer: LayerCache, chunk: PrefillRun, rows: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
+def _prefill(layer: LayerCache, run: PrefillRun, rows: torch.Tensor, scoring: Scoring, sight: Sight) -> torch.Tensor:
+    """`rows` `[count, heads, head_dim]` of one sequence."""
+    keys, values = layer.keys[run.slot, :, : run.longest], layer.values[run.slot, :, : run.longest]
+    mask = run.mask(sight, rows.dtype)
+    if run.drafted:
+        seen = [_one(keys, values, row, mask[at : at + 1], scoring) for at, row in enumerate(rows)]
+        return torch.stack(seen)
+    if scoring.plain:
+        out = scaled_dot_product_attention(
+            rows.transpose(0, 1)[None], keys[None], values[None], attn_mask=mask, scale=scoring.scale, enable_gqa=True
+        )
+        return out[0].transpose(0, 1)
+    # The query heads of a key head side by side: `[kv_heads, group × count, head_dim]`.
+    group = rows.shape[1] // layer.kv_heads
+    queries = rows.transpose(0, 1).reshape(layer.kv_heads, -1, rows.shape[-1])
+    weights = _weights(queries, keys, mask.repeat(group, 1)[None], scoring, layer.kv_heads)
+    return torch.bmm(weights, values).view(rows.shape[1], run.count, -1).transpose(0, 1)
+
+
+def _one(
+    keys: torch.Tensor, values: torch.Tensor, row: torch.Tensor, mask: torch.Tensor, scoring: Scoring
 ) -> torch.Tensor:
-    keys = layer.keys[chunk.slot, :, : chunk.end][None]
-    values = layer.values[chunk.slot, :, : chunk.end][None]
-    out = scaled_dot_product_attention(
-        rows.transpose(0, 1)[None],
-        keys,
-        values,
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=scaling,
-        enable_gqa=True,
-    )
-    return out[0].transpose(0, 1)
+    """One query, `[heads, head_dim]`, as `_decode` computes it; `mask` is `[1, longest]`."""
+    queries = row.reshape(keys.shape[0], -1, row.shape[-1])
+    weights = _weights(queries, keys, mask, scoring, keys.shape[0])
+    return torch.bmm(weights, values).view(row.shape[0], -1)
+
+
+def _weights(
+    queries: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, scoring: Scoring, kv_heads: int
+) -> torch.Tensor:
+    """`queries` `[n, rows, head_dim]`, `keys` `[n, seen, head_dim]`, `mask` broadcast to `[n, rows, seen]`.
+
+    `n` counts key heads, of one sequence after the other; `rows` the query heads of each, each with as many tokens.
+    """
+    if scoring.plain:
+        return torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=scoring.scale).softmax(-1)
+    scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(scoring.scale)
+    if scoring.softcap is not None:
+        scores = scores.div_(scoring.softcap).tanh_().mul_(scoring.softcap)
+    scores += mask
+    if scoring.sinks is None:
+        return scores.softmax(-1)
+    sinks = scoring.sinks.to(scores.dtype).view(kv_heads, -1).repeat(scores.shape[0] // kv_heads, 1)
+    sinks = sinks.repeat_interleave(scores.shape[1] // sinks.shape[1], 1)[..., None]
+    return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
 
 
 def _additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

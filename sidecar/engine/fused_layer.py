@@ -1,88 +1,200 @@
-"""The decoder layer that most families share, written with as few operations as PyTorch allows.
+"""The decoder layer that most families share, written with as few operations as PyTorch allows, for TorchScript.
 
-A step of a small model is a thousand operations of some microseconds; Transformers' layer needs twice as many as this
-one, which folds the norms' weights into the linears and turns queries and keys in one go. It takes the place of a layer
-that looks as expected (LLaMA, Mistral, Qwen2 and their like). Whether it computes the same is not judged by looks: the
-parity probe decides, and the loader goes back to the model's own layers if it says no.
+A step of a small model is a thousand operations of some microseconds, and Python takes as long to call them as they
+take; Transformers' layer needs twice as many. This one folds the norms' weights into the linears, turns queries and
+keys in one go, and is compiled by TorchScript, which needs no compiler on the host and no time. It takes the place of a
+layer that looks as expected (LLaMA, Mistral, Qwen2 and their like). Whether it computes the same is not judged by
+looks: the parity probe decides, and the loader goes back to the model's own layers if it says no.
 """
 
+import warnings
 from typing import Any, Final
 
 import torch
 from torch import nn
 from torch.nn.functional import silu
-from transformers import PreTrainedModel
 from typing_extensions import override
 
-from sidecar.engine.attention import StepContext, attend_rows
-from sidecar.engine.linears import PLAIN, is_plain, join
+from sidecar.engine.attention import FULL, Scoring, StepContext, attend_rows
+from sidecar.engine.kernels import PLAIN, make_kernel, packed_bytes
+from sidecar.engine.linears import is_plain, joined
 from sidecar.engine.norms import NativeNorm
 
 _LAYER: Final = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION: Final = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _MLP: Final = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _SILU: Final = {"SiLU", "SiLUActivation"}
+_KERNELS: Final = ("qkv", "out", "gate_up", "down")
+
+
+class Body(nn.Module):
+    """A layer's arithmetic, on packed rows: tensors in, tensors out, nothing that TorchScript cannot compile.
+
+    A head's dimensions are kept in pairs `(i, i + head_dim / 2)`, so that the rotary embedding (Su et al., arXiv
+    2104.09864) is one complex product. Queries and keys alike, so their products are the same.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+        self.head_dim = int(attention.head_dim)
+        self.scaling = float(attention.scaling)
+        self.eps = float(layer.input_layernorm.eps)
+        self.mlp_eps = float(layer.post_attention_layernorm.eps)
+        self.rotated = attention.q_proj.out_features + attention.k_proj.out_features
+        self.heads = attention.q_proj.out_features // self.head_dim
+        self.kv_heads = attention.k_proj.out_features // self.head_dim
+        self.inner = mlp.down_proj.in_features
+        # A norm's weight goes into the linear behind it: `W (x × w) = (W × w) x`.
+        weight, bias = joined(
+            [attention.q_proj, attention.k_proj, attention.v_proj], layer.input_layernorm.weight.detach()
+        )
+        order = self._pairs(weight.shape[0])
+        self.qkv = make_kernel(weight[order], None if bias is None else bias[order], PLAIN)
+        self.out = make_kernel(attention.o_proj.weight, attention.o_proj.bias, PLAIN)
+        gate_up = joined([mlp.gate_proj, mlp.up_proj], layer.post_attention_layernorm.weight.detach())
+        self.gate_up = make_kernel(*gate_up, PLAIN)
+        self.down = make_kernel(mlp.down_proj.weight, mlp.down_proj.bias, PLAIN)
+
+    def _pairs(self, rows: int) -> torch.Tensor:
+        """The order of the joined linear's rows: queries' and keys' dimensions in pairs, values' as they were."""
+        turned = torch.arange(self.rotated).view(-1, 2, self.head_dim // 2).transpose(1, 2).flatten()
+        return torch.cat([turned, torch.arange(self.rotated, rows)])
+
+    def project(self, x: torch.Tensor, turns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries `[T, heads, head_dim]`, keys and values `[T, kv_heads, head_dim]`.
+
+        `x` is `[T, hidden]`, `turns` complex `[T, 1, head_dim / 2]`.
+        """
+        tokens = x.shape[0]
+        qkv = self.qkv.normed(x, self.eps)
+        pairs = qkv[:, : self.rotated].view(tokens, self.heads + self.kv_heads, self.head_dim // 2, 2)
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(2)
+        values = qkv[:, self.rotated :].view(tokens, self.kv_heads, self.head_dim)
+        return turned[:, : self.heads], turned[:, self.heads :], values
+
+    def finish(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """What comes after attention. `attended` is `[T, heads × head_dim]`."""
+        x = self.out.added(attended, x)
+        gate_up = self.gate_up.normed(x, self.mlp_eps)
+        return self.down.added(silu(gate_up[:, : self.inner]).mul_(gate_up[:, self.inner :]), x)
+
+    @override
+    def forward(  # TorchScript takes tensors, not records
+        self,
+        x: torch.Tensor,
+        turns: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        places: torch.Tensor,
+        mask: torch.Tensor,
+        slot: int,
+        longest: int,
+    ) -> torch.Tensor:
+        """A decode step of neighbouring slots from `slot` on, a token each, with nothing else in the batch.
+
+        `keys` and `values` are a layer's cache, `[slots, kv_heads, context, head_dim]`; `places` and `mask` as
+        `attention` has them; the first `longest` keys are read.
+        """
+        count = x.shape[0]
+        query = self._stored(x, turns, keys, values, places)
+        seen = keys[slot : slot + count].flatten(0, 1)[:, :longest]
+        read = values[slot : slot + count].flatten(0, 1)[:, :longest]
+        attended = self._seen(query.reshape(count * self.kv_heads, -1, self.head_dim), seen, read, mask)
+        return self.finish(x, attended.view(count, -1))
+
+    @torch.jit.export
+    def guess(  # noqa: PLR0917  # as forward
+        self,
+        x: torch.Tensor,
+        turns: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        places: torch.Tensor,
+        mask: torch.Tensor,
+        slot: int,
+        longest: int,
+    ) -> torch.Tensor:
+        """A few tokens of one sequence, with nothing else in the batch; each attends as if it was decoded alone.
+
+        `mask` is `[T, longest]`.
+        """
+        query = self._stored(x, turns, keys, values, places)
+        seen, read = keys[slot, :, :longest], values[slot, :, :longest]
+        attended: list[torch.Tensor] = []
+        for token in range(x.shape[0]):
+            one = query[token].reshape(self.kv_heads, -1, self.head_dim)
+            attended.append(self._seen(one, seen, read, mask[token]).view(1, -1))
+        return self.finish(x, torch.cat(attended))
+
+    def _stored(
+        self, x: torch.Tensor, turns: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, places: torch.Tensor
+    ) -> torch.Tensor:
+        """The queries; keys and values go into the cache."""
+        query, key, value = self.project(x, turns)
+        keys.view(-1, self.head_dim).index_copy_(0, places, key.reshape(-1, self.head_dim))
+        values.view(-1, self.head_dim).index_copy_(0, places, value.reshape(-1, self.head_dim))
+        return query
+
+    def _seen(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Attention as two batched products, `[n, rows, head_dim]`."""
+        scores = torch.baddbmm(mask, query, keys.transpose(1, 2), alpha=self.scaling)
+        return torch.bmm(scores.softmax(-1), values)
 
 
 class FusedLayer(nn.Module):
-    """One layer, on packed rows. `layer` is the one it takes the weights of."""
+    """One layer. `layer` is the one it takes the weights of. Mutable: `body`, packed and compiled once."""
 
     def __init__(self, layer: Any, context: StepContext) -> None:
         super().__init__()
-        attention, mlp = layer.self_attn, layer.mlp
         # A context is no module, and its tensors are no parameters.
         object.__setattr__(self, "_context", context)
-        self._layer_idx = int(attention.layer_idx)
-        self._head_dim = int(attention.head_dim)
-        self._scaling = float(attention.scaling)
-        self._eps = (layer.input_layernorm.eps, layer.post_attention_layernorm.eps)
-        self._rotated = attention.q_proj.out_features + attention.k_proj.out_features
-        self._heads = attention.q_proj.out_features // self._head_dim
-        # A norm's weight goes into the linear behind it: `W (x × w) = (W × w) x`.
-        self.qkv = join(
-            [attention.q_proj, attention.k_proj, attention.v_proj], PLAIN, layer.input_layernorm.weight.detach()
-        )
-        self.out = join([attention.o_proj], PLAIN)
-        self.gate_up = join([mlp.gate_proj, mlp.up_proj], PLAIN, layer.post_attention_layernorm.weight.detach())
-        self.down = join([mlp.down_proj], PLAIN)
+        self._layer_idx = int(layer.self_attn.layer_idx)
+        self._plain = Body(layer)
+        self.body: Any = self._plain
+        self.packed_bytes = self._bytes(PLAIN)
 
     @override
-    def forward(
-        self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **_: object
-    ) -> torch.Tensor:
-        """`[1, T, hidden]` to `[1, T, hidden]`; the embeddings are cosines and sines, `[1, T, head_dim]`."""
-        x = hidden_states[0]
-        x = x + self.out.rows(self._attend(x, position_embeddings))
-        gate, up = self.gate_up.rows(_normed(x, self._eps[1])).chunk(2, dim=-1)
-        return (x + self.down.rows(silu(gate).mul_(up)))[None]
-
-    def _attend(self, x: torch.Tensor, embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+        """`[T, hidden]` to `[T, hidden]`; `turns` as in `Body`."""
         context: Any = self._context
-        cos, sin = context.rotary(embeddings)
-        qkv = self.qkv.rows(_normed(x, self._eps[0]))
-        tokens = x.shape[0]
-        turning = qkv[:, : self._rotated].view(tokens, -1, self._head_dim)
-        # Rotary embedding (Su et al., arXiv 2104.09864) on halves: the sine has its sign by half already.
-        turned = torch.addcmul(turning * cos, turning.roll(self._head_dim // 2, -1), sin)
-        values = qkv[:, self._rotated :].view(tokens, -1, self._head_dim)
-        queries, keys = turned[:, : self._heads], turned[:, self._heads :]
-        return attend_rows(context, self._layer_idx, queries, keys, values, self._scaling, None).view(tokens, -1)
+        body = self.body
+        cached = context.cache.layers.get(self._layer_idx)
+        if cached is not None and ((run := context.single) or (guess := context.guess)):
+            told = (x, turns, cached.keys, cached.values, context.places(cached.kv_heads))
+            out: torch.Tensor
+            if run is not None:
+                out = body(*told, run.mask(FULL, cached.kv_heads, x.dtype), run.slot, run.longest)
+            else:
+                out = body.guess(*told, guess.mask(FULL, x.dtype), guess.slot, guess.longest)
+            return out
+        queries, keys, values = body.project(x, turns)
+        attended = attend_rows(context, self._layer_idx, queries, keys, values, Scoring(self._plain.scaling), FULL)
+        finished: torch.Tensor = body.finish(x, attended.view(x.shape[0], -1))
+        return finished
+
+    def repack(self, precision: str) -> None:
+        """Pack the plain weights, and compile."""
+        self.packed_bytes = self._bytes(precision)
+        for name in _KERNELS:
+            kernel = getattr(self._plain, name)
+            setattr(self._plain, name, make_kernel(kernel.weight, kernel.bias, precision))
+        self.body = scripted(self._plain)
+
+    def _bytes(self, precision: str) -> int:
+        return sum(packed_bytes(getattr(self._plain, name).weight, precision) for name in _KERNELS)
 
 
-def fuse(model: PreTrainedModel, context: StepContext) -> int:
-    """Put fused layers in the place of those that look as expected, and say how many; the old ones are let go."""
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if getattr(config, "sliding_window", None) is not None or kinds != {"full_attention"}:
-        return 0
-    fused = 0
-    for module in list(model.modules()):
-        if isinstance(module, nn.ModuleList):
-            for index, layer in enumerate(module):
-                if looks_as_expected(layer):
-                    module[index] = FusedLayer(layer, context)
-                    fused += 1
-    return fused
+def scripted(module: nn.Module) -> nn.Module:
+    """The module, compiled by TorchScript; as it is where this PyTorch has no TorchScript any more."""
+    with warnings.catch_warnings():
+        # PyTorch recommends `torch.compile`, which takes a C++ compiler on the host and a minute.
+        warnings.simplefilter("ignore")
+        try:
+            made: nn.Module = torch.jit.script(module)
+        except (AttributeError, RuntimeError, NotImplementedError):
+            return module
+    return made
 
 
 def looks_as_expected(layer: nn.Module) -> bool:
@@ -101,9 +213,3 @@ def looks_as_expected(layer: nn.Module) -> bool:
         and type(mlp["act_fn"]).__name__ in _SILU
         and all(hasattr(children["self_attn"], name) for name in ("layer_idx", "head_dim", "scaling"))
     )
-
-
-def _normed(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """`x / sqrt(mean(x²) + eps)`, by row."""
-    scale: torch.Tensor = torch.linalg.vecdot(x, x).mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
-    return x * scale[:, None]

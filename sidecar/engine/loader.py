@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sidecar.engine import attention, linears, parity
 from sidecar.engine.config import EngineConfig
-from sidecar.engine.fused_layer import fuse
+from sidecar.engine.fused_model import FusedModel, fuse
 from sidecar.engine.kv_cache import SlotCache
 from sidecar.engine.memory import available_bytes
 from sidecar.engine.model_runner import ModelRunner
 from sidecar.engine.norms import use_native_norms
-from sidecar.engine.packed import PackedForward
+from sidecar.engine.packed import PackedForward, StockNetwork
 from sidecar.wire.frames import Ready
 
 TIER: Final = "packed"
@@ -63,12 +64,11 @@ def load(config: EngineConfig) -> Loaded:
             prepared = _prepare(config, seconds, fused=False)
         except (attention.UnsupportedAttentionError, parity.ParityError) as exc:
             raise ModelUnusableError(f"{folder}: this model cannot run on tier {TIER!r}: {exc}") from exc
-    text_config = prepared.model.config.get_text_config()
     forward = prepared.forward
     worst = prepared.parity
     try:
         with _timed(seconds, "pack"):
-            weights_bytes = linears.pack(prepared.model, config.precision)
+            weights_bytes = linears.pack(prepared.network, config.precision)
         with _timed(seconds, "warm"):
             tolerance = float("inf") if config.precision == "int8" else parity.TOLERANCE
             packed = parity.check(forward, prepared.wanted, tolerance)
@@ -81,7 +81,7 @@ def load(config: EngineConfig) -> Loaded:
         runner=ModelRunner(forward),
         max_context=min(prepared.context, capacity),
         capacity_tokens=capacity,
-        vocab_size=int(text_config.vocab_size),
+        vocab_size=prepared.vocab_size,
         weights_bytes=weights_bytes,
         fingerprint=fingerprint(folder, config.precision),
         parity=worst if config.precision == "int8" else max(worst, packed),
@@ -94,11 +94,12 @@ def load(config: EngineConfig) -> Loaded:
 class _Prepared:
     """A model that computes the right thing with its weights as they came."""
 
-    model: PreTrainedModel
+    network: nn.Module
     forward: PackedForward
     wanted: list[parity.Reference]
     context: int
     parity: float
+    vocab_size: int
     fused: bool
 
 
@@ -111,15 +112,17 @@ def _prepare(config: EngineConfig, seconds: dict[str, float], *, fused: bool) ->
         model = _read(Path(config.model_path))
     with _timed(seconds, "reference"):
         wanted = parity.references(model)
-    context = _context(config, int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 20)))
-    step = attention.StepContext(SlotCache(config.max_sequences, context))
-    forward = PackedForward(model, step)
+    text_config = model.config.get_text_config()
+    vocabulary = int(text_config.vocab_size)
+    context = _context(config, int(getattr(text_config, "max_position_embeddings", 1 << 20)))
+    step = attention.StepContext(SlotCache(config.max_sequences, attention.rounded(context)))
     attention.install(model, step)
     use_native_norms(model)
-    layers = fuse(model, step) if fused else 0
+    network = (fuse(model, step) if fused else None) or StockNetwork(model)
+    forward = PackedForward(network, step)
     with _timed(seconds, "parity"):
         worst = parity.check(forward, wanted)
-    return _Prepared(model, forward, wanted, context, worst, fused=layers > 0)
+    return _Prepared(network, forward, wanted, context, worst, vocabulary, isinstance(network, FusedModel))
 
 
 def report(loaded: Loaded, config: EngineConfig) -> Ready:

@@ -1,17 +1,41 @@
 """The fastest tier: one packed row of all tokens, and attention over our own KV cache."""
 
+from typing import Protocol
+
 import torch
+from torch import nn
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from sidecar.engine.attention import StepContext
 from sidecar.engine.batch import Batch
 
 
+class Network(Protocol):
+    """Packed rows to logits `[kept, vocabulary]` of the rows `keep`; all int64, tokens and positions `[T]`."""
+
+    def __call__(self, tokens: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor: ...
+
+
+class StockNetwork(nn.Module):
+    """A model as Transformers made it."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self._model = model
+
+    @override
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        output = self._model(input_ids=tokens[None], position_ids=positions[None], use_cache=False, logits_to_keep=keep)
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+
 class PackedForward:
     """See `model_runner.Forward`. Mutable: through `context`, the KV cache; `capacity_tokens`, what that may keep."""
 
-    def __init__(self, model: PreTrainedModel, context: StepContext) -> None:
-        self._model = model
+    def __init__(self, network: Network, context: StepContext) -> None:
+        self._network = network
         self._context = context
         self.capacity_tokens = context.cache.slots * context.cache.context
 
@@ -38,11 +62,4 @@ class PackedForward:
         self._context.begin(batch, at)
         # A step of prompts that go on needs no logits, but a model wants to give some.
         keep = torch.tensor(rows or [len(tokens) - 1])
-        output = self._model(
-            input_ids=torch.tensor([tokens]),
-            position_ids=at[None],
-            use_cache=False,
-            logits_to_keep=keep,
-        )
-        logits: torch.Tensor = output.logits[0, : len(rows)]
-        return logits.float()
+        return self._network(torch.tensor(tokens), at, keep)[: len(rows)].float()

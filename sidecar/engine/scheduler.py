@@ -9,7 +9,7 @@ Pure: no torch, no clock, no I/O. Rules:
 
 from typing import Final
 
-from sidecar.engine.batch import Batch, Chunk
+from sidecar.engine.batch import BLOCK, Batch, Chunk
 from sidecar.engine.fairness import WaitingQueue
 from sidecar.engine.sequence import Phase, Sequence
 from sidecar.engine.slot_pool import SlotPool
@@ -18,7 +18,7 @@ from sidecar.wire.frames import Finish
 Key = tuple[str, int]
 
 # Up to so many rows a step takes hardly longer than with one: reading the weights is what it waits for.
-_CHEAP_ROWS: Final = 8
+_CHEAP_ROWS: Final = 6
 # The logits of a whole chunk are wanted where a prompt is scored: a vocabulary of them for each token.
 _SCORED_CHUNK: Final = 64
 
@@ -158,6 +158,10 @@ class Scheduler:
         count = min(sequence.pending, budget, self.pool.room_tokens)
         if sequence.submit.prompt_logprobs is not None:
             count = min(count, _SCORED_CHUNK)
+        if count < sequence.pending:
+            # Cut where a block ends, if one does: then a prompt is computed in the same blocks whoever else runs.
+            whole = (sequence.computed + count) // BLOCK * BLOCK
+            count = max(whole - sequence.computed, 0) or count
         if count > 0:
             self._hold(sequence, count)
             prefills.append(Chunk(sequence, sequence.computed, count))

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
     GraniteConfig,
     MistralConfig,
     MistralForCausalLM,
@@ -133,21 +134,10 @@ def test_int8_does_not_depend_on_the_batch(engine_config: Callable[..., EngineCo
 def test_an_attention_that_is_not_ours_to_compute_is_refused(
     tmp_path: Path, engine_config: Callable[..., EngineConfig]
 ) -> None:
-    config = Gemma2Config(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        attn_logit_softcapping=5.0,
-        max_position_embeddings=64,
+    BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)).save_pretrained(
+        tmp_path / "model"
     )
-    Gemma2ForCausalLM(config).save_pretrained(tmp_path / "model")
-    with pytest.raises(
-        ModelUnusableError, match="this model cannot run on tier 'packed': the model's attention uses 'softcap'"
-    ):
+    with pytest.raises(ModelUnusableError, match="does not use Transformers' attention interface"):
         loader.load(engine_config(model_path=str(tmp_path / "model")))
 
 
@@ -157,8 +147,8 @@ def test_a_planted_mistake_does_not_load(
     attend_rows = attention.attend_rows
 
     def wrong(*args: Any) -> torch.Tensor:
-        *before, scaling, window = args
-        return attend_rows(*before, scaling * 1.05, window)
+        *before, scoring, sight = args
+        return attend_rows(*before, replace(scoring, scale=scoring.scale * 1.05), sight)
 
     monkeypatch.setattr(attention, "attend_rows", wrong)
     monkeypatch.setattr(fused_layer, "attend_rows", wrong)

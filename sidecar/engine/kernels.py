@@ -1,0 +1,185 @@
+"""How a linear layer's weight is kept and multiplied on a CPU: fp32 packed for oneDNN, or int8 with one scale a row.
+
+int8 is W8A8: a weight scale per output channel, an activation scale per token, integer sums. One token's scale does
+not depend on its neighbours', so an answer does not depend on the batch. Which kernel multiplies depends on the CPU:
+- with VNNI instructions, `torch._int_mm` (oneDNN): both sides use all 8 bits;
+- with AVX2 alone, FBGEMM: its `vpmaddubsw` adds two products in 16 bits, which must not overflow, so the weights use
+  7 bits (255 × 64 × 2 = 32,640). `_int_mm` is a plain loop there, 20 times slower than fp32.
+
+Kernels are modules that TorchScript can compile, all with the same three methods: `forward` gives `W x`, `normed` gives
+`W (x / rms(x))`, `added` gives `residual + W x`. `x` is fp32 `[tokens, in]`.
+"""
+
+import warnings
+from typing import Final, Protocol
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+from typing_extensions import override
+
+# A precision that is none yet: the weight as it came.
+PLAIN: Final = "plain"
+_EIGHT_BITS: Final = 127
+_SEVEN_BITS: Final = 64
+_TINY: Final = 1e-30
+
+
+class Kernel(Protocol):
+    """See the module's docstring."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+    def normed(self, x: torch.Tensor, eps: float) -> torch.Tensor: ...
+    def added(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor: ...
+
+
+def inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """`1 / sqrt(mean(x²) + eps)`, by row: `[tokens, 1]`."""
+    squares: torch.Tensor = torch.linalg.vecdot(x, x)
+    return squares.mul_(1 / x.shape[-1]).add_(eps).rsqrt_()[:, None]
+
+
+class PlainKernel(nn.Module):
+    """PyTorch's own product, on a weight that is still to be packed, or that nothing packs."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+
+    @override
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight, self.bias)
+
+    def normed(self, x: torch.Tensor, eps: float) -> torch.Tensor:
+        return linear(x * inverse_rms(x, eps), self.weight, self.bias)
+
+    def added(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return residual + linear(x, self.weight, self.bias)
+
+
+class Fp32Kernel(nn.Module):
+    """oneDNN's fp32 product on a weight in its own layout; for some rows several times faster than on a plain one."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())  # noqa: SLF001  # no public name
+        self.bias = bias
+
+    @override
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")  # noqa: SLF001  # as above
+        return out
+
+    def normed(self, x: torch.Tensor, eps: float) -> torch.Tensor:
+        return self.forward(x * inverse_rms(x, eps))
+
+    def added(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, residual, self.packed, self.bias, "add")  # noqa: SLF001  # as above
+        return out
+
+
+class VnniKernel(nn.Module):
+    """int8 on `torch._int_mm`."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        super().__init__()
+        scale = weight.abs().amax(dim=-1, keepdim=True).clamp_min_(_TINY).div_(_EIGHT_BITS)
+        self.weight = torch.round(weight / scale).to(torch.int8).t()
+        self.scale = scale.t().contiguous()
+        self.bias = bias
+
+    @override
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self._scale(x)
+        return self._biased(self._product(x, scale).mul_(scale))
+
+    def normed(self, x: torch.Tensor, eps: float) -> torch.Tensor:
+        # A row's scale, and with it the norm, cancels before the product.
+        scale = self._scale(x)
+        return self._biased(self._product(x, scale).mul_(scale * inverse_rms(x, eps)))
+
+    def added(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        scale = self._scale(x)
+        return self._biased(torch.addcmul(residual, self._product(x, scale), scale))
+
+    def _scale(self, x: torch.Tensor) -> torch.Tensor:
+        return x.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-30).mul_(1 / 127)
+
+    def _product(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        quantised = torch.round(x / scale).to(torch.int8)
+        return torch._int_mm(quantised, self.weight).float().mul_(self.scale)  # noqa: SLF001  # no public name
+
+    def _biased(self, out: torch.Tensor) -> torch.Tensor:
+        return out if self.bias is None else out.add_(self.bias)
+
+
+class FbgemmKernel(nn.Module):
+    """int8 on FBGEMM. The operator takes one scale for its whole input, so each row is brought to [-1, 1] first.
+
+    A row of zeros is divided by zero; whatever that is quantised to, it is multiplied by zero in the end.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        super().__init__()
+        scale = weight.abs().amax(dim=-1).clamp_min_(_TINY).div_(_SEVEN_BITS)
+        zeros = torch.zeros(weight.shape[0], dtype=torch.long)
+        before = torch.backends.quantized.engine
+        with warnings.catch_warnings():
+            # PyTorch announces the end of its quantised dtypes; the range of torch in pyproject knows it.
+            warnings.simplefilter("ignore")
+            quantised = torch.quantize_per_channel(weight, scale.double(), zeros, 0, torch.qint8)
+            try:
+                torch.backends.quantized.engine = "fbgemm"
+                self.packed = torch.ops.quantized.linear_prepack(quantised, None)
+            finally:
+                torch.backends.quantized.engine = before
+        self.bias = bias
+
+    @override
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        largest = self._largest(x)
+        return self._biased(self._product(x, largest).mul_(largest))
+
+    def normed(self, x: torch.Tensor, eps: float) -> torch.Tensor:
+        # A row's scale, and with it the norm, cancels before the product.
+        largest = self._largest(x)
+        return self._biased(self._product(x, largest).mul_(largest * inverse_rms(x, eps)))
+
+    def added(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        largest = self._largest(x)
+        return self._biased(torch.addcmul(residual, self._product(x, largest), largest))
+
+    def _largest(self, x: torch.Tensor) -> torch.Tensor:
+        return x.abs().amax(dim=-1, keepdim=True)
+
+    def _product(self, x: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+        # One step of the integer grid is 1/127 of the row's largest; 128 is zero.
+        out: torch.Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            x / largest, 1 / 127, 128, self.packed
+        )
+        return out
+
+    def _biased(self, out: torch.Tensor) -> torch.Tensor:
+        return out if self.bias is None else out.add_(self.bias)
+
+
+def has_vnni() -> bool:
+    """Whether this CPU multiplies 8-bit integers without a 16-bit sum in between."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni"))
+
+
+def make_kernel(weight: torch.Tensor, bias: torch.Tensor | None, precision: str) -> Kernel:
+    """The `Kernel` of a precision on this machine. `weight` fp32 `[out, in]`, `bias` `[out]`."""
+    weight, bias = weight.detach(), None if bias is None else bias.detach()
+    if precision == PLAIN:
+        return PlainKernel(weight, bias)
+    if precision == "int8":
+        return VnniKernel(weight, bias) if has_vnni() else FbgemmKernel(weight, bias)
+    return Fp32Kernel(weight, bias)
+
+
+def packed_bytes(weight: torch.Tensor, precision: str) -> int:
+    """What a weight takes in a precision."""
+    return weight.numel() * (1 if precision == "int8" else weight.element_size())
