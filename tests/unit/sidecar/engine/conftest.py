@@ -11,6 +11,9 @@ from sidecar.engine.config import EngineConfig
 
 VOCABULARY = 160
 
+# Threads that wait for each other on a busy machine take twenty times as long over tensors as small as these.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
