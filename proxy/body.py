@@ -21,7 +21,8 @@ _decoder: Final = msgspec.json.Decoder(dict[str, object])
 def read_call(endpoint: Endpoint, body: bytes, *, max_choices: int, max_prompts: int) -> Call:
     """Raises ApiError 400 that names the field at fault."""
     fields = _decode(body)
-    choices = _integer(fields, "n", highest=max_choices) or 1
+    # All that is produced counts, also what is not given in the end.
+    choices = max(_integer(fields, name, highest=max_choices) or 1 for name in ("n", "best_of"))
     max_output, max_output_param = _max_output(endpoint, fields)
     messages = 1
     if endpoint is Endpoint.CHAT:
@@ -89,6 +90,9 @@ def _integer(fields: dict[str, object], name: str, *, highest: int = _MAX_INT) -
 
 def _max_output(endpoint: Endpoint, fields: dict[str, object]) -> tuple[int | None, str]:
     """What the client asks for per choice, and the name of the field to blame if that is too much."""
+    if endpoint is Endpoint.COMPLETIONS and _flag(fields, "echo") and fields.get("max_tokens") == 0:
+        # Only the prompt's log-probabilities are wanted; a reservation is never empty.
+        return 1, "max_tokens"
     old = _integer(fields, "max_tokens")
     if endpoint is Endpoint.COMPLETIONS:
         return old or COMPLETIONS_DEFAULT_MAX_TOKENS, "max_tokens"

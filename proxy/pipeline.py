@@ -16,6 +16,7 @@ from proxy.clock import Clock
 from proxy.exchange import Arrival, Call, Ending, Endpoint, Outcome, Principal
 from proxy.forward import CLIENT_CLOSED, Delivery, Forward, Reserved, Run, Timings, told_on_leaving
 from proxy.metrics import OTHER
+from proxy.policy.schema import CacheScope
 from proxy.record import Ended, Record, Rooms
 from proxy.settings import Limits
 from proxy.settle import Chargeable, Settlement
@@ -33,6 +34,10 @@ class Granted(Reserved, Chargeable, Protocol):
 
     @property
     def priority(self) -> int: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def cache_scope(self) -> CacheScope: ...
     def headers(self) -> dict[str, str]: ...
     async def __aenter__(self) -> Self: ...
     async def __aexit__(
@@ -223,7 +228,9 @@ class Pipeline:
         ticket = Ticket(
             request_id=client.arrival.request_id,
             tenant=principal.account_id,
+            weight=grant.weight,
             priority=grant.priority,
+            cache_scope=_scope(grant.cache_scope, principal),
             max_total_tokens=grant.estimate.total,
             max_output_tokens=grant.estimate.output_tokens,
             trace=client.arrival.trace,
@@ -249,6 +256,11 @@ class Pipeline:
         if error is None:
             return Outcome(CLIENT_CLOSED, ending, None, "")
         return await _tell(client, error, ending, notes)
+
+
+def _scope(kind: CacheScope, principal: Principal) -> str:
+    """What the sidecar is told: no id of one kind is ever one of another."""
+    return {"key": f"k:{principal.key_id}", "account": f"a:{principal.account_id}", "global": "g:"}[kind]
 
 
 async def _raised(error: ApiError) -> Outcome:

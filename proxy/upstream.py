@@ -49,20 +49,29 @@ class Ticket:
 
     request_id: str
     tenant: str
+    weight: float
     priority: int
+    cache_scope: str
     max_total_tokens: int
     max_output_tokens: int
     trace: Trace
 
-    def headers(self) -> dict[str, str]:
-        """The whole head of the upstream request: nothing of the client's is copied."""
+    def headers(self, deadline_s: float | None) -> dict[str, str]:
+        """The whole head of the upstream request: nothing of the client's is copied.
+
+        `deadline_s`: from now on, when nobody will wait for the end any more.
+        """
+        deadline = {} if deadline_s is None else {internal.DEADLINE_MS: str(max(1, round(deadline_s * 1000)))}
         return {
             "content-type": "application/json",
             internal.REQUEST_ID: self.request_id,
             internal.TENANT: self.tenant,
+            internal.WEIGHT: f"{self.weight:g}",
             internal.PRIORITY: str(self.priority),
+            internal.CACHE_SCOPE: self.cache_scope,
             internal.MAX_TOTAL_TOKENS: str(self.max_total_tokens),
             internal.MAX_OUTPUT_TOKENS: str(self.max_output_tokens),
+            **deadline,
             **tracing.headers(self.trace),
         }
 
@@ -233,10 +242,13 @@ class Sidecar:
             self.outstanding_tokens -= ticket.max_total_tokens
 
     async def _post(self, call: Call, ticket: Ticket) -> aiohttp.ClientResponse:
+        limit_s = self._timeouts.first_byte_s
+        # An answer that is not streamed has its head when it is complete.
+        headers = ticket.headers(None if call.stream else limit_s)
         with _translated():
-            async with asyncio.timeout(self._timeouts.first_byte_s):
+            async with asyncio.timeout(limit_s):
                 return await self._client.post(
-                    call.endpoint.value, data=call.body, headers=ticket.headers(), allow_redirects=False
+                    call.endpoint.value, data=call.body, headers=headers, allow_redirects=False
                 )
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> ApiError:

@@ -21,6 +21,7 @@ SHARES: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1)
 
 FINISH_REASONS: Final = ("stop", "length", "aborted")
 ABORT_REASONS: Final = ("client_gone", "engine_lost", "engine_error")
+PROMPT_SOURCES: Final = ("computed", "cached")
 PHASES: Final = ("prefill", "decode", "mixed")
 
 
@@ -36,12 +37,14 @@ class Gauges:
 
 
 class Metrics:
-    """All of them, in a registry of their own. Mutable: the registry, `_restarts` (how many were counted)."""
+    """All of them, in a registry of their own. Mutable: the registry, `_restarts` and `_preempted` (how many were
+    counted; an engine counts its preemptions anew).
+    """
 
     def __init__(self, model: str) -> None:
         self.registry = CollectorRegistry()
         self._model = model
-        self._restarts = 0
+        self._restarts = self._preempted = 0
         ProcessCollector(registry=self.registry)
         self._make_request_metrics()
         self._make_engine_metrics()
@@ -51,9 +54,10 @@ class Metrics:
         self._requests = {reason: requests.labels(self._model, reason) for reason in FINISH_REASONS}
         aborts = self._counter("aborts", "Requests that ended without a whole answer.", "reason")
         self._aborts = {reason: aborts.labels(reason) for reason in ABORT_REASONS}
-        self._prompt = self._counter("prompt_tokens", "Prompt tokens of accepted requests.", "source").labels(
-            "computed"
+        prompt = self._counter(
+            "prompt_tokens", "Prompt tokens, computed (after a preemption again) or from the prefix cache.", "source"
         )
+        self._prompt = {source: prompt.labels(source) for source in PROMPT_SOURCES}
         self._generated = self._counter("generation_tokens", "Tokens generated.")
         self._request_prompt = self._histogram("request_prompt_tokens", "Prompt tokens of a request.", TOKENS)
         self._request_output = self._histogram("request_output_tokens", "Tokens generated for a request.", TOKENS)
@@ -74,13 +78,16 @@ class Metrics:
         self._running = self._gauge("requests_running", "Sequences that the engine runs.")
         self._waiting = self._gauge("requests_waiting", "Sequences that wait for the engine.")
         self._kv_used = self._gauge("kv_cache_used_ratio", "Share of the KV cache in use.")
+        self._preemptions = self._counter("preemptions", "Times a running sequence had to make room for another.")
+        self._queried = self._counter("prefix_cache_query_tokens", "Prompt tokens looked up in the prefix cache.")
+        self._hits = self._counter("prefix_cache_hit_tokens", "Prompt tokens found in the prefix cache.")
+        self._prefixes = self._gauge("prefix_cache_tokens", "Tokens that the prefix cache holds.")
         self._engine_restarts = self._counter("engine_restarts", "Times the engine process was started again.")
         self._load = self._gauge("model_load_seconds", "How long loading took.", "phase")
         self._memory = self._gauge("memory_bytes", "Memory by use.", "kind")
         self._info = self._gauge("model_info", "The loaded model.", "model", "dtype", "quantization", "device", "tier")
 
     def accepted(self, prompt_tokens: int) -> None:
-        self._prompt.inc(prompt_tokens)
         self._request_prompt.observe(prompt_tokens)
 
     def first_token(self, since_accepted_s: float) -> None:
@@ -104,6 +111,14 @@ class Metrics:
 
     def step(self, step: Step) -> None:
         """An engine step has run."""
+        self._prompt["computed"].inc(step.prefill_tokens)
+        self._prompt["cached"].inc(step.cached_tokens)
+        self._queried.inc(step.queried_tokens)
+        self._hits.inc(step.cached_tokens)
+        self._prefixes.set(step.prefix_tokens)
+        # Fewer than before are another engine's.
+        self._preemptions.inc(step.preemptions - (self._preempted if step.preemptions >= self._preempted else 0))
+        self._preempted = step.preemptions
         if step.total_s <= 0:
             return
         self._steps[_phase(step)].observe(step.total_s)

@@ -14,6 +14,7 @@ from proxy.admission.estimate import Sizing
 from proxy.admission.meters import Hold
 from proxy.clock import Clock
 from proxy.exchange import Arrival, Ending, Estimate, Outcome
+from proxy.policy.schema import CacheScope
 from proxy.store.posting import Entry, Settled, Voided
 from proxy.upstream import UpstreamRefusedError
 from sidecar.wire.errors import ApiError, unavailable
@@ -68,6 +69,16 @@ class Grant:
     def priority(self) -> int:
         """The tier's, for the sidecar's scheduler."""
         return self._terms.sizing.tier.priority
+
+    @property
+    def weight(self) -> float:
+        """The tier's, for the sidecar's scheduler."""
+        return self._terms.sizing.tier.weight
+
+    @property
+    def cache_scope(self) -> CacheScope:
+        """The tier's: who shares computed prompts."""
+        return self._terms.sizing.tier.cache_scope
 
     @property
     def ended(self) -> bool:

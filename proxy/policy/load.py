@@ -130,6 +130,8 @@ def _compile(name: str, rules: TierRules) -> Tier:
         default_output_tokens=_number(rules.default_output_tokens),
         models=frozenset(rules.models),
         priority=rules.priority,
+        weight=rules.weight,
+        cache_scope=rules.cache_scope,
     )
 
 

@@ -13,6 +13,7 @@ from sidecar.wire.errors import ApiError
 
 Count = Annotated[int, Meta(ge=1, le=10**15)]
 Limit = Count | Literal["unlimited"]
+CacheScope = Literal["key", "account", "global"]
 
 
 class TierRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -20,7 +21,8 @@ class TierRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     Rates are per key and minute, quotas per key and UTC calendar month. `max_output_tokens` caps what a request may ask
     for, per choice; `default_output_tokens` is what it gets when it asks for nothing. `models` are served names or "*".
-    A higher `priority` is scheduled first.
+    A higher `priority` is scheduled first; accounts of one priority share what the model can do by their `weight`.
+    `cache_scope`: who may find computed prompts of whom, and could tell by the time that somebody asked before.
     """
 
     requests_per_minute: Limit
@@ -32,6 +34,8 @@ class TierRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     default_output_tokens: Limit
     models: Annotated[list[Annotated[str, Meta(min_length=1, max_length=200)]], Meta(min_length=1, max_length=1000)]
     priority: Annotated[int, Meta(ge=0, le=100)]
+    weight: Annotated[float, Meta(ge=0.01, le=100)] = 1.0
+    cache_scope: CacheScope = "account"
 
 
 class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -54,6 +58,8 @@ class Tier(msgspec.Struct, frozen=True, kw_only=True):
     default_output_tokens: int | None
     models: frozenset[str]
     priority: int
+    weight: float = 1.0
+    cache_scope: CacheScope = "account"
 
     def allows(self, model: str) -> bool:
         return "*" in self.models or model in self.models

@@ -25,6 +25,7 @@ class TextDecoder(Encoder, Protocol):
     """A tokenizer both ways."""
 
     def detokenizer(self) -> Detokenizer: ...
+    def spell(self, token: int) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class Front:
             id=self.settings.model.id,
             max_context=info.max_context,
             tier=info.tier,
+            steps_down=info.steps_down,
             precision=info.precision,
             device=info.device,
             fingerprint=info.fingerprint,

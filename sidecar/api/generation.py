@@ -65,7 +65,7 @@ class Generation:
         with self._front.flight():
             sequences = self._front.engine.open(ticket.request_id, list(plan.submits))
             run = Run(plan, _choices(plan, language), self._front.metrics, self._front.log)
-            exchange = Exchange(request, plan, run, self._shape(plan), sequences)
+            exchange = Exchange(request, plan, run, self._shape(plan, language), sequences)
             try:
                 async with sequences:
                     return await (self._stream(exchange) if plan.options.stream else self._whole(exchange))
@@ -87,7 +87,7 @@ class Generation:
                 raise error from exc
             break_off(exchange.request)
             return web.Response(status=error.status)
-        body = whole(exchange.shape, run.choices, plan.prompt_tokens)
+        body = whole(exchange.shape, run.choices, plan.prompt_tokens, plan.options.choices, plan.best_of)
         run.complete()
         return web.Response(body=body, headers={**_head(plan), "content-type": "application/json"})
 
@@ -148,7 +148,7 @@ class Generation:
             return not_ready(DRAINING)
         return unavailable("The model server was lost.", code="upstream_unavailable", retry_after_s=1)
 
-    def _shape(self, plan: Plan) -> Shape:
+    def _shape(self, plan: Plan, language: Language) -> Shape:
         info = self._front.engine.info
         head = Head(
             request_id=plan.ticket.request_id,
@@ -157,12 +157,15 @@ class Generation:
             fingerprint="" if info is None else info.fingerprint,
             echo_service_tier=plan.options.echo_service_tier,
         )
-        return ChatShape(head) if plan.chat else TextShape(head)
+        spell = None if plan.options.logprobs is None else language.tokenizer.spell
+        return ChatShape(head, spell) if plan.chat else TextShape(head, spell)
 
 
 def _choices(plan: Plan, language: Language) -> Choices:
     count, stops = len(plan.submits), plan.options.stop
-    return Choices(count, language.tokenizer.detokenizer, stops, language.stop_token_ids)
+    # A token that is to be ignored as an end is a token like any other.
+    ends = () if plan.options.ignore_eos else language.stop_token_ids
+    return Choices(count, language.tokenizer.detokenizer, stops, ends, plan.tellings)
 
 
 def _head(plan: Plan) -> dict[str, str]:
@@ -181,7 +184,7 @@ def ignored_header(names: tuple[str, ...]) -> str:
 
 def _stream_options(plan: Plan) -> StreamOptions:
     options = plan.options
-    return StreamOptions(plan.ticket.proxied, options.include_usage, options.continuous_usage)
+    return StreamOptions(plan.ticket.proxied, options.include_usage, options.continuous_usage, plan.best_of)
 
 
 async def _pass(_: Progress) -> None:

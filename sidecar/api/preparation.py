@@ -93,7 +93,7 @@ class Preparation:
             prompts = self._counted.find(_digest(body, chat=chat))
             if prompts is None:
                 prompts = encode(request, language.tokenizer, limits)
-            return make_plan(request, prompts, ticket, limits)
+            return make_plan(request, prompts, ticket, limits, language.tokenizer)
 
         return await self._in_thread(work)
 

@@ -59,6 +59,11 @@ def openmp_settings(threads: int | None, processors: int) -> dict[str, str]:
     return settings
 
 
+def prefix_tokens(config: EngineConfig, capacity_tokens: int) -> int:
+    """How much the prefix cache may hold, beside what the running sequences may."""
+    return capacity_tokens // 4 if config.prefix_tokens is None else config.prefix_tokens
+
+
 def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -87,7 +92,14 @@ def _serve(config: EngineConfig, channel: Channel, log: JsonLog) -> int:
         channel.send(Failed(str(exc)))
         return 1
     pool = SlotPool(config.max_sequences, loaded.capacity_tokens, loaded.runner.forward.release)
-    scheduler = Scheduler(pool, config.step_token_budget, speculation=config.speculation)
+    scheduler = Scheduler(
+        pool,
+        config.step_token_budget,
+        # The other tiers compute one token of a sequence at a time.
+        speculation=config.speculation if loaded.tier.name == "packed" else 0,
+        chunks=loaded.tier.chunks,
+        prefixes=loaded.runner.keep_prefixes(prefix_tokens(config, loaded.capacity_tokens)),
+    )
 
     def step_failed(exc: Exception, sequences: int) -> None:
         log.exception("step_failed", exc, count=sequences)
@@ -98,10 +110,13 @@ def _serve(config: EngineConfig, channel: Channel, log: JsonLog) -> int:
     gc.freeze()
     slots.beat(core.steps)
     channel.send(loader.report(loaded, config))
+    for reason in loaded.tier.steps_down:
+        log.warning("tier_stepped_down", tier=loaded.tier.name, reason=reason)
     log.info(
         "engine_ready",
+        tier=loaded.tier.name,
         parity=loaded.parity,
-        fused=loaded.fused,
+        fused=loaded.tier.fused,
         threads=torch.get_num_threads(),
         capacity=loaded.capacity_tokens,
     )

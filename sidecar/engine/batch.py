@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
+from sidecar.engine.prefix_cache import Pair
 from sidecar.engine.sequence import Sequence
 
 # Prompts are computed in blocks of so many tokens, from the first token on, whatever else a step computes.
@@ -55,14 +56,34 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """Copy kept blocks to a slot."""
+
+    slot: int
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Keep blocks of what a slot holds."""
+
+    slot: int
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """`decodes` have one token each and come first, in order of their slots; then chunks of several tokens.
 
-    Those are prompts, and decodes with drafts.
+    Those are prompts, and decodes with drafts. `copies` come before both, in their order. Of the prompts that start,
+    `queried_tokens` were looked up in the prefix cache and `cached_tokens` were there.
     """
 
     decodes: tuple[Chunk, ...]
     prefills: tuple[Chunk, ...]
+    copies: tuple[Load | Save, ...] = ()
+    queried_tokens: int = 0
+    cached_tokens: int = 0
 
     @property
     def chunks(self) -> tuple[Chunk, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Final, Protocol
 
-from sidecar.engine.batch import Batch, Chunk
+from sidecar.engine.batch import Batch, Chunk, Load, Save
 from sidecar.engine.scheduler import Scheduler
 from sidecar.engine.sequence import Phase, Sequence
 from sidecar.wire.frames import Cancel, Command, Delta, Finish, Logprobs, Report, Shutdown, Step, Submit
@@ -55,6 +55,7 @@ class Sampled(Protocol):
 class Runner(Protocol):
     """What the core needs of a model; see `model_runner.ModelRunner`."""
 
+    def copy(self, copies: tuple[Load | Save, ...]) -> None: ...
     def run(self, batch: Batch) -> Sampled: ...
 
 
@@ -112,6 +113,8 @@ class Core:
         """One step, reported in one frame."""
         started_s = time.perf_counter()
         batch = self._scheduler.schedule()
+        if batch.copies:
+            self._copy(batch)
         forward_s = self._run_batch(batch) if batch.chunks else 0.0
         self.steps += 1
         self._slots.beat(self.steps)
@@ -145,6 +148,14 @@ class Core:
     def _expire(self) -> None:
         for sequence in self._scheduler.expired(time.monotonic()):
             self._end(sequence, Finish.DEADLINE)
+
+    def _copy(self, batch: Batch) -> None:
+        try:
+            self._runner.copy(batch.copies)
+        except Exception as exc:
+            # What the prefix cache holds is not what it is thought to hold: no sequence is the culprit.
+            self._on_step_error(exc, len(batch.chunks))
+            raise EngineBrokenError("the prefix cache could not be copied") from exc
 
     def _run_batch(self, batch: Batch) -> float:
         """Run a batch; if that fails, each of its chunks alone, so that only the culprit is lost."""
@@ -181,10 +192,10 @@ class Core:
 
     def _give(self, outcome: Outcome) -> None:
         sequence, chunk = outcome.chunk.sequence, outcome.chunk
-        self._scheduler.computed(chunk, len(outcome.tokens))
         if outcome.failed:
             self._end(sequence, Finish.ERROR, error="The model's output for this request is not a number.")
             return
+        self._scheduler.computed(chunk, len(outcome.tokens))
         self._drafted += len(chunk.draft)
         self._accepted += max(0, len(outcome.tokens) - 1)
         taken = 0
@@ -251,6 +262,9 @@ class Core:
             drafted=self._drafted,
             accepted=self._accepted,
             preemptions=self._scheduler.preemptions,
+            queried_tokens=batch.queried_tokens,
+            cached_tokens=batch.cached_tokens,
+            prefix_tokens=self._scheduler.prefix_tokens,
         )
         self._deltas = []
         self._drafted = self._accepted = 0

@@ -5,25 +5,23 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from sidecar.engine import attention, linears, parity
+from sidecar.engine import attention, linears, parity, tiers
 from sidecar.engine.config import EngineConfig
-from sidecar.engine.fused_model import FusedModel, fuse
 from sidecar.engine.kv_cache import SlotCache
 from sidecar.engine.memory import available_bytes
 from sidecar.engine.model_runner import ModelRunner
-from sidecar.engine.norms import use_native_norms
-from sidecar.engine.packed import PackedForward, StockNetwork
+from sidecar.engine.packed import PackedForward
 from sidecar.wire.frames import Ready
 
-TIER: Final = "packed"
+# What a model without positions of its own may be asked for.
+_NO_POSITIONS: Final = 1 << 20
 # The share of free memory, after the weights, that the KV cache may grow into.
 KV_MEMORY_SHARE: Final = 0.5
 _HASHED_ENDS_BYTES: Final = 1 << 20
@@ -35,20 +33,16 @@ class ModelUnusableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model ready to run.
-
-    `capacity_tokens`: what the KV cache may hold; `parity`: the largest difference found; `fused`: whether its layers
-    are ours.
-    """
+    """A model ready to run. `capacity_tokens`: what the KV cache may hold; `parity`: the largest difference found."""
 
     runner: ModelRunner
+    tier: tiers.Tier
     max_context: int
     capacity_tokens: int
     vocab_size: int
     weights_bytes: int
     fingerprint: str
     parity: float
-    fused: bool
     seconds: dict[str, float]
 
 
@@ -56,79 +50,77 @@ def load(config: EngineConfig) -> Loaded:
     """Raises ModelUnusableError."""
     seconds: dict[str, float] = {}
     folder = Path(config.model_path)
+
+    def read() -> PreTrainedModel:
+        with _timed(seconds, "read"):
+            return _read(folder)
+
+    model = read()
+    text_config = model.config.get_text_config()
+    context = _context(config, int(getattr(text_config, "max_position_embeddings", _NO_POSITIONS)))
+
+    def cache() -> SlotCache:
+        return SlotCache(config.max_sequences, attention.rounded(context))
+
+    with _timed(seconds, "reference"):
+        wanted = parity.references(model, folder)
+
+    def choose(fastest: str, model: PreTrainedModel) -> tiers.Tier:
+        with _timed(seconds, "parity"):
+            return tiers.choose(model, read, cache, wanted, fastest)
+
     try:
-        prepared = _prepare(config, seconds, fused=True)
-    except (attention.UnsupportedAttentionError, parity.ParityError):
-        # Perhaps only the fused layers are not right for it: with its own ones it has the last word.
+        tier = choose(config.tier, model)
         try:
-            prepared = _prepare(config, seconds, fused=False)
-        except (attention.UnsupportedAttentionError, parity.ParityError) as exc:
-            raise ModelUnusableError(f"{folder}: this model cannot run on tier {TIER!r}: {exc}") from exc
-    forward = prepared.forward
-    worst = prepared.parity
-    try:
-        with _timed(seconds, "pack"):
-            weights_bytes = linears.pack(prepared.network, config.precision)
-        with _timed(seconds, "warm"):
-            tolerance = float("inf") if config.precision == "int8" else parity.TOLERANCE
-            packed = parity.check(forward, prepared.wanted, tolerance)
-    except parity.ParityError as exc:
-        raise ModelUnusableError(f"{folder}: the packed weights do not compute the same: {exc}") from exc
-    capacity = config.kv_tokens or int(available_bytes() * KV_MEMORY_SHARE) // forward.bytes_per_token
-    capacity = min(capacity, config.max_sequences * prepared.context)
-    forward.capacity_tokens = capacity
+            weights_bytes, worst = _pack(tier, config.precision, wanted, seconds)
+        except Exception as exc:
+            if config.precision != "fp32":
+                raise ModelUnusableError(
+                    f"{folder}: precision {config.precision} does not fit this model, take fp32: {exc}"
+                ) from exc
+            # As they came, the weights do compute the same.
+            tier = replace(choose(tier.name, read()), steps_down=(*tier.steps_down, f"weights are not packed: {exc}"))
+            weights_bytes = sum(parameter.nbytes for parameter in tier.network.parameters())
+            worst = tier.parity
+    except tiers.NoTierError as exc:
+        raise ModelUnusableError(f"{folder}: this model gives wrong answers on every tier: {exc}") from exc
+    capacity = config.kv_tokens or int(available_bytes() * KV_MEMORY_SHARE) // tier.forward.bytes_per_token
+    capacity = min(capacity, config.max_sequences * context)
+    if isinstance(tier.forward, PackedForward):
+        tier.forward.capacity_tokens = capacity
     return Loaded(
-        runner=ModelRunner(forward),
-        max_context=min(prepared.context, capacity),
+        runner=ModelRunner(tier.forward),
+        tier=tier,
+        max_context=min(context, capacity),
         capacity_tokens=capacity,
-        vocab_size=prepared.vocab_size,
+        vocab_size=int(text_config.vocab_size),
         weights_bytes=weights_bytes,
-        fingerprint=fingerprint(folder, config.precision),
-        parity=worst if config.precision == "int8" else max(worst, packed),
-        fused=prepared.fused,
+        fingerprint=fingerprint(folder, config.precision, tier.name),
+        parity=worst,
         seconds=seconds,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A model that computes the right thing with its weights as they came."""
+def _pack(
+    tier: tiers.Tier, precision: str, wanted: list[parity.Reference], seconds: dict[str, float]
+) -> tuple[int, float]:
+    """Pack a proven tier's weights and prove it again; gives their bytes, and the largest difference of all.
 
-    network: nn.Module
-    forward: PackedForward
-    wanted: list[parity.Reference]
-    context: int
-    parity: float
-    vocab_size: int
-    fused: bool
-
-
-def _prepare(config: EngineConfig, seconds: dict[str, float], *, fused: bool) -> _Prepared:
-    """Read the model and prove it, with fused layers where they seem right or with its own ones alone.
-
-    Raises ModelUnusableError, UnsupportedAttentionError or ParityError.
+    int8 differs by more than a tolerance could say; its arithmetic is what the tests compare. Raises ParityError, and
+    what a model's code raises where it wants a linear layer of its own.
     """
-    with _timed(seconds, "read"):
-        model = _read(Path(config.model_path))
-    with _timed(seconds, "reference"):
-        wanted = parity.references(model)
-    text_config = model.config.get_text_config()
-    vocabulary = int(text_config.vocab_size)
-    context = _context(config, int(getattr(text_config, "max_position_embeddings", 1 << 20)))
-    step = attention.StepContext(SlotCache(config.max_sequences, attention.rounded(context)))
-    attention.install(model, step)
-    use_native_norms(model)
-    network = (fuse(model, step) if fused else None) or StockNetwork(model)
-    forward = PackedForward(network, step)
-    with _timed(seconds, "parity"):
-        worst = parity.check(forward, wanted)
-    return _Prepared(network, forward, wanted, context, worst, vocabulary, isinstance(network, FusedModel))
+    with _timed(seconds, "pack"):
+        weights_bytes = linears.pack(tier.network, precision)
+    with _timed(seconds, "warm"):
+        exact = precision != "int8"
+        worst = parity.check(tier.forward, wanted, parity.TOLERANCE if exact else float("inf"), chunks=tier.chunks)
+    return weights_bytes, max(tier.parity, worst) if exact else tier.parity
 
 
 def report(loaded: Loaded, config: EngineConfig) -> Ready:
     """What the front is told of a loaded model."""
     return Ready(
-        tier=TIER,
+        tier=loaded.tier.name,
         precision=config.precision,
         device=config.device,
         dtype="float32",
@@ -138,15 +130,16 @@ def report(loaded: Loaded, config: EngineConfig) -> Ready:
         weights_bytes=loaded.weights_bytes,
         fingerprint=loaded.fingerprint,
         load_seconds=loaded.seconds,
+        steps_down=list(loaded.tier.steps_down),
     )
 
 
-def fingerprint(folder: Path, precision: str) -> str:
+def fingerprint(folder: Path, precision: str, tier: str) -> str:
     """Tells one set of weights, precision and tier from another: sizes, and the first and last MiB of each weight file.
 
     The first MiB holds the safetensors header. Reading all of a large model would cost a start tens of seconds.
     """
-    digest = hashlib.sha256(json.dumps([precision, TIER, torch.__version__]).encode())
+    digest = hashlib.sha256(json.dumps([precision, tier, torch.__version__]).encode())
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
@@ -188,4 +181,4 @@ def _timed(into: dict[str, float], name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        into[name] = round(time.perf_counter() - started, 3)
+        into[name] = round(into.get(name, 0.0) + time.perf_counter() - started, 3)

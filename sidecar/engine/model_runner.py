@@ -6,7 +6,8 @@ from typing import Protocol
 
 import torch
 
-from sidecar.engine.batch import Batch, Chunk
+from sidecar.engine.batch import Batch, Chunk, Load, Save
+from sidecar.engine.prefix_cache import BLOCK_TOKENS, Pair, PrefixCache
 from sidecar.engine.sampler import Picked, Row, sample, score
 from sidecar.wire.frames import Logprobs
 
@@ -34,8 +35,20 @@ class Sampled:
     forward_s: float
 
 
+class BlockStore(Protocol):
+    """Where a tier keeps blocks of what it has computed for later sequences; see `kv_cache.SlotCache`."""
+
+    def reserve(self, blocks: int) -> None: ...
+    def save(self, slot: int, pairs: tuple[Pair, ...]) -> None: ...
+    def load(self, slot: int, pairs: tuple[Pair, ...]) -> None: ...
+
+
 class Forward(Protocol):
     """An execution tier: the model, and where it keeps what it has computed of each slot's sequence."""
+
+    @property
+    def store(self) -> BlockStore | None:
+        """None for a tier that keeps nothing of a sequence that has ended."""
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """fp32 `[rows, vocabulary]`: the last `logit_rows` of each chunk, in order. What it computed is kept.
@@ -57,6 +70,31 @@ class ModelRunner:
     def __init__(self, forward: Forward) -> None:
         self.forward = forward
 
+    def keep_prefixes(self, tokens: int) -> PrefixCache | None:
+        """A prefix cache with room for so many tokens; None if that is no block, or the tier keeps none.
+
+        Call it when a forward has run.
+        """
+        blocks = tokens // BLOCK_TOKENS
+        store = self.forward.store
+        if store is None or not blocks:
+            return None
+        store.reserve(blocks)
+        return PrefixCache(blocks)
+
+    @torch.inference_mode()
+    def copy(self, copies: tuple[Load | Save, ...]) -> None:
+        """Do what a batch wants done before it runs."""
+        store = self.forward.store
+        if store is None:
+            raise RuntimeError("a tier without a store has no prefix cache")
+        for copy in copies:
+            if isinstance(copy, Load):
+                store.load(copy.slot, copy.pairs)
+            else:
+                store.save(copy.slot, copy.pairs)
+
+    @torch.inference_mode()
     def run(self, batch: Batch) -> Sampled:
         """One step."""
         started = time.perf_counter()
@@ -69,7 +107,6 @@ class ModelRunner:
         return Sampled(outcomes, forward_s)
 
 
-@torch.inference_mode()
 def _outcomes(batch: Batch, logits: torch.Tensor) -> list[Outcome]:
     picking: list[int] = []
     rows: list[Row] = []

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from sidecar.engine.attention import StepContext
 from sidecar.engine.batch import Batch
+from sidecar.engine.kv_cache import SlotCache
 
 
 class Network(Protocol):
@@ -43,8 +44,13 @@ class PackedForward:
     def bytes_per_token(self) -> int:
         return self._context.cache.bytes_per_token
 
+    @property
+    def store(self) -> SlotCache:
+        return self._context.cache
+
     def release(self, slot: int, *, spoiled: bool = False) -> None:
         """The next sequence writes over what is there; only NaN would shine through, beside a longer neighbour."""
+        self._context.cache.release(slot)
         if spoiled:
             self._context.cache.clear(slot)
 

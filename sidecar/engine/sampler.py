@@ -2,35 +2,22 @@
 
 A row's uniform number is a hash of its seed and its position, and the token is where the cumulative distribution passes
 it: the same seed gives the same text whatever else is in the batch, and greedy rows take no part in it.
+
+In order: `logit_bias`, then the penalties, change the logits; then temperature, top_k, top_p and min_p, as the
+`LogitsProcessor`s of Transformers come one after the other. Log-probabilities are of the logits as the model gave them.
 """
 
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
 
+from sidecar.engine.filters import draw, top
 from sidecar.wire.frames import Logprobs, Sampling
 
 _MASK: Final = (1 << 64) - 1
-# How many candidates are looked at first, and then, where a row's top_p needs more; after that the whole vocabulary.
-_CANDIDATES: Final = (256, 4096)
-
-
-def is_greedy(sampling: Sampling) -> bool:
-    """Whether only the likeliest token can be picked."""
-    return sampling.temperature == 0 or sampling.top_p == 0 or sampling.top_k == 1
-
-
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) from a counter: SplitMix64's output function on `seed` and `position`.
-
-    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
-    """
-    state = (seed + (position + 1) * 0x9E3779B97F4A7C15) & _MASK
-    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-    return ((state ^ (state >> 31)) >> 11) / (1 << 53)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,84 +45,108 @@ class Picked:
     logprobs: Logprobs | None = None
 
 
+def is_greedy(sampling: Sampling) -> bool:
+    """Whether only the likeliest token can be picked."""
+    return sampling.temperature == 0 or sampling.top_p == 0 or sampling.top_k == 1
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) from a counter: SplitMix64's output function on `seed` and `position`.
+
+    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    """
+    state = (seed + (position + 1) * 0x9E3779B97F4A7C15) & _MASK
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+    return ((state ^ (state >> 31)) >> 11) / (1 << 53)
+
+
 def sample(logits: torch.Tensor, rows: Rows[Row]) -> list[Picked]:
     """One token a row of `logits`, fp32 `[rows, vocabulary]`."""
-    samplings = [row.sampling for row in rows]
-    positions = [row.position for row in rows]
-    finite = logits.amax(dim=-1).isfinite().tolist()
-    # NumPy's argmax is several times faster than PyTorch's on a CPU; both take the first of equals.
-    greedy = logits.numpy().argmax(-1).tolist()
-    tokens: list[int | None] = [token if sound else None for token, sound in zip(greedy, finite, strict=True)]
-    plain = [row for row, s in enumerate(samplings) if tokens[row] is not None and _is_plain(s)]
-    if plain:
-        for row, token in zip(plain, _draw_from_all(logits, plain, samplings, positions), strict=True):
-            tokens[row] = token
-    for row, sampling in enumerate(samplings):
-        if tokens[row] is not None and not is_greedy(sampling) and not _is_plain(sampling):
-            tokens[row] = _draw_filtered(logits[row], sampling, uniform(sampling.seed, positions[row]))
-    return [Picked(token) for token in tokens]
+    likeliest = _argmax(logits)
+    largest = logits.gather(1, torch.tensor(likeliest, device=logits.device)[:, None])[:, 0]
+    tokens: list[int | None] = [
+        token if finite else None for token, finite in zip(likeliest, largest.isfinite().tolist(), strict=True)
+    ]
+    sound = [at for at, token in enumerate(tokens) if token is not None]
+    changed = [at for at in sound if _is_changed(rows[at].sampling)]
+    adjusted = logits
+    if changed:
+        adjusted = logits.clone()
+        for at in changed:
+            _adjust(adjusted[at], rows[at])
+        greedy = [at for at in changed if is_greedy(rows[at].sampling)]
+        for at, token in zip(greedy, _argmax(adjusted[greedy]) if greedy else (), strict=True):
+            tokens[at] = token
+    drawn = [at for at in sound if not is_greedy(rows[at].sampling)]
+    if drawn:
+        chosen = adjusted if len(drawn) == len(rows) else adjusted[drawn]
+        draws = [uniform(rows[at].sampling.seed, rows[at].position) for at in drawn]
+        for at, token in zip(drawn, draw(chosen, [rows[at].sampling for at in drawn], draws), strict=True):
+            tokens[at] = token
+    told = _told(logits, rows, tokens)
+    return [Picked(token, told.get(at)) for at, token in enumerate(tokens)]
 
 
-def score(logits: torch.Tensor, tokens: Rows[int], top: int) -> list[Logprobs]:
-    """The log-probabilities of given tokens, and of the `top` likeliest: `logits` fp32 `[tokens, vocabulary]`."""
-    logprobs = logits.log_softmax(-1)
-    own = logprobs.gather(1, torch.tensor(list(tokens))[:, None]).squeeze(1).tolist()
-    best, ids = logprobs.topk(min(top, logprobs.shape[1]))
-    return [Logprobs(*found) for found in zip(own, ids.tolist(), best.tolist(), strict=True)]
+def score(logits: torch.Tensor, tokens: Rows[int], most: int) -> list[Logprobs]:
+    """The log-probabilities of given tokens, and of the `most` likeliest: `logits` fp32 `[tokens, vocabulary]`."""
+    total = logits.logsumexp(-1, keepdim=True)
+    own = (logits.gather(1, torch.tensor(list(tokens), device=logits.device)[:, None]) - total)[:, 0].tolist()
+    if not most:
+        return [Logprobs(value) for value in own]
+    best, ids = top(logits, min(most, logits.shape[1]))
+    return [Logprobs(*found) for found in zip(own, ids.tolist(), (best - total).tolist(), strict=True)]
 
 
-def _is_plain(sampling: Sampling) -> bool:
-    """Whether a row is sampled from the whole vocabulary."""
-    return not is_greedy(sampling) and sampling.top_p >= 1 and sampling.top_k == 0
+def _told(logits: torch.Tensor, rows: Rows[Row], tokens: list[int | None]) -> dict[int, Logprobs]:
+    """What the rows that ask are told of the token they got; by how much they ask, so that nobody waits for more."""
+    asked: dict[int, list[tuple[int, int]]] = {}
+    for at, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+        if row.logprobs is not None and token is not None:
+            asked.setdefault(row.logprobs, []).append((at, token))
+    told: dict[int, Logprobs] = {}
+    for most, those in asked.items():
+        places, picked = [at for at, _ in those], [token for _, token in those]
+        chosen = logits if len(places) == len(rows) else logits[places]
+        told.update(zip(places, score(chosen, picked, most), strict=True))
+    return told
 
 
-def _draw_from_all(logits: torch.Tensor, rows: list[int], samplings: Rows[Sampling], positions: Rows[int]) -> list[int]:
-    chosen = logits if len(rows) == logits.shape[0] else logits[rows]
-    temperatures = torch.tensor([[samplings[row].temperature] for row in rows])
-    draws = torch.tensor([[uniform(samplings[row].seed, positions[row])] for row in rows], dtype=torch.float64)
-    weights = _weights(chosen, temperatures).double().cumsum_(dim=-1)
-    return _search(weights, draws)
+def _argmax(logits: torch.Tensor) -> list[int]:
+    """The first of the largest, by row; of NaN, if there is one."""
+    if logits.device.type != "cpu":
+        found: list[int] = logits.argmax(-1).tolist()
+        return found
+    # NumPy's is several times faster than PyTorch's on a CPU.
+    first: list[int] = logits.numpy().argmax(-1).tolist()
+    return first
 
 
-def _draw_filtered(logits: torch.Tensor, sampling: Sampling, draw: float) -> int:
-    """top_k first, then top_p on what is left, as Transformers' warpers do it."""
-    weights = _weights(logits, torch.tensor([sampling.temperature]))
-    vocabulary = weights.shape[0]
-    if sampling.top_k:
-        sums, tokens, _ = _nucleus(weights, min(sampling.top_k, vocabulary), sampling.top_p, None)
-    else:
-        total = weights.double().sum()
-        sums, tokens, reached = _nucleus(weights, min(_CANDIDATES[0], vocabulary), sampling.top_p, total)
-        for size in (*_CANDIDATES[1:], vocabulary):
-            if reached:
-                break
-            sums, tokens, reached = _nucleus(weights, min(size, vocabulary), sampling.top_p, total)
-    place = _search(sums[None], torch.tensor([[draw]], dtype=torch.float64))[0]
-    return int(tokens[place])
+def _is_changed(sampling: Sampling) -> bool:
+    return bool(
+        sampling.logit_bias
+        or sampling.repetition_penalty != 1
+        or sampling.presence_penalty
+        or sampling.frequency_penalty
+    )
 
 
-def _nucleus(
-    weights: torch.Tensor, count: int, top_p: float, total: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, bool]:
-    """Of the `count` heaviest tokens the smallest set that holds `top_p` of `total` (None: of their own sum).
+def _adjust(logits: torch.Tensor, row: Row) -> None:
+    """Change one row of logits, `[vocabulary]`, in place.
 
-    Gives the running sums of their weights, the tokens, and whether the set ends within the `count`.
+    Repetition as Transformers has it (Keskar et al., arXiv 1909.05858), over prompt and answer; presence and frequency
+    as OpenAI's reference defines them, over the answer.
     """
-    top, tokens = weights.topk(count)
-    top = top.double()
-    sums = top.cumsum(0)
-    # What comes before a token decides whether it belongs to the set.
-    inside = int(((sums - top) < top_p * (sums[-1] if total is None else total)).sum())
-    return sums[:inside], tokens, inside < count
-
-
-def _weights(logits: torch.Tensor, temperatures: torch.Tensor) -> torch.Tensor:
-    """Unnormalised probabilities. The maximum is taken off before the division, so no temperature overflows."""
-    return (logits - logits.amax(dim=-1, keepdim=True)).div_(temperatures).exp_()
-
-
-def _search(sums: torch.Tensor, draws: torch.Tensor) -> list[int]:
-    """Where running sums `[rows, n]` pass `draws` `[rows, 1]` of their last one."""
-    found = torch.searchsorted(sums, draws * sums[:, -1:], right=True).squeeze(1)
-    places: list[int] = found.clamp_(max=sums.shape[1] - 1).tolist()
-    return places
+    sampling = row.sampling
+    if sampling.logit_bias:
+        logits[list(sampling.logit_bias)] += torch.tensor(list(sampling.logit_bias.values()), device=logits.device)
+    if sampling.repetition_penalty != 1:
+        # A token that is there more than once is written more than once, the same each time.
+        seen = torch.tensor([*row.tokens, *row.draft], dtype=torch.long, device=logits.device)
+        values = logits[seen]
+        penalty = sampling.repetition_penalty
+        logits[seen] = torch.where(values < 0, values * penalty, values / penalty)
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        said = np.array([*row.tokens[row.prompt_tokens :], *row.draft], dtype=np.int64)
+        tokens, times = (torch.from_numpy(found).to(logits.device) for found in np.unique(said, return_counts=True))
+        logits[tokens] -= times * sampling.frequency_penalty + sampling.presence_penalty

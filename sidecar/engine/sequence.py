@@ -19,7 +19,8 @@ class Phase(enum.Enum):
 class Sequence:
     """Mutable: `tokens` (prompt and what was generated), `computed` (how many of them are in the KV cache), `held`
     (how many the pool counts for it), `slot` (its place in the cache, -1 without one), `cached` (how much of the prompt
-    came from the prefix cache), `scored` (up to which prompt token log-probabilities were told), `phase`, `finish`,
+    came from the prefix cache), `charged` (up to which prompt token its tenant has paid), `yielded` (whether it made
+    way for another tenant), `scored` (up to which prompt token log-probabilities were told), `phase`, `finish`,
     `error`, and `drafter`.
 
     `deadline_s` is monotonic; `record` is its place in the usage slots.
@@ -34,6 +35,8 @@ class Sequence:
     held: int = 0
     slot: int = -1
     cached: int = 0
+    charged: int = 0
+    yielded: bool = False
     scored: int = 1
     drafter: Drafter = field(default_factory=Drafter)
     phase: Phase = Phase.WAITING

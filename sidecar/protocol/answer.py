@@ -10,6 +10,8 @@ from typing import Final, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from sidecar.protocol.logprobs import ChatLogprobs, Entry, Spell, TextLogprobs, chat_logprobs, text_logprobs
+
 DONE: Final = b"data: [DONE]\n\n"
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 
@@ -55,7 +57,7 @@ class ChatChoice(msgspec.Struct, frozen=True):
     index: int
     message: ChatMessage
     finish_reason: str
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -71,7 +73,7 @@ class ChunkChoice(msgspec.Struct, frozen=True):
 
     index: int
     delta: Delta
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
 
 
@@ -80,7 +82,7 @@ class TextChoice(msgspec.Struct, frozen=True):
 
     index: int
     text: str
-    logprobs: None = None
+    logprobs: TextLogprobs | None = None
     finish_reason: str | None = None
 
 
@@ -111,33 +113,53 @@ class Head:
     echo_service_tier: bool
 
 
-def token_usage(prompt_tokens: int, completion_tokens: int) -> TokenUsage:
-    return TokenUsage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A whole choice: its text, why it ended, and what is told of its tokens."""
+
+    text: str
+    finish_reason: str
+    entries: tuple[Entry, ...] = ()
+
+
+def token_usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> TokenUsage:
+    total = prompt_tokens + completion_tokens
+    return TokenUsage(prompt_tokens, completion_tokens, total, PromptDetails(cached_tokens))
 
 
 @dataclass(frozen=True, slots=True)
 class ChatShape:
-    """/v1/chat/completions."""
+    """/v1/chat/completions. `spell` is None where no log-probabilities are told."""
 
     head: Head
+    spell: Spell | None = None
 
     def opening(self, index: int, usage: ChunkUsage) -> bytes:
         """The event that begins a choice."""
         return self._event(ChunkChoice(index, Delta("assistant", "", None)), usage)
 
-    def part(self, index: int, text: str | None, finish_reason: str | None, usage: ChunkUsage) -> bytes:
-        """An event of one choice: more text, or its end."""
-        delta = Delta() if text is None else Delta(content=text)
-        return self._event(ChunkChoice(index, delta, finish_reason=finish_reason), usage)
+    def part(self, index: int, text: str, entries: tuple[Entry, ...], usage: ChunkUsage) -> bytes:
+        """An event of one choice: more text, and what is told of its tokens."""
+        return self._event(ChunkChoice(index, Delta(content=text), self._logprobs(entries)), usage)
+
+    def closing(self, index: int, finish_reason: str, usage: ChunkUsage) -> bytes:
+        """The event that ends a choice."""
+        return self._event(ChunkChoice(index, Delta(), finish_reason=finish_reason), usage)
 
     def totals(self, usage: TokenUsage) -> bytes:
         """The event without choices that ends the stream of a client who asked for its usage."""
         return _event(_envelope(self.head, "chatcmpl", "chat.completion.chunk", (), usage))
 
-    def whole(self, choices: list[tuple[str, str]], usage: TokenUsage) -> bytes:
-        """The JSON answer; each choice is its text and finish reason."""
-        made = tuple(ChatChoice(index, ChatMessage(text), reason) for index, (text, reason) in enumerate(choices))
+    def whole(self, choices: list[Given], usage: TokenUsage) -> bytes:
+        """The JSON answer."""
+        made = tuple(
+            ChatChoice(index, ChatMessage(given.text), given.finish_reason, self._logprobs(given.entries))
+            for index, given in enumerate(choices)
+        )
         return msgspec.json.encode(_envelope(self.head, "chatcmpl", "chat.completion", made, usage))
+
+    def _logprobs(self, entries: tuple[Entry, ...]) -> ChatLogprobs | None:
+        return None if self.spell is None else chat_logprobs(entries, self.spell)
 
     def _event(self, choice: ChunkChoice, usage: ChunkUsage) -> bytes:
         return _event(_envelope(self.head, "chatcmpl", "chat.completion.chunk", (choice,), usage))
@@ -145,23 +167,35 @@ class ChatShape:
 
 @dataclass(frozen=True, slots=True)
 class TextShape:
-    """/v1/completions. Its chunks and its whole answer are of one kind."""
+    """/v1/completions. Its chunks and its whole answer are of one kind. `spell` as in `ChatShape`."""
 
     head: Head
+    spell: Spell | None = None
 
     def opening(self, index: int, usage: ChunkUsage) -> bytes:  # noqa: ARG002  completions have no opening event
         return b""
 
-    def part(self, index: int, text: str | None, finish_reason: str | None, usage: ChunkUsage) -> bytes:
-        choice = TextChoice(index, text or "", finish_reason=finish_reason)
-        return _event(_envelope(self.head, "cmpl", "text_completion", (choice,), usage))
+    def part(self, index: int, text: str, entries: tuple[Entry, ...], usage: ChunkUsage) -> bytes:
+        return self._event(TextChoice(index, text, self._logprobs(entries)), usage)
+
+    def closing(self, index: int, finish_reason: str, usage: ChunkUsage) -> bytes:
+        return self._event(TextChoice(index, "", finish_reason=finish_reason), usage)
 
     def totals(self, usage: TokenUsage) -> bytes:
         return _event(_envelope(self.head, "cmpl", "text_completion", (), usage))
 
-    def whole(self, choices: list[tuple[str, str]], usage: TokenUsage) -> bytes:
-        made = tuple(TextChoice(index, text, finish_reason=reason) for index, (text, reason) in enumerate(choices))
+    def whole(self, choices: list[Given], usage: TokenUsage) -> bytes:
+        made = tuple(
+            TextChoice(index, given.text, self._logprobs(given.entries), given.finish_reason)
+            for index, given in enumerate(choices)
+        )
         return msgspec.json.encode(_envelope(self.head, "cmpl", "text_completion", made, usage))
+
+    def _logprobs(self, entries: tuple[Entry, ...]) -> TextLogprobs | None:
+        return None if self.spell is None else text_logprobs(entries, self.spell)
+
+    def _event(self, choice: TextChoice, usage: ChunkUsage) -> bytes:
+        return _event(_envelope(self.head, "cmpl", "text_completion", (choice,), usage))
 
 
 Shape = ChatShape | TextShape

@@ -1,7 +1,7 @@
 """From a body of /v1/chat/completions to a `ChatRequest`: each field of OpenAI's read, passed over or refused by name.
 
 What several endpoints share is in `options`; here is what only chats have. Nothing is ignored that would change the
-answer: tools, formats and log-probabilities are refused until the engine has them.
+answer: tools and formats are refused until the engine has them.
 """
 
 from typing import Final
@@ -22,6 +22,7 @@ MAX_METADATA_VALUE_CHARS: Final = 512
 REFUSED: Final[dict[str, Neutral]] = {
     "audio": (),
     "best_of": (1,),
+    "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": (),
     # Without tools it says that there are none.
@@ -41,11 +42,11 @@ def read_chat(fields: Fields, api: Api) -> ChatRequest:
     max_tokens = _max_tokens(fields)
     _pass_over(fields)
     _check_tools(fields)
-    _check_logprobs(fields)
+    logprobs = _logprobs(fields)
     _check_format(fields)
     _check_modalities(fields)
     refuse_unsupported(fields, REFUSED)
-    return ChatRequest(read_options(fields, api, max_tokens), messages)
+    return ChatRequest(read_options(fields, api, max_tokens, logprobs), messages)
 
 
 def _max_tokens(fields: Fields) -> tuple[int | None, str]:
@@ -93,16 +94,18 @@ def _check_tools(fields: Fields) -> None:
     fields.flag("parallel_tool_calls")
 
 
-def _check_logprobs(fields: Fields) -> None:
+def _logprobs(fields: Fields) -> int | None:
+    """How many tokens' log-probabilities are told beside each one's own; None for no log-probabilities."""
     top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
     if fields.flag("logprobs"):
-        raise unsupported("logprobs")
+        return top or 0
     if top is not None:
         raise bad_request(
             "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.",
             param="top_logprobs",
             code="invalid_value",
         )
+    return None
 
 
 def _check_format(fields: Fields) -> None:

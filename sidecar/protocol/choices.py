@@ -5,17 +5,45 @@ A choice ends once, in one of these ways:
 - a stop string is complete: `stop`, with the tokens up to and including the one that completed it. What the engine had
   run past it by then is told to be discarded, and its later deltas are passed over;
 - the engine could not go on with it: an ApiError, which ends the whole request.
+
+A token's log-probabilities go out with its text: they wait while that may yet become a stop string, and what a stop
+string cuts off takes its tokens with it.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from sidecar.protocol.logprobs import Entry
 from sidecar.tokenizer.text import Detokenizer, StopScanner
 from sidecar.wire.errors import SERVER_ERROR, ApiError, internal_error
-from sidecar.wire.frames import Delta, Finish
+from sidecar.wire.frames import Delta, Finish, Logprobs
 
 _REASONS: Final = {Finish.STOP: "stop", Finish.LENGTH: "length"}
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt that is given back: its text, its tokens, and where each begins in the text, in characters."""
+
+    text: str
+    tokens: tuple[int, ...]
+    offsets: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """What a choice tells beside its text.
+
+    `logprobs`: of each token; `end_token`: of the one that ends the answer too, which has no text (completions).
+    `echo`: the prompt comes first. `offset`: how many characters the prompt has.
+    """
+
+    logprobs: bool = False
+    end_token: bool = False
+    echo: Echo | None = None
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,41 +53,77 @@ class Progress:
     index: int
     text: str = ""
     cancel_at: int | None = None
+    entries: tuple[Entry, ...] = ()
 
 
 class Choice:
-    """One choice. Mutable: `generated` (tokens that count), `finish_reason` (empty while it runs), `text` so far."""
+    """One choice.
 
-    def __init__(self, detokenizer: Detokenizer, scanner: StopScanner, stop_token_ids: tuple[int, ...]) -> None:
+    Mutable: `generated` (tokens that count), `cached_tokens`, `finish_reason` (empty while it runs), `text` and
+    `entries` so far, `logprob_sum` of all its tokens; `_silent` (tokens that have no text yet), `_waiting` (entries
+    whose text was not given yet, with the place where it ends), `_decoded` and `_given` (characters), `_scored` (the
+    prompt's log-probabilities), `_echoed`.
+    """
+
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        scanner: StopScanner,
+        stop_token_ids: tuple[int, ...],
+        telling: Telling,
+    ) -> None:
         self._detokenizer = detokenizer
         self._scanner = scanner
         self._stop_token_ids = stop_token_ids
+        self._telling = telling
         self._pieces: list[str] = []
+        self._silent: list[Entry] = []
+        self._waiting: deque[tuple[Entry, int]] = deque()
+        self._decoded = self._given = 0
+        self._scored: list[Logprobs] = []
+        self._echoed = telling.echo is None
+        self.entries: list[Entry] = []
+        self.logprob_sum = 0.0
         self.generated = 0
+        self.cached_tokens = 0
         self.finish_reason = ""
 
     @property
     def text(self) -> str:
         return "".join(self._pieces)
 
+    @property
+    def mean_logprob(self) -> float:
+        """How likely the answer is, by token: what `best_of` goes by."""
+        return self.logprob_sum / max(1, self.generated)
+
     def take(self, delta: Delta) -> Progress:
         """Raises ApiError if the engine gave the sequence up."""
         if self.finish_reason:
             return Progress(delta.index)
+        self._scored += delta.prompt_logprobs
+        self.cached_tokens = self.cached_tokens or delta.cached_tokens
         pieces: list[str] = []
-        for token in self._shown(delta):
+        shown = self._shown(delta)
+        logprobs: list[Logprobs | None] = [*delta.logprobs] or [None] * len(delta.token_ids)
+        for token, told in zip(shown, logprobs, strict=False):
             self.generated += 1
-            if self._scan(self._detokenizer.feed(token), pieces):
+            if self._scan(self._decode(token, told), pieces):
                 return self._stopped(delta, pieces)
         self.generated = delta.generated
         if delta.finish is not None:
-            reason = finish_reason(delta)
-            if self._scan(self._detokenizer.flush(), pieces):
-                reason = "stop"
-            else:
-                pieces.append(self._scanner.flush())
-            self.finish_reason = reason
+            self.finish_reason = self._finished(delta, shown, logprobs, pieces)
         return self._progress(delta, pieces, None)
+
+    def _finished(self, delta: Delta, shown: list[int], logprobs: list[Logprobs | None], pieces: list[str]) -> str:
+        reason = finish_reason(delta)
+        if self._scan(self._settled(self._detokenizer.flush()), pieces):
+            return "stop"
+        pieces.append(self._scanner.flush())
+        if len(shown) < len(delta.token_ids) and self._telling.end_token:
+            self._note(delta.token_ids[-1], logprobs[-1])
+            self._settled("")
+        return reason
 
     def _shown(self, delta: Delta) -> list[int]:
         """The tokens that have text: the one that ends the answer has none, also where it is an ordinary word."""
@@ -67,6 +131,25 @@ class Choice:
         if delta.finish is Finish.STOP and ids and ids[-1] in self._stop_token_ids:
             return ids[:-1]
         return ids
+
+    def _decode(self, token: int, told: Logprobs | None) -> str:
+        self._note(token, told)
+        return self._settled(self._detokenizer.feed(token))
+
+    def _note(self, token: int, told: Logprobs | None) -> None:
+        if told is None:
+            return
+        self.logprob_sum += told.token
+        if self._telling.logprobs and (self._telling.end_token or self._detokenizer.shows(token)):
+            self._silent.append(Entry(token, told, self._telling.offset + self._decoded))
+
+    def _settled(self, text: str) -> str:
+        """Text has come: it is that of the tokens that had none yet."""
+        self._decoded += len(text)
+        if text or self._telling.end_token:
+            self._waiting += [(entry, self._decoded) for entry in self._silent]
+            self._silent.clear()
+        return text
 
     def _scan(self, text: str, pieces: list[str]) -> bool:
         shown, stopped = self._scanner.feed(text)
@@ -80,13 +163,41 @@ class Choice:
 
     def _progress(self, delta: Delta, pieces: list[str], cancel_at: int | None) -> Progress:
         text = "".join(pieces)
+        self._given += len(text)
+        entries = self._due()
+        if not self._echoed and (delta.token_ids or self.finish_reason):
+            self._echoed = True
+            text, entries = self._prompt() + text, (*self._prompt_entries(), *entries)
         if text:
             self._pieces.append(text)
-        return Progress(delta.index, text, cancel_at)
+        self.entries += entries
+        return Progress(delta.index, text, cancel_at, entries)
+
+    def _due(self) -> tuple[Entry, ...]:
+        """The entries whose text is out; at the end of the choice those of which any is."""
+        due: list[Entry] = []
+        while self._waiting:
+            entry, end = self._waiting[0]
+            begun = entry.offset - self._telling.offset < self._given
+            if end > self._given and not (self.finish_reason and begun):
+                break
+            due.append(entry)
+            self._waiting.popleft()
+        return tuple(due)
+
+    def _prompt(self) -> str:
+        return "" if self._telling.echo is None else self._telling.echo.text
+
+    def _prompt_entries(self) -> tuple[Entry, ...]:
+        echo = self._telling.echo
+        if echo is None or not self._telling.logprobs:
+            return ()
+        scored: list[Logprobs | None] = [None, *self._scored]
+        return tuple(map(Entry, echo.tokens, scored, echo.offsets))
 
 
 class Choices:
-    """All choices of a request, by index."""
+    """The choices of a request, by the index of their sequence."""
 
     def __init__(
         self,
@@ -94,8 +205,11 @@ class Choices:
         detokenizer: Callable[[], Detokenizer],
         stops: tuple[str, ...],
         stop_token_ids: tuple[int, ...],
+        tellings: tuple[Telling, ...] = (),
     ) -> None:
-        self.all = tuple(Choice(detokenizer(), StopScanner(stops), stop_token_ids) for _ in range(count))
+        """`tellings`: one for each sequence; none where only text is told."""
+        told = tellings or (Telling(),) * count
+        self.all = tuple(Choice(detokenizer(), StopScanner(stops), stop_token_ids, one) for one in told)
 
     def take(self, delta: Delta) -> Progress:
         """Raises ApiError if the engine gave a sequence up."""
@@ -113,6 +227,20 @@ class Choices:
     def finish_reason(self) -> str:
         """The first choice's: what the request is logged and counted under."""
         return self.all[0].finish_reason
+
+    def cached_tokens(self, sequences_of_a_prompt: int) -> int:
+        """Of the prompts, each counted once as in the prompt's tokens, what the prefix cache had."""
+        return sum(choice.cached_tokens for choice in self.all[::sequences_of_a_prompt])
+
+    def best(self, choices: int, of: int) -> list[Choice]:
+        """The likeliest `choices` of each prompt's `of`, prompts in order, the likeliest first."""
+        if choices == of:
+            return list(self.all)
+        found: list[Choice] = []
+        for first in range(0, len(self.all), of):
+            ranked = sorted(self.all[first : first + of], key=lambda choice: -choice.mean_logprob)
+            found += ranked[:choices]
+        return found
 
 
 def finish_reason(delta: Delta) -> str:

@@ -1,7 +1,4 @@
-"""From a body of /v1/completions to a `CompletionRequest`: text or token ids to continue, one prompt or several.
-
-Log-probabilities, echo and suffix are refused by name until the engine has them.
-"""
+"""From a body of /v1/completions to a `CompletionRequest`: text or token ids to continue, one prompt or several."""
 
 from typing import Final
 
@@ -20,18 +17,21 @@ Prompt = str | tuple[int, ...]
 def read_completion(fields: Fields, api: Api) -> CompletionRequest:
     """Raises ApiError 400."""
     prompts = _prompts(fields, api.max_prompts)
-    max_tokens = fields.integer("max_tokens", 1, MOST_TOKENS)
-    if fields.integer("logprobs", 0, MAX_LOGPROBS) is not None:
-        raise unsupported("logprobs")
+    echo = fields.flag("echo") or False
+    # Without an answer there is only the prompt to give: its text and its log-probabilities.
+    max_tokens = fields.integer("max_tokens", 0 if echo else 1, MOST_TOKENS)
+    logprobs = fields.integer("logprobs", 0, MAX_LOGPROBS)
     if fields.text("suffix"):
         raise unsupported("suffix")
-    best_of = fields.integer("best_of", 1, MAX_BEST_OF)
-    options = read_options(fields, api, (max_tokens, "max_tokens"))
-    if best_of is not None and best_of < options.choices:
+    best_of = fields.integer("best_of", 1, min(MAX_BEST_OF, api.max_choices))
+    options = read_options(fields, api, (max_tokens, "max_tokens"), logprobs)
+    if best_of is None:
+        return CompletionRequest(options, prompts, options.choices, echo)
+    if best_of < options.choices:
         raise invalid_value("best_of", f"it must not be less than 'n', which is {options.choices}.")
-    if best_of is not None and best_of > options.choices:
-        raise unsupported("best_of")
-    return CompletionRequest(options, prompts)
+    if best_of > options.choices and options.stream:
+        raise invalid_value("best_of", "which answers are the best is known at their end; it cannot be streamed.")
+    return CompletionRequest(options, prompts, best_of, echo)
 
 
 def _prompts(fields: Fields, most: int) -> tuple[Prompt, ...]:

@@ -6,7 +6,7 @@ A field in a table is implemented, accepted without effect, or refused with its 
 from collections.abc import Callable
 from typing import Final
 
-from sidecar.protocol.fields import Fields, as_text, check_length, missing, unsupported, wrong_type
+from sidecar.protocol.fields import Fields, as_text, check_length, invalid_value, missing, unsupported, wrong_type
 from sidecar.protocol.requests import Options
 from sidecar.settings import Api
 from sidecar.wire.errors import bad_request
@@ -27,22 +27,15 @@ REFUSED: Final[dict[str, Neutral]] = {
     "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
     "documents": ([],),
-    "echo": (False,),
-    "frequency_penalty": (0,),
     "guided_choice": (),
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
-    "ignore_eos": (False,),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
-    "logit_bias": ({},),
-    "min_p": (0,),
     "min_tokens": (0,),
-    "presence_penalty": (0,),
     "priority": (0,),
     "prompt_logprobs": (),
-    "repetition_penalty": (1,),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "skip_special_tokens": (True,),
@@ -54,16 +47,18 @@ REFUSED: Final[dict[str, Neutral]] = {
 # What each of them must be, where it is neutral or not: a wrong type is told as one.
 _NUMBERS: Final = frozenset(
     {
-        "frequency_penalty",
         "length_penalty",
-        "min_p",
         "min_tokens",
-        "presence_penalty",
         "priority",
-        "repetition_penalty",
     }
 )
-_OBJECTS: Final = frozenset({"chat_template_kwargs", "logit_bias"})
+_OBJECTS: Final = frozenset({"chat_template_kwargs"})
+MAX_BIASES: Final = 1024
+_MOST_BIAS: Final = 100
+_MOST_PENALTY: Final = 2
+# Transformers takes any; past this nothing is left of a distribution.
+_MOST_REPETITION_PENALTY: Final = 10
+_LEAST_REPETITION_PENALTY: Final = 0.01
 
 # Texts without an effect, and how many characters OpenAI lets them have.
 IGNORED_TEXTS: Final[dict[str, int | None]] = {
@@ -75,7 +70,7 @@ IGNORED_TEXTS: Final[dict[str, int | None]] = {
 _TIERS: Final = ("auto", "default", "flex", "scale", "priority", "fast")
 
 
-def read_options(fields: Fields, api: Api, max_tokens: tuple[int | None, str]) -> Options:
+def read_options(fields: Fields, api: Api, max_tokens: tuple[int | None, str], logprobs: int | None) -> Options:
     """Read what both endpoints have. The caller has read its own fields by now: what is left unread is unknown."""
     model = fields.text("model")
     if not model:
@@ -91,6 +86,10 @@ def read_options(fields: Fields, api: Api, max_tokens: tuple[int | None, str]) -
     temperature = fields.number("temperature", 0, 2)
     top_p = fields.number("top_p", 0, 1)
     top_k = fields.integer("top_k", -1, MOST_TOKENS)
+    min_p = fields.number("min_p", 0, 1)
+    presence = fields.number("presence_penalty", -_MOST_PENALTY, _MOST_PENALTY)
+    frequency = fields.number("frequency_penalty", -_MOST_PENALTY, _MOST_PENALTY)
+    repetition = fields.number("repetition_penalty", _LEAST_REPETITION_PENALTY, _MOST_REPETITION_PENALTY)
     seed = fields.integer("seed", -INT64 - 1, INT64)
     stop = _stop(fields)
     refuse_unsupported(fields, REFUSED)
@@ -102,6 +101,13 @@ def read_options(fields: Fields, api: Api, max_tokens: tuple[int | None, str]) -
         temperature=1.0 if temperature is None else temperature,
         top_p=1.0 if top_p is None else top_p,
         top_k=max(0, top_k or 0),
+        min_p=min_p or 0.0,
+        presence_penalty=presence or 0.0,
+        frequency_penalty=frequency or 0.0,
+        repetition_penalty=1.0 if repetition is None else repetition,
+        logit_bias=_logit_bias(fields),
+        ignore_eos=fields.flag("ignore_eos") or False,
+        logprobs=logprobs,
         seed=seed,
         stop=stop,
         stream=stream,
@@ -168,6 +174,25 @@ def _unknown(fields: Fields, api: Api) -> list[str]:
         name = unknown[0][:MAX_STOP_CHARS]
         raise bad_request(f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
     return unknown
+
+
+def _logit_bias(fields: Fields) -> dict[int, float]:
+    """Token ids, as decimal strings, to what is added to their logits; whether the model has them is the plan's."""
+    biases = fields.object("logit_bias")
+    if biases is None:
+        return {}
+    names = biases.names()
+    if len(names) > MAX_BIASES:
+        raise invalid_value("logit_bias", f"at most {MAX_BIASES} tokens are allowed.")
+    found: dict[int, float] = {}
+    for name in names:
+        if not (name.isascii() and name.isdigit() and len(name) <= 10):
+            raise invalid_value("logit_bias", f"'{name[:64]}' is no token id.")
+        bias = biases.number(name, -_MOST_BIAS, _MOST_BIAS)
+        if bias is None:
+            raise wrong_type(biases.path(name), "a decimal", None)
+        found[int(name)] = bias
+    return found
 
 
 def _stop(fields: Fields) -> tuple[str, ...]:

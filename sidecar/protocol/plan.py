@@ -7,6 +7,7 @@ and may take long, so a plan is made in a thread.
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from sidecar.protocol.choices import Echo, Telling
 from sidecar.protocol.options import COMPLETION_DEFAULT_TOKENS
 from sidecar.protocol.requests import ChatRequest, CompletionRequest, GenerationRequest, Options, choice_seeds
 from sidecar.protocol.ticket import Ticket
@@ -25,6 +26,7 @@ class Encoder(Protocol):
 
     def encode_text(self, text: str) -> list[int]: ...
     def encode_chat(self, messages: tuple[Message, ...]) -> list[int]: ...
+    def decode_text(self, ids: list[int]) -> tuple[str, list[int]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +41,18 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A request ready to run. Its sequences are indexed by prompt, then choice: `prompt × n + choice`."""
+    """A request ready to run. Its sequences are indexed by prompt, then choice: `prompt × best_of + choice`.
+
+    `best_of` is how many a prompt has; `tellings` says what each tells beside its text.
+    """
 
     ticket: Ticket
     options: Options
     chat: bool
     prompt_tokens: int
     submits: tuple[Submit, ...]
+    best_of: int
+    tellings: tuple[Telling, ...]
 
 
 def check_model(options: Options, served: str) -> None:
@@ -73,17 +80,23 @@ def encode(request: GenerationRequest, encoder: Encoder, limits: Limits) -> Prom
     for ids in prompts:
         if not ids:
             raise bad_request("The prompt has no tokens.", param=_param(request), code="invalid_value")
-        if len(ids) >= limits.max_context:
+        # Where only the prompt is wanted, it may fill the context.
+        if len(ids) + (request.options.max_tokens != 0) > limits.max_context:
             raise _too_long(request, len(ids), limits)
     return prompts
 
 
-def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limits: Limits) -> Plan:
+def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limits: Limits, encoder: Encoder) -> Plan:
     """Raises ApiError 400 if the answer cannot fit into the context window, or the prompt into its reservation."""
     options = request.options
+    _check_biases(options, limits)
     prompt_tokens = sum(map(len, prompts))
-    share = _reserved_share(request, prompt_tokens, len(prompts) * options.choices, ticket)
-    seeds = _seeds(options, len(prompts))
+    best_of = options.choices if isinstance(request, ChatRequest) else request.best_of
+    echoes = isinstance(request, CompletionRequest) and request.echo
+    # What is the best is known by the log-probabilities.
+    logprobs = 0 if options.logprobs is None and best_of > options.choices else options.logprobs
+    share = _reserved_share(request, prompt_tokens, len(prompts) * best_of, ticket)
+    seeds = _seeds(options, len(prompts), best_of)
     submits = [
         Submit(
             request_id=ticket.request_id,
@@ -91,16 +104,48 @@ def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limi
             prompt_ids=list(ids),
             max_new_tokens=_output(request, len(ids), share, ticket, limits),
             sampling=_sampling(options, seeds[index]),
-            stop_token_ids=list(limits.stop_token_ids),
+            stop_token_ids=[] if options.ignore_eos else list(limits.stop_token_ids),
             tenant=ticket.tenant,
             weight=ticket.weight,
             priority=ticket.priority,
             deadline_ms=ticket.deadline_ms,
-            counts_prompt=index % options.choices == 0,
+            counts_prompt=index % best_of == 0,
+            logprobs=logprobs,
+            prompt_logprobs=options.logprobs if echoes else None,
+            cache_scope=ticket.cache_scope,
         )
-        for index, ids in enumerate(ids for ids in prompts for _ in range(options.choices))
+        for index, ids in enumerate(ids for ids in prompts for _ in range(best_of))
     ]
-    return Plan(ticket, options, isinstance(request, ChatRequest), prompt_tokens, tuple(submits))
+    tellings = tuple(telling for telling in _tellings(request, prompts, encoder) for _ in range(best_of))
+    chat = isinstance(request, ChatRequest)
+    return Plan(ticket, options, chat, prompt_tokens, tuple(submits), best_of, tellings)
+
+
+def _tellings(request: GenerationRequest, prompts: Prompts, encoder: Encoder) -> list[Telling]:
+    """What the choices of each prompt tell."""
+    logprobs = request.options.logprobs is not None
+    if isinstance(request, ChatRequest):
+        return [Telling(logprobs)]
+    if not logprobs and not request.echo:
+        return [Telling()] * len(prompts)
+    tellings: list[Telling] = []
+    for prompt, ids in zip(request.prompts, prompts, strict=True):
+        text, offsets = encoder.decode_text(list(ids))
+        # A prompt that was text is given back as it was: what the tokenizer adds to it is no part of it.
+        text = prompt if isinstance(prompt, str) else text
+        echo = Echo(text, ids, tuple(offsets)) if request.echo else None
+        tellings.append(Telling(logprobs, end_token=True, echo=echo, offset=len(text)))
+    return tellings
+
+
+def _check_biases(options: Options, limits: Limits) -> None:
+    for token in options.logit_bias:
+        if token >= limits.vocab_size:
+            raise bad_request(
+                f"Invalid 'logit_bias': token {token} is outside the vocabulary of {limits.vocab_size} tokens.",
+                param="logit_bias",
+                code="invalid_value",
+            )
 
 
 def _encode_prompt(prompt: str | tuple[int, ...], encoder: Encoder, limits: Limits) -> tuple[int, ...]:
@@ -174,17 +219,27 @@ def _output(request: GenerationRequest, prompt_tokens: int, share: int | None, t
     return min(ceiling for ceiling in ceilings if ceiling is not None)
 
 
-def _seeds(options: Options, prompts: int) -> list[int]:
+def _seeds(options: Options, prompts: int, best_of: int) -> list[int]:
     """A seed for each sequence. A client's seed gives a prompt the same choices, whatever stands beside it."""
     if options.seed is None:
-        return choice_seeds(None, prompts * options.choices)
-    return choice_seeds(options.seed, options.choices) * prompts
+        return choice_seeds(None, prompts * best_of)
+    return choice_seeds(options.seed, best_of) * prompts
 
 
 def _sampling(options: Options, seed: int) -> Sampling:
     # A top_p of 0 keeps the most likely token and no other.
     greedy = options.temperature == 0 or options.top_p == 0
-    return Sampling(0.0 if greedy else options.temperature, options.top_p or 1.0, options.top_k, seed)
+    return Sampling(
+        temperature=0.0 if greedy else options.temperature,
+        top_p=options.top_p or 1.0,
+        top_k=options.top_k,
+        seed=seed,
+        min_p=options.min_p,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        repetition_penalty=options.repetition_penalty,
+        logit_bias=options.logit_bias,
+    )
 
 
 def _param(request: GenerationRequest) -> str:

@@ -12,7 +12,8 @@ _MASK = (1 << 64) - 1
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What chats and completions have in common. `max_tokens` of None: nothing was asked for; per choice.
 
-    `max_tokens_param` is the field that said it. `ignored` are fields that nobody knows and the settings let pass.
+    `max_tokens_param` is the field that said it. `logprobs` of None: no log-probabilities; else of so many tokens
+    beside each one picked. `ignored` are fields that nobody knows and the settings let pass.
     """
 
     model: str
@@ -22,6 +23,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float
     top_p: float
     top_k: int
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    ignore_eos: bool = False
+    logprobs: int | None = None
     seed: int | None
     stop: tuple[str, ...]
     stream: bool
@@ -39,10 +47,16 @@ class ChatRequest(msgspec.Struct, frozen=True):
 
 
 class CompletionRequest(msgspec.Struct, frozen=True):
-    """A body of /v1/completions. A prompt is text, or token ids that are used as they are."""
+    """A body of /v1/completions. A prompt is text, or token ids that are used as they are.
+
+    Of `best_of` answers to each prompt the likeliest are given, as many as there are choices. `echo`: the text begins
+    with the prompt.
+    """
 
     options: Options
     prompts: tuple[str | tuple[int, ...], ...]
+    best_of: int = 1
+    echo: bool = False
 
 
 GenerationRequest = ChatRequest | CompletionRequest

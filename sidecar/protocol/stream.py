@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 from msgspec import UNSET
 
-from sidecar.protocol.answer import DONE, ChunkUsage, Shape, TokenUsage, token_usage
+from sidecar.protocol.answer import DONE, ChunkUsage, Given, Shape, TokenUsage, token_usage
 from sidecar.protocol.choices import Choices, Progress
 from sidecar.wire.internal import USAGE_COMMENT, Usage
 
@@ -21,11 +21,15 @@ END_OF_EVENT: Final = b"\n\n"
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
-    """What is told beside the text. `comment`: the proxy's usage comment; `continuous`: the usage on every event."""
+    """What is told beside the text. `comment`: the proxy's usage comment; `continuous`: the usage on every event.
+
+    A prompt has `sequences_of_a_prompt` choices.
+    """
 
     comment: bool
     include_usage: bool
     continuous_usage: bool
+    sequences_of_a_prompt: int = 1
 
 
 class Stream:
@@ -45,15 +49,16 @@ class Stream:
         if not self._opened:
             self._opened = True
             opening = b"".join(self._shape.opening(index, usage) for index in range(len(self._choices.all)))
-        text = self._shape.part(progress.index, progress.text, None, usage) if progress.text else b""
-        return opening + text
+        if not progress.text and not progress.entries:
+            return opening
+        return opening + self._shape.part(progress.index, progress.text, progress.entries, usage)
 
     def end(self) -> bytes:
         """The whole end of the stream, once all choices have ended."""
         usage = self._chunk_usage()
         events = [self._comment()] if self._options.comment else []
         events += [
-            self._shape.part(index, None, choice.finish_reason, usage) for index, choice in enumerate(self._choices.all)
+            self._shape.closing(index, choice.finish_reason, usage) for index, choice in enumerate(self._choices.all)
         ]
         if self._options.include_usage:
             events.append(self._shape.totals(self._usage()))
@@ -63,12 +68,17 @@ class Stream:
         usage = Usage(
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._choices.completion_tokens,
+            cached_tokens=self._cached_tokens,
             finish_reason=self._choices.finish_reason,
         )
         return USAGE_COMMENT + msgspec.json.encode(usage) + END_OF_EVENT
 
     def _usage(self) -> TokenUsage:
-        return token_usage(self._prompt_tokens, self._choices.completion_tokens)
+        return token_usage(self._prompt_tokens, self._choices.completion_tokens, self._cached_tokens)
+
+    @property
+    def _cached_tokens(self) -> int:
+        return self._choices.cached_tokens(self._options.sequences_of_a_prompt)
 
     def _chunk_usage(self) -> ChunkUsage:
         if self._options.continuous_usage:
@@ -76,7 +86,7 @@ class Stream:
         return None if self._options.include_usage else UNSET
 
 
-def whole(shape: Shape, choices: Choices, prompt_tokens: int) -> bytes:
-    """The JSON answer of ended choices."""
-    made = [(choice.text, choice.finish_reason) for choice in choices.all]
-    return shape.whole(made, token_usage(prompt_tokens, choices.completion_tokens))
+def whole(shape: Shape, choices: Choices, prompt_tokens: int, given: int = 1, of: int = 1) -> bytes:
+    """The JSON answer of ended choices: the likeliest `given` of the `of` that each prompt has."""
+    made = [Given(choice.text, choice.finish_reason, tuple(choice.entries)) for choice in choices.best(given, of)]
+    return shape.whole(made, token_usage(prompt_tokens, choices.completion_tokens, choices.cached_tokens(of)))

@@ -14,7 +14,8 @@ from sidecar.wire.errors import ApiError, bad_request
 from sidecar.wire.slots import REQUEST_ID_BYTES
 
 _REQUEST_ID: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{REQUEST_ID_BYTES}}}")
-_TENANT: Final = re.compile(r"[!-~]{1,128}")
+# Of tenants and cache scopes.
+_NAME: Final = re.compile(r"[!-~]{1,128}")
 _INTEGER: Final = re.compile(r"-?[0-9]{1,15}")
 _DECIMAL: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
@@ -34,6 +35,7 @@ class Ticket:
     deadline_ms: int | None = None
     max_total_tokens: int | None = None
     max_output_tokens: int | None = None
+    cache_scope: str = ""
 
 
 def new_request_id() -> str:
@@ -51,19 +53,24 @@ def read_ticket(headers: Mapping[str, str], own_id: str) -> Ticket:
     request_id = headers.get(internal.REQUEST_ID)
     if request_id is not None and not is_request_id(request_id):
         raise _malformed(internal.REQUEST_ID)
-    tenant = headers.get(internal.TENANT, "")
-    if tenant and not _TENANT.fullmatch(tenant):
-        raise _malformed(internal.TENANT)
     return Ticket(
         request_id=own_id if request_id is None else request_id,
         proxied=request_id is not None,
-        tenant=tenant,
+        tenant=_name(headers, internal.TENANT),
         weight=_weight(headers),
         priority=_integer(headers, internal.PRIORITY) or 0,
         deadline_ms=_positive(headers, internal.DEADLINE_MS),
         max_total_tokens=_positive(headers, internal.MAX_TOTAL_TOKENS),
         max_output_tokens=_positive(headers, internal.MAX_OUTPUT_TOKENS),
+        cache_scope=_name(headers, internal.CACHE_SCOPE),
     )
+
+
+def _name(headers: Mapping[str, str], name: str) -> str:
+    text = headers.get(name, "")
+    if text and not _NAME.fullmatch(text):
+        raise _malformed(name)
+    return text
 
 
 def _integer(headers: Mapping[str, str], name: str) -> int | None:

@@ -173,4 +173,9 @@ def _merged(before: Delta, after: Delta) -> Delta:
         after.generated,
         after.finish,
         after.error,
+        logprobs=[*before.logprobs, *after.logprobs],
+        prompt_logprobs=[*before.prompt_logprobs, *after.prompt_logprobs],
+        # Each is told once.
+        cached_tokens=before.cached_tokens or after.cached_tokens,
+        embedding=before.embedding or after.embedding,
     )

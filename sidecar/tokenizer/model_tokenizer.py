@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 from sidecar.tokenizer import bound
 from sidecar.tokenizer.control import ControlToken, ControlTokens, Disguise
 from sidecar.tokenizer.messages import Message, ToolCall
+from sidecar.tokenizer.spelling import Spelling
 from sidecar.tokenizer.text import Detokenizer
 from sidecar.wire.errors import bad_request
 from sidecar.wire.internal import TokenBound
@@ -49,6 +50,7 @@ class ModelTokenizer:
         ]
         self._control = ControlTokens(specials)
         self._special_ids = frozenset(token.id for token in specials)
+        self._spelling = Spelling(self._backend)
         # A second tokenizer for which special tokens are words like any other.
         self._plain = tokenizers.Tokenizer.from_str(self._backend.to_str())
         self._plain.encode_special_tokens = True
@@ -82,6 +84,23 @@ class ModelTokenizer:
 
     def detokenizer(self) -> Detokenizer:
         return Detokenizer(self._decode, self._special_ids)
+
+    def decode_text(self, ids: list[int]) -> tuple[str, list[int]]:
+        """The text of tokens, and where in it each begins, in characters; control tokens are spelt out."""
+        detokenizer = Detokenizer(self._decode, frozenset())
+        pieces: list[str] = []
+        offsets: list[int] = []
+        length = 0
+        for token in ids:
+            offsets.append(length)
+            pieces.append(detokenizer.feed(token))
+            length += len(pieces[-1])
+        pieces.append(detokenizer.flush())
+        return "".join(pieces), offsets
+
+    def spell(self, token: int) -> bytes:
+        """The bytes of one token's text, which may be part of a character."""
+        return self._spelling.bytes_of(token)
 
     def bound(self) -> TokenBound | None:
         """An upper bound from bytes alone, or None where there is none or it cannot be told."""

@@ -48,6 +48,10 @@ class Detokenizer:
             self._cut(text, held)
         return piece
 
+    def shows(self, token: int) -> bool:
+        """Whether a token has text at all: a control token has none."""
+        return token not in self._skipped
+
     def flush(self) -> str:
         """The text that was held back, at the end of the sequence."""
         if not self._pending:

@@ -142,7 +142,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 class Step(msgspec.Struct, frozen=True, tag="step"):
     """One engine step: its deltas and the gauges as they stand after it. Durations are in seconds.
 
-    `cached_tokens`: prompt tokens that this step took from the prefix cache; `prefix_tokens`: what the cache holds.
+    `cached_tokens`: prompt tokens that this step took from the prefix cache, of `queried_tokens` that it looked for;
+    `prefix_tokens`: what the cache holds.
     `drafted` and `accepted` count speculated tokens; `preemptions` is a running total.
     """
 
@@ -161,6 +162,7 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     drafted: int = 0
     accepted: int = 0
     preemptions: int = 0
+    queried_tokens: int = 0
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

@@ -48,7 +48,10 @@ class TokenBound(msgspec.Struct, frozen=True):
 
 
 class ModelState(msgspec.Struct, frozen=True):
-    """One served model. `bound` is None where bytes do not bound tokens: then every request is counted."""
+    """One served model. `bound` is None where bytes do not bound tokens: then every request is counted.
+
+    `steps_down`: why it does not run on a faster tier, a line each.
+    """
 
     id: str
     max_context: int
@@ -59,6 +62,7 @@ class ModelState(msgspec.Struct, frozen=True):
     created: int
     capabilities: list[str]
     bound: TokenBound | None
+    steps_down: list[str] = []
 
 
 class State(msgspec.Struct, frozen=True):

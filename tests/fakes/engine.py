@@ -38,6 +38,12 @@ class LetterTokenizer:
         self.encoded += 1
         return [ord(letter) for letter in text]
 
+    def decode_text(self, ids: list[int]) -> tuple[str, list[int]]:
+        return "".join(map(chr, ids)), list(range(len(ids)))
+
+    def spell(self, token: int) -> bytes:
+        return chr(token).encode()
+
     def encode_chat(self, messages: tuple[Message, ...]) -> list[int]:
         return self.encode_text("".join(f"{message.role[0]}:{message.content}." for message in messages))
 

@@ -8,6 +8,7 @@ from typing import Any, Final, Self
 
 from proxy.client import LeftError
 from proxy.exchange import Arrival, Call, Ending, Endpoint, Estimate, Outcome, Principal, Trace
+from proxy.policy.schema import CacheScope
 from proxy.upstream import Slots, Ticket
 from sidecar.wire.internal import RequestState, Usage
 from sidecar.wire.slots import RequestUsage, SlotFileError
@@ -16,7 +17,7 @@ NOON: Final = dt.datetime(2026, 11, 25, 12, tzinfo=dt.UTC)
 TRACE: Final = Trace("a" * 32, "b" * 16, sampled=False, tracestate="")
 ARRIVAL: Final = Arrival("req_1", None, TRACE, "192.0.2.1", 1000.0, NOON)
 PRINCIPAL: Final = Principal("acct_1", "key1", "pro", None)
-TICKET: Final = Ticket("req_1", "acct_1", 0, 100, 50, TRACE)
+TICKET: Final = Ticket("req_1", "acct_1", 2.5, 0, "a:acct_1", 100, 50, TRACE)
 
 
 def call(*, stream: bool = True) -> Call:
@@ -42,6 +43,8 @@ class FakeGrant:
     def __init__(self) -> None:
         self.estimate = Estimate(7, 8, 1, exact=True)
         self.priority = 3
+        self.weight = 2.5
+        self.cache_scope: CacheScope = "account"
         self.durable_gate: asyncio.Event | None = None
         self.durable_error: Exception | None = None
         self.settle_gate: asyncio.Event | None = None
@@ -183,6 +186,7 @@ class FakeUpstream:
         self.refusal: Exception | None = None
         self.gate: asyncio.Event | None = None
         self.opened = self.closed = 0
+        self.tickets: list[Ticket] = []
         self.cancelled: list[str] = []
         # What a cancel answers, or raises; what the slots then say, one by one, the last for ever.
         self.cancel_answer: RequestState | Exception = RequestState(False, False, 0, 0)
@@ -190,8 +194,9 @@ class FakeUpstream:
         self.evicted_ns = 0
 
     @contextlib.asynccontextmanager
-    async def open(self, _call: Call, _ticket: Ticket) -> AsyncIterator[FakeAnswer]:
+    async def open(self, _call: Call, ticket: Ticket) -> AsyncIterator[FakeAnswer]:
         self.opened += 1
+        self.tickets.append(ticket)
         try:
             if self.gate is not None:
                 await self.gate.wait()

@@ -10,6 +10,7 @@ import pytest
 from proxy.clock import Clock
 from proxy.exchange import Ending, Endpoint, Principal
 from proxy.pipeline import Pipeline
+from proxy.policy.schema import CacheScope
 from proxy.record import Ended
 from proxy.settings import Limits
 from proxy.upstream import UpstreamLostError, UpstreamRefusedError
@@ -155,6 +156,17 @@ async def test_what_a_room_refuses_is_answered_and_recorded_once(room: str, erro
     assert (ended.outcome.ending, ended.outcome.status, ended.error) == (ending, error.status, error)
     assert hall.admission.grant.settled == []
     assert hall.admission.grant.entered == hall.admission.grant.left
+
+
+@pytest.mark.parametrize(("scope", "told"), [("key", "k:key1"), ("account", "a:acct_1"), ("global", "g:")])
+async def test_the_sidecar_is_told_the_tier_s_weight_and_whose_prompts_may_be_shared(
+    scope: CacheScope, told: str
+) -> None:
+    hall = Hall()
+    hall.admission.grant.cache_scope = scope
+    await hall.run()
+    (ticket,) = hall.upstreams.sidecar.tickets
+    assert (ticket.tenant, ticket.weight, ticket.priority, ticket.cache_scope) == ("acct_1", 2.5, 3, told)
 
 
 async def test_nothing_is_read_for_a_stranger() -> None:

@@ -13,6 +13,8 @@ import pytest
 from proxy.settings import Timeouts, Upstream
 from proxy.upstream import Sidecar, UpstreamLostError, UpstreamRefusedError, Upstreams, _translated
 from sidecar.jsonlog import JsonLog
+from sidecar.protocol.ticket import read_ticket
+from sidecar.wire import internal
 from sidecar.wire.errors import ApiError
 from sidecar.wire.internal import Count
 from sidecar.wire.slots import SlotFileError, SlotWriter
@@ -95,6 +97,23 @@ async def test_a_call_runs_with_the_ticket_as_its_head(fake: FakeSidecar, sideca
     (received,) = fake.received
     allowed = {"host", "content-length", "content-type", "traceparent", "connection"}
     assert {name for name in received.headers if not name.startswith("x-tollhouse-")} <= allowed
+
+
+async def test_only_an_answer_that_is_not_streamed_has_a_deadline(fake: FakeSidecar, sidecar: Sidecar) -> None:
+    for stream in (False, True):
+        async with sidecar.open(replace(call(stream=stream), body=b'{"stream":true}'), TICKET) as answer:
+            await answer.piece()
+    whole, streamed = (received.headers for received in fake.received)
+    assert whole[internal.DEADLINE_MS] == "100"
+    assert internal.DEADLINE_MS not in streamed
+    assert (whole[internal.WEIGHT], whole[internal.CACHE_SCOPE]) == ("2.5", "a:acct_1")
+
+
+@pytest.mark.parametrize(("weight", "told"), [(0.01, "0.01"), (1.0, "1"), (100.0, "100"), (1 / 3, "0.333333")])
+def test_a_weight_is_told_as_the_sidecar_reads_it(weight: float, told: str) -> None:
+    headers = replace(TICKET, weight=weight).headers(None)
+    assert headers[internal.WEIGHT] == told
+    assert read_ticket(headers, "req_own").weight == float(told)
 
 
 async def test_an_answer_comes_in_pieces(sidecar: Sidecar) -> None:

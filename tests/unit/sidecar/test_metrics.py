@@ -36,6 +36,26 @@ def test_the_gauges_follow_the_engine() -> None:
     assert value(metrics, "memory_bytes", kind="weights") == 1000
 
 
+def test_prompt_tokens_are_counted_by_where_they_came_from() -> None:
+    metrics = Metrics("m")
+    for cached in (0, 64):
+        metrics.step(
+            msgspec.structs.replace(STEP, prefill_tokens=9, queried_tokens=70, cached_tokens=cached, prefix_tokens=128)
+        )
+    assert value(metrics, "prompt_tokens_total", source="computed") == 18
+    assert value(metrics, "prompt_tokens_total", source="cached") == 64
+    assert value(metrics, "prefix_cache_query_tokens_total") == 140
+    assert value(metrics, "prefix_cache_hit_tokens_total") == 64
+    assert value(metrics, "prefix_cache_tokens") == 128
+
+
+def test_preemptions_are_counted_on_when_an_engine_begins_anew() -> None:
+    metrics = Metrics("m")
+    for total in (2, 2, 5, 1, 3):
+        metrics.step(msgspec.structs.replace(STEP, preemptions=total))
+    assert value(metrics, "preemptions_total") == 5 + 3
+
+
 def test_an_engine_that_comes_back_in_another_tier_leaves_no_trace_of_the_first() -> None:
     metrics = Metrics("m")
     metrics.observe(Gauges(0, 0, 0.0, 0, READY))

@@ -63,6 +63,8 @@ async def test_the_sidecar_gets_the_reservation_and_nothing_of_the_client_s_head
     assert received.headers[internal.REQUEST_ID].startswith("req_")
     assert received.headers[internal.TENANT].startswith("acct_")
     assert received.headers[internal.PRIORITY] == "3"
+    assert received.headers[internal.WEIGHT] == "1"
+    assert received.headers[internal.CACHE_SCOPE] == f"a:{received.headers[internal.TENANT]}"
     assert received.headers[internal.MAX_OUTPUT_TOKENS] == "8"
     assert int(received.headers[internal.MAX_TOTAL_TOKENS]) > 8
     assert received.headers["traceparent"].startswith(f"00-{'a' * 32}-")

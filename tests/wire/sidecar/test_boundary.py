@@ -150,7 +150,7 @@ async def test_the_metrics_page_counts_what_ran(serve: Serve) -> None:
     for lines in [await scraped(desk), await scraped(desk)]:
         assert 'tollhouse_sidecar_requests_total{finish_reason="stop",model="org/m"} 1.0' in lines
         assert "tollhouse_sidecar_generation_tokens_total 3.0" in lines
-        assert 'tollhouse_sidecar_prompt_tokens_total{source="computed"} 5.0' in lines
+        assert "tollhouse_sidecar_request_prompt_tokens_sum 5.0" in lines
         assert "tollhouse_sidecar_time_to_first_token_seconds_count 1.0" in lines
         assert "tollhouse_sidecar_engine_restarts_total 2.0" in lines
         assert len(lines) < 2000

@@ -44,7 +44,7 @@ async def test_what_fits_is_reserved_in_the_ledger(build: Build) -> None:
         trace_id="1" * 32,
     )
     assert grant.estimate.total == 30
-    assert grant.priority == 3
+    assert (grant.priority, grant.weight, grant.cache_scope) == (3, 1.0, "account")
 
 
 # --- models and output ---

@@ -30,6 +30,8 @@ DEFECTS = {
     "a_negative_limit": (5, 24, "-5"),
     "a_tier_named_none": (3, 3, "cannot be a tier's name"),
     "a_tier_with_a_space": (3, 3, "cannot be a tier's name"),
+    "a_weight_of_nothing": (13, 13, "0.01"),
+    "another_cache_scope": (13, 18, "everyone"),
     "an_anchor": (6, 18, "anchors"),
     "an_octal_number": (7, 23, "leading zero"),
     "an_unknown_field": (12, 5, "did you mean 'priority'?"),
@@ -95,6 +97,16 @@ def test_a_tier_is_compiled(tmp_path: Path) -> None:
     assert tier.allows("org/n")
     assert not tier.allows("org")
     assert not tier.allows("*")
+
+
+def test_a_tier_has_equal_weight_and_keeps_prompts_within_the_account_unless_it_says_otherwise(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "free")
+    tier = load_policy(tmp_path).tier("free")
+    assert (tier.weight, tier.cache_scope) == (1.0, "account")
+    with (tmp_path / "a.yaml").open("a") as file:
+        file.write("    weight: 2.5\n    cache_scope: key\n")
+    tier = load_policy(tmp_path).tier("free")
+    assert (tier.weight, tier.cache_scope) == (2.5, "key")
 
 
 def test_every_model_is_a_star(tmp_path: Path) -> None:

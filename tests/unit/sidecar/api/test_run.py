@@ -26,8 +26,8 @@ class Book:
         self.now_s = 10.0
         self.metrics = Metrics("m")
         self.output = io.StringIO()
-        options = read_options(Fields({"model": "m", "stream": True}), Api(), (None, "max_tokens"))
-        plan = Plan(Ticket("req_1"), options, True, 5, ())
+        options = read_options(Fields({"model": "m", "stream": True}), Api(), (None, "max_tokens"), None)
+        plan = Plan(Ticket("req_1"), options, True, 5, (), 1, ())
         choices = Choices(count, lambda: Detokenizer(lambda ids: "x" * len(ids), frozenset()), (), ())
         self.run = Run(plan, choices, self.metrics, JsonLog(self.output), lambda: self.now_s)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.engine.batch import Batch, Chunk
+from sidecar.engine.batch import Batch, Chunk, Load, Save
 from sidecar.engine.core import MOST_FAILED_STEPS, Core, EngineBrokenError
+from sidecar.engine.prefix_cache import PrefixCache
 from sidecar.engine.scheduler import Scheduler
 from sidecar.engine.slot_pool import SlotPool
 from sidecar.wire.frames import Cancel, Command, Delta, Finish, Logprobs, Report, Sampling, Shutdown, Step, Submit
@@ -37,6 +38,13 @@ class FakeRunner:
 
     ends_at: int = 1000
     broken: bool = False
+    copies: list[Load | Save] = field(default_factory=list)
+    copy_error: Exception | None = None
+
+    def copy(self, copies: tuple[Load | Save, ...]) -> None:
+        if self.copy_error is not None:
+            raise self.copy_error
+        self.copies += copies
 
     def run(self, batch: Batch) -> Sampled:
         if self.broken or any(chunk.sequence.tokens[0] == 666 for chunk in batch.chunks):
@@ -95,7 +103,7 @@ def usage(tmp_path: Path, slots: SlotWriter) -> Callable[[str], RequestUsage | N
 def run(slots: SlotWriter, script: list[list[Command]], runner: FakeRunner | None = None) -> tuple[FakeChannel, Core]:
     channel = FakeChannel(script)
     failures: list[Exception] = []
-    scheduler = Scheduler(SlotPool(4, 1000), 16)
+    scheduler = Scheduler(SlotPool(4, 1000), 256, prefixes=PrefixCache(8))
     core = Core(runner or FakeRunner(), scheduler, slots, channel, lambda exc, _: failures.append(exc))
     core.run()
     assert not scheduler.has_work
@@ -207,3 +215,44 @@ def test_each_step_beats(slots: SlotWriter, tmp_path: Path) -> None:
     run(slots, [[submit("a")], [], []])
     with SlotReader(tmp_path / "slots") as reader:
         assert reader.heartbeat().step == 3
+
+
+LONG = [1] * 200
+
+
+def test_what_came_from_the_prefix_cache_is_told_with_the_first_token(slots: SlotWriter) -> None:
+    runner = FakeRunner()
+    channel, _ = run(slots, [[submit("a", LONG, 1)], [submit("b", LONG, 2)], []], runner)
+    assert [delta.cached_tokens for delta in channel.deltas("a")] == [0]
+    assert [delta.cached_tokens for delta in channel.deltas("b")] == [192, 0]
+    assert [(step.queried_tokens, step.cached_tokens, step.prefix_tokens) for step in channel.sent] == [
+        (200, 0, 192),
+        (200, 192, 192),
+        (0, 0, 192),
+    ]
+    assert [type(copy) for copy in runner.copies] == [Save, Load]
+
+
+def test_what_gives_no_number_is_not_kept(slots: SlotWriter) -> None:
+    runner = FakeRunner()
+    channel, _ = run(slots, [[submit("bad", [667, *LONG])], [submit("good", most=1)]], runner)
+    assert channel.deltas("bad")[-1].finish is Finish.ERROR
+    assert (runner.copies, channel.sent[-1].prefix_tokens) == ([], 0)
+
+
+def test_a_copy_that_fails_ends_the_engine_and_no_sequence_runs_on_what_is_not_there(slots: SlotWriter) -> None:
+    runner = FakeRunner(copy_error=RuntimeError("out of memory"))
+    channel = FakeChannel([[submit("a", LONG, 1)], [submit("b", LONG, 1)]])
+    told: list[int] = []
+    scheduler = Scheduler(SlotPool(4, 1000), 256, prefixes=PrefixCache(8))
+    with pytest.raises(EngineBrokenError):
+        Core(runner, scheduler, slots, channel, lambda _, sequences: told.append(sequences)).run()
+    assert (told, channel.deltas("b")) == ([1], [])
+
+
+def test_a_batch_that_fails_is_not_copied_again(slots: SlotWriter) -> None:
+    runner = FakeRunner()
+    script: list[list[Command]] = [[submit("a", LONG, 1)], [submit("b", LONG, 1), submit("bad", [666, 1])]]
+    channel, _ = run(slots, script, runner)
+    assert [type(copy) for copy in runner.copies] == [Save, Load]
+    assert channel.deltas("b")[-1].finish is Finish.LENGTH

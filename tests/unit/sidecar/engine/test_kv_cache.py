@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from sidecar.engine.kv_cache import LayerCache, SlotCache, places
+from sidecar.engine.prefix_cache import Pair
 
 SHAPE = torch.zeros(1, 2, 64)
 
@@ -38,7 +39,9 @@ def test_free_slots_give_memory_back_and_live_ones_keep_theirs() -> None:
     layer.keys[:2] = 1.0
     cache.touch({0: 65536, 1: 65536}, capacity_tokens=1 << 20)
     full = resident_bytes()
-    cache.touch({1: 65536, 2: 10}, capacity_tokens=70000)
+    cache.release(0)
+    # Slot 1 has no part in this step, and keeps what it has.
+    cache.touch({2: 10}, capacity_tokens=70000)
     assert full - resident_bytes() > 20 << 20
     assert layer.keys[1].min() == 1.0
     assert layer.keys[0].max() == 0.0
@@ -51,3 +54,39 @@ def test_nothing_is_given_back_below_the_capacity() -> None:
     cache.touch({0: 1024}, capacity_tokens=2048)
     cache.touch({1: 1024}, capacity_tokens=2048)
     assert layer.keys[0].min() == 1.0
+
+
+def test_blocks_come_back_as_they_were_kept_in_another_slot_and_order() -> None:
+    cache = SlotCache(2, 300)
+    wide = torch.zeros(1, 2, 32)
+    layers = [cache.layer(0, SHAPE, wide), cache.layer(1, SHAPE, wide)]
+    for layer in layers:
+        layer.keys[0] = torch.randn(2, 300, 64)
+        layer.values[0] = torch.randn(2, 300, 32)
+    cache.reserve(5)
+    # Blocks 0 and 1 lie side by side here and in the store, 3 is apart, and 2 is not kept.
+    cache.save(0, (Pair(0, 2), Pair(1, 3), Pair(3, 0)))
+    before = [(layer.keys[0].clone(), layer.values[0].clone()) for layer in layers]
+    for layer in layers:
+        layer.keys[0] = layer.values[0] = 7.0
+    cache.load(1, (Pair(0, 2), Pair(1, 3), Pair(2, 0)))
+    for layer, (keys, values) in zip(layers, before, strict=True):
+        assert torch.equal(layer.keys[1, :, :128], keys[:, :128])
+        assert torch.equal(layer.keys[1, :, 128:192], keys[:, 192:256])
+        assert torch.equal(layer.values[1, :, :128], values[:, :128])
+        assert torch.equal(layer.values[1, :, 128:192], values[:, 192:256])
+        assert layer.keys[1, :, 192:].abs().max() == 0
+
+
+def test_a_slot_that_was_loaded_counts_as_written_and_is_not_given_back() -> None:
+    cache = SlotCache(2, 65536)
+    layer = cache.layer(0, SHAPE, SHAPE)
+    cache.reserve(1024)
+    layer.keys[0] = 1.0
+    cache.save(0, tuple(Pair(n, n) for n in range(1024)))
+    cache.load(1, tuple(Pair(n, n) for n in range(1024)))
+    cache.touch({0: 65536}, capacity_tokens=65536)
+    assert layer.keys[1].min() == 1.0
+    cache.release(1)
+    cache.touch({0: 65536}, capacity_tokens=65536)
+    assert layer.keys[1].max() == 0.0

@@ -11,11 +11,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    BloomConfig,
-    BloomForCausalLM,
     GraniteConfig,
-    MistralConfig,
-    MistralForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -23,16 +19,14 @@ from transformers import (
 )
 from transformers.models.llama import modeling_llama
 
-from sidecar.engine import attention, fused_layer, loader
+from sidecar.engine import attention, fused_layer, loader, parity
 from sidecar.engine.config import EngineConfig
-from sidecar.engine.loader import Loaded, ModelUnusableError, fingerprint
+from sidecar.engine.loader import ModelUnusableError, fingerprint
 from sidecar.engine.norms import use_native_norms
-from sidecar.engine.scheduler import Scheduler
-from sidecar.engine.sequence import Phase, Sequence
-from sidecar.engine.slot_pool import SlotPool
-from sidecar.wire.frames import Sampling, Submit
+from sidecar.wire.frames import Sampling
+from tests.fakes.families import FAMILIES, build
+from tests.fakes.steps import Bench, generate
 
-NEW_TOKENS = 12
 PROMPTS = [
     [3, 14, 15, 92, 65],
     [35] * 3 + list(range(20, 60)),
@@ -42,108 +36,43 @@ PROMPTS = [
 ]
 
 
-def run(
-    loaded: Loaded, prompts: list[list[int]], budget: int, capacity: int = 600, speculation: int = 0
-) -> list[list[int]]:
-    """Greedy answers, all prompts at once."""
-    scheduler = Scheduler(SlotPool(8, capacity, loaded.runner.forward.release), budget, speculation=speculation)
-    made = [
-        Sequence(Submit(str(n), 0, prompt, NEW_TOKENS, Sampling(temperature=0), []), arrival=n, record=n)
-        for n, prompt in enumerate(prompts)
-    ]
-    for sequence in made:
-        scheduler.add(sequence)
-    while scheduler.has_work:
-        batch = scheduler.schedule()
-        for outcome in loaded.runner.run(batch).outcomes:
-            assert not outcome.failed
-            sequence = outcome.chunk.sequence
-            scheduler.computed(outcome.chunk, len(outcome.tokens))
-            for token in outcome.tokens:
-                if sequence.phase is not Phase.ENDED:
-                    sequence.append(token)
-            if sequence.phase is Phase.ENDED:
-                scheduler.retire(sequence)
-    return [sequence.tokens[sequence.prompt_tokens :] for sequence in made]
-
-
-@torch.inference_mode()
-def generate(model: PreTrainedModel, prompt: list[int]) -> list[int]:
-    ids = torch.tensor([prompt])
-    out = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=NEW_TOKENS,
-        min_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        pad_token_id=0,
-        eos_token_id=None,
-    )
-    found: list[int] = out[0, len(prompt) :].tolist()
-    return found
+def answers(model: PreTrainedModel, prompts: list[list[int]] | None = None) -> list[list[int]]:
+    return [generate(model, prompt)[0] for prompt in prompts or PROMPTS]
 
 
 def test_answers_are_those_of_generate(tiny_model: PreTrainedModel, engine_config: Callable[..., EngineConfig]) -> None:
-    wanted = [generate(tiny_model, prompt) for prompt in PROMPTS]
-    assert len({token for answer in wanted for token in answer}) >= 8
+    wanted = answers(tiny_model)
     loaded = loader.load(engine_config())
+    assert (loaded.tier.name, loaded.tier.fused, loaded.tier.steps_down) == ("packed", True, ())
     assert loaded.parity < 1e-3
     for budget in (7, 16, 200):
-        assert run(loaded, PROMPTS, budget) == wanted
-    assert [run(loaded, [prompt], 16)[0] for prompt in PROMPTS] == wanted
-    assert run(loaded, PROMPTS, 200, speculation=4) == wanted
+        assert Bench(loaded, budget=budget).answers(PROMPTS) == wanted
+    assert [Bench(loaded).answers([prompt])[0] for prompt in PROMPTS] == wanted
 
 
-def test_a_preempted_sequence_gives_the_same_answer(
-    tiny_model: PreTrainedModel, engine_config: Callable[..., EngineConfig]
+def test_guesses_are_kept_where_they_are_right_and_never_change_an_answer(
+    engine_config: Callable[..., EngineConfig],
 ) -> None:
     loaded = loader.load(engine_config())
-    assert run(loaded, PROMPTS, 16, capacity=70) == [generate(tiny_model, prompt) for prompt in PROMPTS]
-
-
-def test_a_sliding_window_is_kept(tmp_path: Path, engine_config: Callable[..., EngineConfig]) -> None:
-    torch.manual_seed(1)
-    config = MistralConfig(
-        vocab_size=120,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        sliding_window=6,
-        max_position_embeddings=128,
-        initializer_range=0.4,
-    )
-    stock = MistralForCausalLM(config).eval()
-    stock.save_pretrained(tmp_path / "model")
-    prompts = [[token % 120 for token in prompt] for prompt in PROMPTS]
-    wanted = [generate(stock, prompt) for prompt in prompts]
-    assert len({token for answer in wanted for token in answer}) >= 8
-    loaded = loader.load(engine_config(model_path=str(tmp_path / "model")))
-    assert run(loaded, prompts, 16) == wanted
+    repeating = Sampling(temperature=1, seed=3, logit_bias={7: 60.0, 9: 60.0})
+    plain, guessing = Bench(loaded, budget=64), Bench(loaded, budget=64, speculation=4)
+    assert guessing.answers(PROMPTS[:1], repeating) == plain.answers(PROMPTS[:1], repeating)
+    assert guessing.accepted > 0
+    assert plain.drafted == 0
 
 
 def test_int8_does_not_depend_on_the_batch(engine_config: Callable[..., EngineConfig]) -> None:
     loaded = loader.load(engine_config(precision="int8"))
-    together = run(loaded, PROMPTS, 200)
-    assert [run(loaded, [prompt], 200)[0] for prompt in PROMPTS] == together
+    sampling = Sampling(temperature=1, seed=7)
+    for how in (Sampling(temperature=0), sampling):
+        together = Bench(loaded, budget=200).answers(PROMPTS, how)
+        assert [Bench(loaded, budget=200).answers([prompt], how)[0] for prompt in PROMPTS] == together
+        assert Bench(loaded, budget=200, speculation=4).answers(PROMPTS[:1], how) == together[:1]
     assert loaded.weights_bytes < loader.load(engine_config()).weights_bytes
 
 
-def test_an_attention_that_is_not_ours_to_compute_is_refused(
-    tmp_path: Path, engine_config: Callable[..., EngineConfig]
-) -> None:
-    BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)).save_pretrained(
-        tmp_path / "model"
-    )
-    with pytest.raises(ModelUnusableError, match="does not use Transformers' attention interface"):
-        loader.load(engine_config(model_path=str(tmp_path / "model")))
-
-
-def test_a_planted_mistake_does_not_load(
-    monkeypatch: pytest.MonkeyPatch, engine_config: Callable[..., EngineConfig]
-) -> None:
+def wrong_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plant a mistake in our attention: five per cent too much."""
     attend_rows = attention.attend_rows
 
     def wrong(*args: Any) -> torch.Tensor:
@@ -152,8 +81,52 @@ def test_a_planted_mistake_does_not_load(
 
     monkeypatch.setattr(attention, "attend_rows", wrong)
     monkeypatch.setattr(fused_layer, "attend_rows", wrong)
-    with pytest.raises(ModelUnusableError, match="log-probabilities differ"):
+
+
+def test_a_wrong_attention_steps_down_and_the_answers_stay_right(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: PreTrainedModel, engine_config: Callable[..., EngineConfig]
+) -> None:
+    wrong_scale(monkeypatch)
+    loaded = loader.load(engine_config())
+    assert loaded.tier.name == "rows"
+    assert [reason.split(":")[0] for reason in loaded.tier.steps_down] == [
+        "packed with our attention",
+        "packed with the model's own layers",
+    ]
+    assert all("log-probabilities differ" in reason for reason in loaded.tier.steps_down)
+    assert Bench(loaded).answers(PROMPTS) == answers(tiny_model)
+    ready = loader.report(loaded, engine_config())
+    assert (ready.tier, len(ready.steps_down)) == ("rows", 2)
+
+
+def test_a_tier_can_be_told(tiny_model: PreTrainedModel, engine_config: Callable[..., EngineConfig]) -> None:
+    for tier in ("rows", "sequential"):
+        loaded = loader.load(engine_config(tier=tier))
+        assert loaded.tier.name == tier
+        assert Bench(loaded).answers(PROMPTS) == answers(tiny_model)
+
+
+def test_a_model_that_is_wrong_on_every_tier_is_not_served(
+    monkeypatch: pytest.MonkeyPatch, engine_config: Callable[..., EngineConfig]
+) -> None:
+    monkeypatch.setattr(parity, "TOLERANCE", -1.0)
+    monkeypatch.setattr(parity.check, "__defaults__", (-1.0,))
+    with pytest.raises(
+        ModelUnusableError, match=r"wrong answers on every tier: packed with our attention: .* no cache"
+    ):
         loader.load(engine_config())
+
+
+def test_weights_that_cannot_be_packed_stay_as_they_came(
+    tmp_path: Path, engine_config: Callable[..., EngineConfig]
+) -> None:
+    (mamba,) = (family for family in FAMILIES if family.name == "mamba")
+    stock = build(mamba, tmp_path)
+    loaded = loader.load(engine_config(model_path=str(tmp_path)))
+    assert "weights are not packed" in loaded.tier.steps_down[-1]
+    assert Bench(loaded).answers(PROMPTS) == answers(stock, [[token % 128 for token in prompt] for prompt in PROMPTS])
+    with pytest.raises(ModelUnusableError, match="precision int8 does not fit this model"):
+        loader.load(engine_config(model_path=str(tmp_path), precision="int8"))
 
 
 TINY: dict[str, Any] = {
@@ -188,10 +161,10 @@ def test_fused_layers_stay_where_the_probe_agrees(
             torch.nn.init.normal_(parameter)
     stock.save_pretrained(tmp_path / "model")
     prompts = [[token % 120 for token in prompt] for prompt in PROMPTS]
-    wanted = [generate(stock, prompt) for prompt in prompts]
     loaded = loader.load(engine_config(model_path=str(tmp_path / "model")))
-    assert loaded.fused == fused
-    assert run(loaded, prompts, 16) == wanted
+    assert loaded.tier.fused == fused
+    assert loaded.tier.name == "packed"
+    assert Bench(loaded).answers(prompts) == answers(stock, prompts)
 
 
 def test_norms_are_replaced_only_where_they_agree(tiny_model: PreTrainedModel) -> None:
@@ -224,10 +197,14 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, engine_config: Cal
 def test_a_fingerprint_tells_weights_and_precision(tiny_folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(tiny_folder, copy)
-    assert fingerprint(copy, "fp32") == fingerprint(tiny_folder, "fp32") != fingerprint(tiny_folder, "int8")
+    assert (
+        fingerprint(copy, "fp32", "packed")
+        == fingerprint(tiny_folder, "fp32", "packed")
+        != fingerprint(tiny_folder, "int8", "packed")
+    )
     weights = copy / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    assert fingerprint(copy, "fp32") != fingerprint(tiny_folder, "fp32")
+    assert fingerprint(copy, "fp32", "packed") != fingerprint(tiny_folder, "fp32", "packed")
     assert json.loads((copy / "config.json").read_text())["model_type"] == "llama"

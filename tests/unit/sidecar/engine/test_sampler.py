@@ -3,47 +3,67 @@
 from collections import Counter
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
+from sidecar.engine.filters import top
 from sidecar.engine.sampler import Row, uniform
 from sidecar.engine.sampler import sample as pick
 from sidecar.wire.frames import Sampling
 
 VOCABULARY = 50
+DEFAULTS = msgspec.to_builtins(Sampling())
+DRAWS = 4000
 
 
 def sample(rows: torch.Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> list[int | None]:
-    made = [Row(how, [0] * length, 0) for how, length in zip(samplings, positions, strict=True)]
+    made = [Row(how, [0] * length, length) for how, length in zip(samplings, positions, strict=True)]
     return [picked.token for picked in pick(rows, made)]
-
-
-DRAWS = 4000
 
 
 def logits(rows: int = 1, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 2
 
 
-def frequencies(row: torch.Tensor, sampling: Sampling) -> dict[int, float]:
-    """How often each token comes, over many positions."""
+def frequencies(row: torch.Tensor, sampling: Sampling, tokens: list[int] | None = None) -> dict[int, float]:
+    """How often each token comes, over many seeds."""
     rows = row.expand(DRAWS, -1)
-    tokens = sample(rows, [sampling] * DRAWS, range(DRAWS))
-    return {int(token or 0): times / DRAWS for token, times in Counter(tokens).items()}
+    said = tokens or []
+    made = [Row(msgspec.structs.replace(sampling, seed=seed), said, 0) for seed in range(DRAWS)]
+    return {int(one or 0): times / DRAWS for one, times in Counter(p.token for p in pick(rows, made)).items()}
 
 
-def expected(row: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Transformers' warpers, written naively: temperature, top_k, top_p."""
-    probabilities = (row[0].double() / sampling.temperature).softmax(-1)
+def expected(row: torch.Tensor, sampling: Sampling, tokens: list[int] | None = None) -> torch.Tensor:
+    """The distribution by Transformers' own processors, and OpenAI's formula where it has none."""
+    scores = row.double().clone()
+    said = torch.tensor([tokens or []], dtype=torch.long)
+    for token, bias in sampling.logit_bias.items():
+        scores[0, token] += bias
+    processors = LogitsProcessorList()
+    if sampling.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    scores = processors(said, scores)
+    for token, times in Counter(said[0].tolist()).items():
+        scores[0, token] -= sampling.presence_penalty + times * sampling.frequency_penalty
+    processors = LogitsProcessorList([TemperatureLogitsWarper(float(sampling.temperature))])
     if sampling.top_k:
-        probabilities[probabilities.argsort(descending=True)[sampling.top_k :]] = 0
-        probabilities /= probabilities.sum()
-    order = probabilities.argsort(descending=True)
-    before = probabilities[order].cumsum(0) - probabilities[order]
-    probabilities[order[before >= sampling.top_p]] = 0
-    return probabilities / probabilities.sum()
+        processors.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        processors.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p:
+        processors.append(MinPLogitsWarper(sampling.min_p))
+    return processors(said, scores)[0].softmax(-1)
 
 
 @pytest.mark.parametrize(
@@ -66,12 +86,19 @@ def test_greedy_is_the_likeliest_token(sampling: Sampling) -> None:
         Sampling(temperature=1, top_k=10, top_p=0.7),
         Sampling(temperature=1, top_p=1e-9),
         Sampling(temperature=1, top_k=VOCABULARY * 10),
+        Sampling(temperature=1.5, min_p=0.1),
+        Sampling(temperature=1.2, top_k=20, top_p=0.9, min_p=0.05),
+        Sampling(temperature=1, repetition_penalty=1.7),
+        Sampling(temperature=1, presence_penalty=1.5, frequency_penalty=0.5),
+        Sampling(temperature=0.8, logit_bias={3: 4.0, 8: -100.0, 40: 2.5}),
+        Sampling(temperature=1, top_p=0.9, repetition_penalty=0.8, frequency_penalty=-0.4, logit_bias={1: 3.0}),
     ],
-    ids=str,
+    ids=lambda sampling: ", ".join(f"{k} {v}" for k, v in msgspec.to_builtins(sampling).items() if v != DEFAULTS[k]),
 )
-def test_a_token_comes_as_often_as_its_probability_says(sampling: Sampling) -> None:
+def test_a_token_comes_as_often_as_transformers_would_have_it(sampling: Sampling) -> None:
     row = logits()
-    seen, wanted = frequencies(row, sampling), expected(row, sampling)
+    said = [4, 9, 9, 30, 31, 9]
+    seen, wanted = frequencies(row, sampling, said), expected(row, sampling, said)
     for token in range(VOCABULARY):
         assert seen.get(token, 0.0) == pytest.approx(float(wanted[token]), abs=0.035)
     assert set(seen) <= {token for token in range(VOCABULARY) if wanted[token] > 0}
@@ -119,3 +146,77 @@ def test_a_row_that_is_not_a_number_is_none_and_its_neighbours_are_not() -> None
     assert tokens[1] is None
     assert tokens[0] is not None
     assert tokens[2] == int(rows[2].argmax())
+
+
+SAMPLINGS = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.0, 0.7, 1.0]),
+    top_p=st.sampled_from([0.3, 0.9, 1.0]),
+    top_k=st.sampled_from([0, 1, 7, 70]),
+    min_p=st.sampled_from([0.0, 0.2]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+    frequency_penalty=st.sampled_from([0.0, 0.6]),
+    seed=st.integers(0, 99),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(SAMPLINGS, st.lists(st.integers(0, 299), max_size=6)), min_size=1, max_size=8), st.data())
+def test_no_row_knows_of_its_neighbours(wanted: list[tuple[Sampling, list[int]]], data: st.DataObject) -> None:
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 9)))
+    scores = torch.randn(len(wanted), 300, generator=generator) * 3
+    rows = [Row(sampling, said, 0, logprobs=len(said) or None) for sampling, said in wanted]
+    together = pick(scores, rows)
+    assert together == [pick(scores[at : at + 1], [row])[0] for at, row in enumerate(rows)]
+
+
+def test_greedy_with_a_bias_or_a_penalty_takes_the_changed_maximum() -> None:
+    row = torch.zeros(1, VOCABULARY)
+    row[0, 5], row[0, 6] = 3.0, 2.0
+    assert sample(row, [Sampling(temperature=0, logit_bias={7: 50.0})], [1]) == [7]
+    (picked,) = pick(row, [Row(Sampling(temperature=0, presence_penalty=1.5), [5], 0)])
+    assert picked.token == 6
+    # A prompt's tokens are not what the answer has said.
+    (picked,) = pick(row, [Row(Sampling(temperature=0, presence_penalty=1.5), [5], 1)])
+    assert picked.token == 5
+    (picked,) = pick(row, [Row(Sampling(temperature=0, repetition_penalty=2.0), [5], 1)])
+    assert picked.token == 6
+    # A guess counts as said.
+    (picked,) = pick(row, [Row(Sampling(temperature=0, presence_penalty=1.5), [], 0, draft=(5,))])
+    assert picked.token == 6
+
+
+def test_log_probabilities_are_of_the_unchanged_logits() -> None:
+    rows = logits(3)
+    how = Sampling(temperature=0.3, top_k=2, logit_bias={0: 9.0})
+    made = [Row(how, [], 0, logprobs=2), Row(how, [], 0), Row(how, [], 0, logprobs=0)]
+    first, second, third = pick(rows, made)
+    wanted = rows.log_softmax(-1)
+    assert first.logprobs is not None
+    assert first.logprobs.token == pytest.approx(float(wanted[0, first.token]), abs=1e-5)
+    best, ids = wanted[0].topk(2)
+    assert first.logprobs.top_ids == ids.tolist()
+    assert first.logprobs.top == pytest.approx(best.tolist(), abs=1e-5)
+    assert second.logprobs is None
+    assert third.logprobs is not None
+    assert third.logprobs.top_ids == []
+
+
+@pytest.mark.parametrize("size", [70, 4096, 4100, 9001])
+def test_the_heaviest_are_found_as_by_sorting_all(size: int) -> None:
+    x = torch.randn(3, size, generator=torch.Generator().manual_seed(size))
+    for count in (1, 5, 64):
+        values, ids = top(x, count)
+        wanted = x.sort(-1, descending=True)
+        assert torch.equal(values, wanted.values[:, :count])
+        assert torch.equal(ids, wanted.indices[:, :count])
+
+
+def test_a_large_vocabulary_is_drawn_from_evenly() -> None:
+    # Nine blocks and a piece, every token as likely as the other.
+    flat = torch.zeros(1, 2500).expand(DRAWS, -1)
+    drawn = sample(flat, [Sampling(temperature=1, seed=seed) for seed in range(DRAWS)], [0] * DRAWS)
+    tokens = [token or 0 for token in drawn]
+    assert max(tokens) < 2500
+    for low in range(0, 2500, 500):
+        assert sum(low <= token < low + 500 for token in tokens) / DRAWS == pytest.approx(0.2, abs=0.03)

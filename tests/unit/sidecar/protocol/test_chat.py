@@ -104,7 +104,6 @@ def test_fields_that_ask_for_nothing_pass(fields: dict[str, Any]) -> None:
         ({"stop": [5]}, "stop[0]", "invalid_type"),
         ({"stream": "yes"}, "stream", "invalid_type"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
-        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
         ({"logprobs": 1}, "logprobs", "invalid_type"),
         ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
         ({"top_logprobs": 21}, "top_logprobs", "integer_above_max_value"),
@@ -123,7 +122,17 @@ def test_fields_that_ask_for_nothing_pass(fields: dict[str, Any]) -> None:
         ({"web_search_options": {}}, "web_search_options", "unsupported_parameter"),
         ({"best_of": 2}, "best_of", "unsupported_parameter"),
         ({"use_beam_search": True}, "use_beam_search", "unsupported_parameter"),
-        ({"logit_bias": {"1": 5}}, "logit_bias", "unsupported_parameter"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.1", "decimal_above_max_value"),
+        ({"logit_bias": {"1": None}}, "logit_bias.1", "invalid_type"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {str(n): 1 for n in range(1025)}}, "logit_bias", "invalid_value"),
+        ({"presence_penalty": 2.1}, "presence_penalty", "decimal_above_max_value"),
+        ({"frequency_penalty": -2.1}, "frequency_penalty", "decimal_below_min_value"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "decimal_below_min_value"),
+        ({"min_p": 1.1}, "min_p", "decimal_above_max_value"),
+        ({"ignore_eos": 1}, "ignore_eos", "invalid_type"),
+        ({"logprobs": True, "top_logprobs": 2.5}, "top_logprobs", "invalid_type"),
         ({"logit_bias": [1]}, "logit_bias", "invalid_type"),
         ({"metadata": "x"}, "metadata", "invalid_type"),
         ({"metadata": {str(at): "x" for at in range(17)}}, "metadata", "invalid_value"),
@@ -204,3 +213,32 @@ def test_what_is_not_one_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
         read_chat(decode_object(body), Api())
     assert (caught.value.status, caught.value.code) == (400, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({}, None),
+        ({"logprobs": False}, None),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 0}, 0),
+        ({"logprobs": True, "top_logprobs": 20}, 20),
+    ],
+)
+def test_log_probabilities_are_read(fields: dict[str, Any], wanted: int | None) -> None:
+    assert read(fields).options.logprobs == wanted
+
+
+def test_penalties_and_biases_are_read() -> None:
+    options = read(
+        {
+            "presence_penalty": -2,
+            "frequency_penalty": 2.0,
+            "repetition_penalty": 1.3,
+            "min_p": 1,
+            "logit_bias": {"5": -100, "0": 2.5},
+            "ignore_eos": True,
+        }
+    ).options
+    assert (options.presence_penalty, options.frequency_penalty, options.repetition_penalty) == (-2, 2, 1.3)
+    assert (options.min_p, options.logit_bias, options.ignore_eos) == (1, {5: -100, 0: 2.5}, True)

@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.protocol.choices import Choices, Progress
+from sidecar.protocol.choices import Choices, Echo, Progress, Telling
+from sidecar.protocol.logprobs import Entry
 from sidecar.tokenizer.text import Detokenizer
 from sidecar.wire.errors import ApiError
-from sidecar.wire.frames import Delta, Finish
+from sidecar.wire.frames import Delta, Finish, Logprobs
 
 EOS = 0
 
@@ -113,3 +114,83 @@ def test_however_the_tokens_come_the_text_ends_before_the_first_stop_string(
     assert shown == one.all[0].text == (text if found < 0 else text[:found])
     assert cancelled == (None if found < 0 else found + len(stop))
     assert one.completion_tokens == (len(text) if found < 0 else found + len(stop))
+
+
+def scored(text: str, first: int, finish: Finish | None = None, *, eos: bool = False) -> Delta:
+    """Tokens with log-probabilities -1, -2 … from `first` on."""
+    plain = delta(text, first + len(text) + eos - 1, finish, eos=eos)
+    logprobs = [Logprobs(-float(first + at)) for at in range(len(plain.token_ids))]
+    return Delta("req_1", 0, plain.token_ids, plain.generated, finish, logprobs=logprobs)
+
+
+def entry(letter: str, number: int, offset: int) -> Entry:
+    return Entry(ord(letter) if letter else EOS, Logprobs(-float(number)), offset)
+
+
+def telling(*stops: str, **told: object) -> Choices:
+    how = Telling(logprobs=True, **told)  # type: ignore[arg-type]  # a test's shorthand
+    return Choices(1, lambda: Detokenizer(letters, frozenset({EOS})), stops, (EOS,), (how,))
+
+
+def test_log_probabilities_come_with_their_text() -> None:
+    one = telling("xyz")
+    assert one.take(scored("ax", 1)) == Progress(0, "a", entries=(entry("a", 1, 0),))
+    # What may become a stop string keeps its tokens back, and does not lose them.
+    assert one.take(scored("y", 3)) == Progress(0, "")
+    assert one.take(scored("b", 4)).entries == (entry("x", 2, 1), entry("y", 3, 2), entry("b", 4, 3))
+    assert one.take(scored("c", 5, Finish.LENGTH)).entries == (entry("c", 5, 4),)
+    assert [found.token for found in one.all[0].entries] == [ord(letter) for letter in "axybc"]
+
+
+def test_a_stop_string_takes_its_tokens_with_it() -> None:
+    one = telling("xyz")
+    assert one.take(scored("axyz!", 1)) == Progress(0, "a", 4, (entry("a", 1, 0),))
+
+
+def test_a_chat_has_no_entry_for_the_end_and_a_completion_has() -> None:
+    chat, text = telling(), telling(end_token=True)
+    assert chat.take(scored("a", 1, Finish.STOP, eos=True)).entries == (entry("a", 1, 0),)
+    assert text.take(scored("a", 1, Finish.STOP, eos=True)).entries == (entry("a", 1, 0), entry("", 2, 1))
+
+
+def test_a_character_of_several_tokens_comes_with_all_of_them() -> None:
+    def decode(ids: list[int]) -> str:
+        return bytes(ids).decode("utf-8", "replace")
+
+    one = Choices(1, lambda: Detokenizer(decode, frozenset()), (), (), (Telling(logprobs=True),))
+    first, second = "é".encode()
+    assert one.take(Delta("r", 0, [first], 1, logprobs=[Logprobs(-1)])) == Progress(0)
+    told = one.take(Delta("r", 0, [second], 2, logprobs=[Logprobs(-2)]))
+    assert (told.text, [(found.token, found.offset) for found in told.entries]) == ("é", [(first, 0), (second, 0)])
+
+
+def test_an_echo_comes_before_the_first_token_with_what_its_tokens_score() -> None:
+    echo = Echo("hi!", (7, 8), (0, 2))
+    one = telling(end_token=True, echo=echo, offset=3)
+    assert one.take(Delta("r", 0, [], 0, prompt_logprobs=[Logprobs(-9)])) == Progress(0)
+    told = one.take(scored("a", 1))
+    assert told.text == "hi!a"
+    assert told.entries == (Entry(7, None, 0), Entry(8, Logprobs(-9), 2), entry("a", 1, 3))
+
+
+def test_where_only_the_prompt_was_wanted_its_echo_is_the_answer() -> None:
+    one = telling(end_token=True, echo=Echo("hi!", (7, 8), (0, 2)), offset=3)
+    told = one.take(Delta("r", 0, [], 0, Finish.LENGTH, prompt_logprobs=[Logprobs(-9)]))
+    assert (told.text, len(told.entries), one.finish_reason) == ("hi!", 2, "length")
+
+
+def test_the_best_are_those_with_the_likeliest_tokens() -> None:
+    four = Choices(4, lambda: Detokenizer(letters, frozenset()), (), ())
+    for index, (text, logprob) in enumerate([("aa", -3.0), ("b", -1.0), ("cccc", -0.5), ("d", -2.0)]):
+        logprobs = [Logprobs(logprob)] * len(text)
+        four.take(Delta("r", index, [*map(ord, text)], len(text), Finish.LENGTH, logprobs=logprobs))
+    assert [choice.text for choice in four.best(2, 4)] == ["cccc", "b"]
+    assert [choice.text for choice in four.best(1, 2)] == ["b", "cccc"]
+    assert four.completion_tokens == 8
+
+
+def test_cached_tokens_are_counted_once_a_prompt() -> None:
+    four = choices(count=4)
+    for index in range(4):
+        four.take(Delta("r", index, [97], 1, Finish.LENGTH, cached_tokens=64))
+    assert four.cached_tokens(2) == 128

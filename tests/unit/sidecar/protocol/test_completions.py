@@ -46,12 +46,13 @@ def test_a_prompt_is_text_or_tokens_one_or_several(prompt: object, expected: tup
         ({"prompt": [1, -1]}, "prompt[1]", "invalid_value"),
         ({"prompt": [[1], [None]]}, "prompt[1][0]", "invalid_type"),
         ({"prompt": ["a"] * 33}, "prompt", "array_above_max_length"),
+        ({"echo": 1}, "echo", "invalid_type"),
         ({"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
-        ({"echo": True}, "echo", "unsupported_parameter"),
-        ({"logprobs": 0}, "logprobs", "unsupported_parameter"),
+        ({"logprobs": 21}, "logprobs", "integer_above_max_value"),
         ({"logprobs": True}, "logprobs", "invalid_type"),
         ({"suffix": "end"}, "suffix", "unsupported_parameter"),
-        ({"best_of": 2}, "best_of", "unsupported_parameter"),
+        ({"best_of": 2, "stream": True}, "best_of", "invalid_value"),
+        ({"best_of": 9}, "best_of", "integer_above_max_value"),
         ({"best_of": 1, "n": 2}, "best_of", "invalid_value"),
         ({"max_completion_tokens": 5}, "max_completion_tokens", "unknown_parameter"),
         ({"messages": []}, "messages", "unknown_parameter"),
@@ -67,3 +68,10 @@ def test_fields_that_ask_for_nothing_pass() -> None:
     request = read({"echo": False, "suffix": "", "best_of": 2, "n": 2, "logprobs": None, "logit_bias": {}})
     assert request.options.choices == 2
     assert request.options.ignored == ()
+
+
+def test_the_best_of_several_and_the_prompt_before_them() -> None:
+    request = read({"best_of": 4, "n": 2, "echo": True, "max_tokens": 0, "logprobs": 5})
+    assert (request.best_of, request.options.choices, request.echo) == (4, 2, True)
+    assert (request.options.max_tokens, request.options.logprobs) == (0, 5)
+    assert read({"n": 3}).best_of == 3

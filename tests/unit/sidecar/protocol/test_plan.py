@@ -36,12 +36,17 @@ class WordEncoder:
     def encode_text(self, text: str) -> list[int]:
         return list(range(len(text.split())))
 
+    def decode_text(self, ids: list[int]) -> tuple[str, list[int]]:
+        return " ".join("w" for _ in ids), [2 * at for at in range(len(ids))]
+
     def encode_chat(self, messages: tuple[Message, ...]) -> list[int]:
         return self.encode_text(" ".join(message.content for message in messages))
 
 
 def text(*prompts: str | tuple[int, ...], **options: Any) -> CompletionRequest:
-    return CompletionRequest(msgspec.structs.replace(OPTIONS, **options), prompts)
+    best_of = options.pop("best_of", options.get("choices", 1))
+    echo = options.pop("echo", False)
+    return CompletionRequest(msgspec.structs.replace(OPTIONS, **options), prompts, best_of, echo)
 
 
 def chat(content: str, **options: Any) -> ChatRequest:
@@ -50,7 +55,7 @@ def chat(content: str, **options: Any) -> ChatRequest:
 
 def plan(request: ChatRequest | CompletionRequest, **ticket: Any) -> Plan:
     prompts = encode(request, WordEncoder(), LIMITS)
-    return make_plan(request, prompts, Ticket("req_1", **ticket), LIMITS)
+    return make_plan(request, prompts, Ticket("req_1", **ticket), LIMITS, WordEncoder())
 
 
 def outputs(request: ChatRequest | CompletionRequest, **ticket: Any) -> list[int]:
@@ -132,7 +137,10 @@ def test_no_temperature_and_no_mass_are_greedy(options: dict[str, float]) -> Non
 
 
 def test_the_engine_is_told_whose_request_it_is_and_what_ends_it() -> None:
-    submit = plan(text("a", top_k=5), tenant="acct_1", weight=2.0, priority=3, deadline_ms=9).submits[0]
+    submit = plan(
+        text("a", top_k=5), tenant="acct_1", weight=2.0, priority=3, deadline_ms=9, cache_scope="a:1"
+    ).submits[0]
+    assert submit.cache_scope == "a:1"
     assert (submit.request_id, submit.tenant, submit.weight, submit.priority) == ("req_1", "acct_1", 2.0, 3)
     assert (submit.deadline_ms, submit.stop_token_ids, submit.sampling.top_k) == (9, [2], 5)
 
@@ -142,3 +150,41 @@ def test_another_model_is_not_found() -> None:
     with pytest.raises(ApiError) as caught:
         check_model(OPTIONS, "gpt-9")
     assert (caught.value.status, caught.value.code, caught.value.param) == (404, "model_not_found", "model")
+
+
+def test_the_best_of_several_run_all_and_a_prompt_counts_once() -> None:
+    made = plan(text("a b", "c", choices=1, best_of=3), max_total_tokens=3 + 60)
+    assert [submit.counts_prompt for submit in made.submits] == [True, False, False] * 2
+    assert [submit.max_new_tokens for submit in made.submits] == [10] * 6
+    # Only log-probabilities tell which one is the best; nobody else asked for them.
+    assert {submit.logprobs for submit in made.submits} == {0}
+    assert not any(telling.logprobs for telling in made.tellings)
+
+
+def test_an_echo_is_the_prompt_as_it_was_given() -> None:
+    made = plan(text("a  b", (5, 6, 7), echo=True, logprobs=2, max_tokens=0))
+    assert [submit.max_new_tokens for submit in made.submits] == [0, 0]
+    assert [submit.prompt_logprobs for submit in made.submits] == [2, 2]
+    echoes = [telling.echo for telling in made.tellings]
+    assert [(echo.text, echo.tokens, echo.offsets) for echo in echoes if echo] == [
+        ("a  b", (0, 1), (0, 2)),
+        ("w w w", (5, 6, 7), (0, 2, 4)),
+    ]
+    assert [telling.offset for telling in made.tellings] == [4, 5]
+
+
+def test_without_an_answer_the_prompt_may_fill_the_context() -> None:
+    whole = " ".join("a" * 100)
+    assert outputs(text(whole, echo=True, max_tokens=0)) == [0]
+    with pytest.raises(ApiError, match="maximum context length"):
+        plan(text(whole, echo=True, max_tokens=1))
+
+
+def test_a_bias_outside_the_vocabulary_is_refused() -> None:
+    assert plan(chat("a", logit_bias={999: 1.0})).submits[0].sampling.logit_bias == {999: 1.0}
+    with pytest.raises(ApiError, match="token 1000 is outside the vocabulary of 1000"):
+        plan(chat("a", logit_bias={1000: 1.0}))
+
+
+def test_an_ignored_end_ends_nothing() -> None:
+    assert plan(chat("a", ignore_eos=True)).submits[0].stop_token_ids == []

@@ -19,8 +19,10 @@ def test_a_proxy_s_words_are_taken() -> None:
         "x-tollhouse-deadline-ms": "900",
         "x-tollhouse-max-total-tokens": "100",
         "x-tollhouse-max-output-tokens": "50",
+        "x-tollhouse-cache-scope": "a:" + "x" * 126,
     }
-    assert read_ticket(headers, "req_own") == Ticket("req_1", True, "acct_1", 2.5, -3, 900, 100, 50)
+    scope = headers["x-tollhouse-cache-scope"]
+    assert read_ticket(headers, "req_own") == Ticket("req_1", True, "acct_1", 2.5, -3, 900, 100, 50, scope)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +32,8 @@ def test_a_proxy_s_words_are_taken() -> None:
         ("x-tollhouse-request-id", "a" * 41),
         ("x-tollhouse-request-id", "ü"),
         ("x-tollhouse-tenant", "a b"),
+        ("x-tollhouse-cache-scope", "a b"),
+        ("x-tollhouse-cache-scope", "x" * 129),
         ("x-tollhouse-weight", "0"),
         ("x-tollhouse-weight", "nan"),
         ("x-tollhouse-priority", "1.5"),

@@ -1,0 +1,107 @@
+"""Log-probabilities as OpenAI's two endpoints tell them, from the engine's numbers. Pure.
+
+A token is spelt by its bytes, which may be part of a character; its string is what they read as. JSON has no infinity:
+where a probability is zero, OpenAI sends -9999.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from sidecar.wire.frames import Logprobs
+
+_ZERO: Final = -9999.0
+
+Spell = Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One token. `logprobs` is None for the first of a prompt, which nothing comes before.
+
+    `offset`: where its text begins, in characters from the start of the prompt.
+    """
+
+    token: int
+    logprobs: Logprobs | None
+    offset: int
+
+
+class TopLogprob(msgspec.Struct, frozen=True):
+    """One of the likeliest tokens at a place in a chat's answer."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """A token of a chat's answer."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct, frozen=True):
+    """What a chat's choice has under `logprobs`."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class TextLogprobs(msgspec.Struct, frozen=True):
+    """What a completion's choice has under `logprobs`: arrays side by side."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+def chat_logprobs(entries: tuple[Entry, ...], spell: Spell) -> ChatLogprobs:
+    return ChatLogprobs([_chat_entry(entry, spell) for entry in entries])
+
+
+def text_logprobs(entries: tuple[Entry, ...], spell: Spell) -> TextLogprobs:
+    return TextLogprobs(
+        tokens=[_text(spell(entry.token)) for entry in entries],
+        token_logprobs=[None if entry.logprobs is None else _finite(entry.logprobs.token) for entry in entries],
+        top_logprobs=[_tops(entry, spell) for entry in entries],
+        text_offset=[entry.offset for entry in entries],
+    )
+
+
+def _chat_entry(entry: Entry, spell: Spell) -> TokenLogprob:
+    # Only the first token of an echoed prompt has none, and chats echo nothing.
+    found = entry.logprobs or Logprobs(0.0)
+    spelt = spell(entry.token)
+    tops = [
+        TopLogprob(_text(other), _finite(logprob), list(other))
+        for other, logprob in ((spell(token), value) for token, value in zip(found.top_ids, found.top, strict=True))
+    ]
+    return TokenLogprob(_text(spelt), _finite(found.token), list(spelt), tops)
+
+
+def _tops(entry: Entry, spell: Spell) -> dict[str, float] | None:
+    """The likeliest tokens and the one that stands there; of two with one text the likelier."""
+    found = entry.logprobs
+    if found is None:
+        return None
+    tops: dict[str, float] = {}
+    for token, value in [*zip(found.top_ids, found.top, strict=True), (entry.token, found.token)]:
+        text = _text(spell(token))
+        tops[text] = max(_finite(value), tops.get(text, -math.inf))
+    return tops
+
+
+def _text(spelt: bytes) -> str:
+    return spelt.decode("utf-8", "replace")
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else _ZERO

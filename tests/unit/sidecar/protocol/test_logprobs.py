@@ -1,0 +1,44 @@
+"""Log-probabilities in OpenAI's two shapes."""
+
+import math
+
+import msgspec
+
+from sidecar.protocol.logprobs import Entry, chat_logprobs, text_logprobs
+from sidecar.wire.frames import Logprobs
+
+WORDS = {1: b"a", 2: b" b", 3: "é".encode()[:1], 4: "é".encode()[1:], 5: b"a"}
+
+
+def spell(token: int) -> bytes:
+    return WORDS[token]
+
+
+def test_a_chat_tells_token_bytes_and_the_likeliest() -> None:
+    entries = (Entry(1, Logprobs(-0.5, [2, 1], [-0.25, -0.5]), 0), Entry(3, Logprobs(-math.inf), 1))
+    assert msgspec.to_builtins(chat_logprobs(entries, spell)) == {
+        "content": [
+            {
+                "token": "a",
+                "logprob": -0.5,
+                "bytes": [97],
+                "top_logprobs": [
+                    {"token": " b", "logprob": -0.25, "bytes": [32, 98]},
+                    {"token": "a", "logprob": -0.5, "bytes": [97]},
+                ],
+            },
+            {"token": "\ufffd", "logprob": -9999.0, "bytes": [0xC3], "top_logprobs": []},
+        ],
+        "refusal": None,
+    }
+
+
+def test_a_completion_tells_parallel_arrays_and_nothing_of_the_first_token() -> None:
+    entries = (Entry(1, None, 0), Entry(2, Logprobs(-1.0, [1], [-0.1]), 1), Entry(5, Logprobs(-2.0, [1], [-3.0]), 3))
+    assert msgspec.to_builtins(text_logprobs(entries, spell)) == {
+        "tokens": ["a", " b", "a"],
+        "token_logprobs": [None, -1.0, -2.0],
+        # The chosen one is always among them; of two tokens with one text the likelier stands.
+        "top_logprobs": [None, {"a": -0.1, " b": -1.0}, {"a": -2.0}],
+        "text_offset": [0, 1, 3],
+    }
