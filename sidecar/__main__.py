@@ -53,7 +53,8 @@ def serve(config: Path) -> int:
     log = stderr_log(settings.log_level)
     capture_stdlib(log)
     try:
-        _bring(settings.model.source, settings, LoggedFetch(log, settings.model.source))
+        for source in _sources(settings):
+            _bring(source, settings, LoggedFetch(log, source))
     except CatalogError as exc:
         return _start_failed(log, exc)
     # Imports the tokenizer's world, which `list` and `fetch` need not wait for.
@@ -67,14 +68,13 @@ def serve(config: Path) -> int:
 @_config_option
 @_json_option
 def fetch(name: str | None, config: Path, as_json: bool) -> int:
-    """Fetch the model NAME, or the configured one, and convert it once into the cache."""
+    """Fetch the model NAME, or the configured ones, and convert them once into the cache."""
     settings = load_settings(config, dict(os.environ))
-    name = name or settings.model.source
-    with FetchScreen(Console(stderr=True), name) as screen:
-        path = _bring(name, settings, screen)
-    model = find(name)
-    said = {"name": name, "path": str(path), "license": None if model is None else model.license}
-    click.echo(json.dumps(said) if as_json else f"{name} is ready in {path}")
+    told, *others = [_fetched(source, settings) for source in ([name] if name else _sources(settings))]
+    if as_json:
+        click.echo(json.dumps({**told, "also": others} if others else told))
+    for one in [told, *others] if not as_json else []:
+        click.echo(f"{one['name']} is ready in {one['path']}")
     return DONE
 
 
@@ -124,6 +124,19 @@ def run(arguments: list[str]) -> int:
 def main() -> None:
     """The console script."""
     sys.exit(run(sys.argv[1:]))
+
+
+def _sources(settings: Sidecar) -> list[str]:
+    """Of all models that are served."""
+    return [settings.model.source] + ([] if settings.embedding is None else [settings.embedding.source])
+
+
+def _fetched(source: str, settings: Sidecar) -> dict[str, str | None]:
+    """Fetch one model, and say what `--json` tells of it. Raises CatalogError."""
+    with FetchScreen(Console(stderr=True), source) as screen:
+        path = _bring(source, settings, screen)
+    model = find(source)
+    return {"name": source, "path": str(path), "license": None if model is None else model.license}
 
 
 def _cache(settings: Sidecar) -> Path:

@@ -11,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import prometheus_client
 from aiohttp import web
 
 from sidecar.api.boundary import boundary
+from sidecar.api.embeddings import Embeddings
 from sidecar.api.front import Front, Language, max_queue
 from sidecar.api.generation import Generation
 from sidecar.api.internals import Internals
@@ -28,7 +29,7 @@ from sidecar.catalog.fetch import resolve
 from sidecar.engine.config import EngineConfig
 from sidecar.jsonlog import JsonLog
 from sidecar.metrics import Metrics
-from sidecar.settings import Sidecar
+from sidecar.settings import Embedding, Sidecar
 from sidecar.supervisor import Supervisor
 from sidecar.tokenizer.model_tokenizer import ModelTokenizer, TokenizerUnusableError
 
@@ -39,14 +40,11 @@ LEAVE_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class House:
-    """The built front."""
+class Room:
+    """One served model: what is known of it, its engine, and how its tokenizer is loaded."""
 
-    settings: Sidecar
-    log: JsonLog
     front: Front
     supervisor: Supervisor
-    app: web.Application
     load: Callable[[], Language]
 
     def announce(self) -> None:
@@ -54,9 +52,9 @@ class House:
         info = self.supervisor.info
         if not self.front.ready or info is None:
             return
-        self.log.info(
+        self.front.log.info(
             "ready",
-            model=self.settings.model.id,
+            model=self.front.served,
             tier=info.tier,
             precision=info.precision,
             device=info.device,
@@ -67,8 +65,18 @@ class House:
             weights_bytes=info.weights_bytes,
             load_s=round(sum(info.load_seconds.values()), 3),
             engine_pid=self.supervisor.engine_pid,
-            socket=self.settings.socket,
+            socket=self.front.settings.socket,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """The built front."""
+
+    settings: Sidecar
+    log: JsonLog
+    rooms: tuple[Room, ...]
+    app: web.Application
 
 
 class Signals:
@@ -95,15 +103,24 @@ class Signals:
                 loop.remove_signal_handler(number)
 
 
-def build(settings: Sidecar, folder: Path, log: JsonLog) -> House:
-    """Everything, wired; nothing of it runs yet. `folder` is the model's."""
+def build(settings: Sidecar, folder: Path, log: JsonLog, embedding_folder: Path | None = None) -> House:
+    """Everything, wired; nothing of it runs yet. The folders are the models'; the second is of `settings.embedding`."""
     metrics = Metrics(settings.model.id)
-    supervisor = Supervisor(engine_config(settings, folder), settings.timeouts, max_queue(settings), log)
-    front = Front(settings, supervisor, metrics, log)
-    house = House(settings, log, front, supervisor, application(front), partial(load_language, folder))
-    supervisor.on_step.append(metrics.step)
-    supervisor.on_ready.append(lambda _: house.announce())
-    return house
+    room = _room(settings, engine_config(settings, folder), metrics, log)
+    room.supervisor.on_step.append(metrics.step)
+    if settings.embedding is None or embedding_folder is None:
+        return House(settings, log, (room,), application(room.front))
+    config = embedding_config(settings, settings.embedding, embedding_folder)
+    embedding = _room(settings, config, metrics, log)
+    return House(settings, log, (room, embedding), application(room.front, embedding.front))
+
+
+def _room(settings: Sidecar, config: EngineConfig, metrics: Metrics, log: JsonLog) -> Room:
+    supervisor = Supervisor(config, settings.timeouts, max_queue(settings), log)
+    front = Front(settings, supervisor, metrics, log, embeds=config.embeds)
+    room = Room(front, supervisor, partial(load_language, Path(config.model_path)))
+    supervisor.on_ready.append(lambda _: room.announce())
+    return room
 
 
 def engine_config(settings: Sidecar, folder: Path) -> EngineConfig:
@@ -124,8 +141,23 @@ def engine_config(settings: Sidecar, folder: Path) -> EngineConfig:
     )
 
 
-def application(front: Front) -> web.Application:
-    """The routes, on a front."""
+def embedding_config(settings: Sidecar, embedding: Embedding, folder: Path) -> EngineConfig:
+    return EngineConfig(
+        model_path=str(folder),
+        slots_path=str(Path(settings.socket).absolute().with_suffix(".embedding.slots")),
+        precision=embedding.precision,
+        device=settings.engine.device,
+        max_sequences=embedding.max_sequences,
+        step_token_budget=settings.engine.step_token_budget,
+        max_context=embedding.max_context,
+        kv_tokens=None,
+        threads=settings.engine.threads,
+        embeds=True,
+    )
+
+
+def application(front: Front, embedding: Front | None = None) -> web.Application:
+    """The routes, on a front, and on that of the embedding model if one is served."""
     api = front.settings.api
     app = web.Application(middlewares=[boundary(front.log)], client_max_size=api.max_body_bytes)
     threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
@@ -133,12 +165,14 @@ def application(front: Front) -> web.Application:
     most_waiting = max_queue(front.settings) + front.settings.engine.max_sequences
     preparation = Preparation(api, threads, most_waiting, time.monotonic)
     generation = Generation(front, preparation)
-    models = Models(front)
-    internals = Internals(front, preparation)
+    embeddings = Embeddings(embedding, preparation, front)
+    models = Models((front,) if embedding is None else (front, embedding))
+    internals = Internals(front, embeddings, preparation)
     app.add_routes(
         [
             web.post("/v1/chat/completions", generation.chat),
             web.post("/v1/completions", generation.completions),
+            web.post("/v1/embeddings", embeddings.create),
             web.get("/v1/models", models.list),
             web.get("/v1/models/{id:.+}", models.one),
             web.post("/internal/count", internals.count),
@@ -173,21 +207,24 @@ async def serve(settings: Sidecar, log: JsonLog) -> int:
     # Else each counter and histogram would have a twin that says when it was made.
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
     try:
-        folder = await asyncio.to_thread(_model_folder, settings)
+        folder = await asyncio.to_thread(_model_folder, settings.model.source, settings)
+        embedding_folder = None
+        if settings.embedding is not None:
+            embedding_folder = await asyncio.to_thread(_model_folder, settings.embedding.source, settings)
         listening = await asyncio.to_thread(open_socket, Path(settings.socket), log)
     except (CatalogError, SocketUnusableError) as exc:
         return _cannot_start(log, exc)
     try:
-        return await _run(build(settings, folder, log), listening)
+        return await _run(build(settings, folder, log, embedding_folder), listening)
     finally:
         await asyncio.to_thread(close_socket, listening, Path(settings.socket))
 
 
-def _model_folder(settings: Sidecar) -> Path:
+def _model_folder(source: str, settings: Sidecar) -> Path:
     """Raises CatalogError, also for a model that is yet to be fetched."""
-    folder = resolve(settings.model.source, Path(settings.cache).expanduser())
+    folder = resolve(source, Path(settings.cache).expanduser())
     if folder is None:
-        raise CatalogError(f"the model '{settings.model.source}' is not in the cache", "run: tollhouse-sidecar fetch")
+        raise CatalogError(f"the model '{source}' is not in the cache", "run: tollhouse-sidecar fetch")
     return folder
 
 
@@ -208,11 +245,12 @@ async def _run(house: House, listening: socket.socket) -> int:
         await GuardedSite(runner, listening, Path(house.settings.socket), allowed, house.log).start()
         house.log.info("listening", socket=house.settings.socket, pid=os.getpid())
         async with signals.heard(), asyncio.TaskGroup() as tasks:
-            tasks.create_task(house.supervisor.run(), name="supervisor")
-            loading = tasks.create_task(_load(house, signals), name="tokenizer")
+            for room in house.rooms:
+                tasks.create_task(room.supervisor.run(), name=f"supervisor of {room.front.served}")
+            loading = tasks.create_task(_load(house.rooms, signals), name="tokenizers")
             await signals.leave.wait()
             await _drain(house, signals)
-            await house.supervisor.stop()
+            await asyncio.gather(*(room.supervisor.stop() for room in house.rooms))
             loaded = await loading
     finally:
         await runner.cleanup()
@@ -220,27 +258,35 @@ async def _run(house: House, listening: socket.socket) -> int:
     return 0 if loaded else 1
 
 
-async def _load(house: House, signals: Signals) -> bool:
-    """Whether the tokenizer could be loaded; without one there is nothing to serve."""
-    try:
-        house.front.language = await asyncio.to_thread(house.load)
-    except (TokenizerUnusableError, OSError) as exc:
-        _cannot_start(house.log, exc)
-        signals.leave.set()
-        return False
-    house.announce()
+async def _load(rooms: tuple[Room, ...], signals: Signals) -> bool:
+    """Whether the tokenizers could be loaded; without them there is nothing to serve.
+
+    One after the other: Transformers cannot be imported in two threads at once.
+    """
+    for room in rooms:
+        try:
+            room.front.language = await asyncio.to_thread(room.load)
+        except (TokenizerUnusableError, OSError) as exc:
+            _cannot_start(room.front.log, exc)
+            signals.leave.set()
+            return False
+        room.announce()
     return True
 
 
 async def _drain(house: House, signals: Signals) -> None:
     """Accept nothing new; wait for what was accepted, for as long as the settings or a second signal allow."""
-    house.supervisor.drain()
+    for room in house.rooms:
+        room.supervisor.drain()
     drain_s = house.settings.timeouts.drain_s
-    house.log.info("draining", running=house.supervisor.running, waiting=house.supervisor.waiting, drain_s=drain_s)
-    waits = {asyncio.create_task(house.front.landed()), asyncio.create_task(signals.hurry.wait())}
+    engines = [room.supervisor for room in house.rooms]
+    running, waiting = sum(engine.running for engine in engines), sum(engine.waiting for engine in engines)
+    house.log.info("draining", running=running, waiting=waiting, drain_s=drain_s)
+    landed = asyncio.gather(*(room.front.landed() for room in house.rooms))
+    waits: set[asyncio.Future[Any]] = {landed, asyncio.ensure_future(signals.hurry.wait())}
     try:
         await asyncio.wait(waits, timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for wait in waits:
             wait.cancel()
-        await asyncio.wait(waits)
+        await asyncio.gather(*waits, return_exceptions=True)

@@ -21,6 +21,7 @@ SHARES: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1)
 
 FINISH_REASONS: Final = ("stop", "length", "aborted")
 ABORT_REASONS: Final = ("client_gone", "engine_lost", "engine_error")
+EMBEDDING_OUTCOMES: Final = ("complete", "failed", "client_gone")
 PROMPT_SOURCES: Final = ("computed", "cached")
 PHASES: Final = ("prefill", "decode", "mixed")
 
@@ -58,6 +59,9 @@ class Metrics:
             "prompt_tokens", "Prompt tokens, computed (after a preemption again) or from the prefix cache.", "source"
         )
         self._prompt = {source: prompt.labels(source) for source in PROMPT_SOURCES}
+        embeddings = self._counter("embedding_requests", "Requests for embeddings, by how they ended.", "outcome")
+        self._embeddings = {outcome: embeddings.labels(outcome) for outcome in EMBEDDING_OUTCOMES}
+        self._embedding_tokens = self._counter("embedding_tokens", "Tokens of texts that were embedded.")
         self._generated = self._counter("generation_tokens", "Tokens generated.")
         self._request_prompt = self._histogram("request_prompt_tokens", "Prompt tokens of a request.", TOKENS)
         self._request_output = self._histogram("request_output_tokens", "Tokens generated for a request.", TOKENS)
@@ -109,6 +113,12 @@ class Metrics:
         """`reason` is one of `ABORT_REASONS`."""
         self._aborts[reason].inc()
 
+    def embedded(self, outcome: str, tokens: int) -> None:
+        """A request for embeddings is over. `outcome` is one of `EMBEDDING_OUTCOMES`."""
+        self._embeddings[outcome].inc()
+        if outcome == "complete":
+            self._embedding_tokens.inc(tokens)
+
     def step(self, step: Step) -> None:
         """An engine step has run."""
         self._prompt["computed"].inc(step.prefill_tokens)
@@ -142,7 +152,7 @@ class Metrics:
     def _loaded(self, info: Ready) -> None:
         # A restarted engine may have come up in another tier: only one of them is the loaded model.
         self._info.clear()
-        quantization = "int8" if info.precision == "int8" else "none"
+        quantization = "none" if info.precision in {"fp32", "bf16", "fp16"} else info.precision
         self._info.labels(self._model, info.dtype, quantization, info.device, info.tier).set(1)
         for phase, seconds in info.load_seconds.items():
             self._load.labels(phase).set(seconds)

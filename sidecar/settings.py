@@ -18,7 +18,7 @@ Seconds = Annotated[float, Meta(gt=0, le=86400)]
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is served. `source` is a name from the catalogue or a folder in Hugging Face layout.
+    """What is served. `source` is a name from the catalogue, a folder in Hugging Face layout, or a GGUF file.
 
     `id` is the name clients use. `max_context` of None takes the model's own.
     """
@@ -26,6 +26,19 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")]
     source: Annotated[str, Meta(min_length=1)]
     max_context: Annotated[int, Meta(ge=8)] | None = None
+
+
+class Embedding(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An encoder that is served beside the model, for /v1/embeddings; fields as in `Model` and `Engine`.
+
+    It runs in an engine process of its own. `max_sequences` is how many texts may be embedded in one step.
+    """
+
+    id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")]
+    source: Annotated[str, Meta(min_length=1)]
+    max_context: Annotated[int, Meta(ge=8)] | None = None
+    precision: Literal["fp32", "int8"] = "fp32"
+    max_sequences: Annotated[int, Meta(ge=1, le=1024)] = 64
 
 
 class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -37,7 +50,7 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     `tier`: the fastest execution tier that may be tried. `speculation`: the most tokens guessed a step while few run.
     """
 
-    precision: Literal["fp32", "int8"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "int8", "bnb_int8", "nf4"] = "fp32"
     device: Literal["cpu"] = "cpu"
     max_sequences: Annotated[int, Meta(ge=1, le=1024)] = 64
     step_token_budget: Annotated[int, Meta(ge=16)] = 512
@@ -59,7 +72,7 @@ class Api(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How long the front waits for its engine. `stall_s`: sequences run and no step happens."""
+    """How long the front waits for its engine. `stall_s`: sequences run and no sign of life comes."""
 
     load_s: Seconds = 1800.0
     stall_s: Seconds = 10.0
@@ -68,9 +81,13 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Sidecar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The whole of `conf/sidecar.yaml`. `max_queue` of None is four times `engine.max_sequences`."""
+    """The whole of `conf/sidecar.yaml`. `max_queue` of None is four times `engine.max_sequences`.
+
+    `embedding` of None serves no embeddings.
+    """
 
     model: Model
+    embedding: Embedding | None = None
     socket: str = "run/sidecar.sock"
     cache: str = "~/.cache/tollhouse"
     engine: Engine = Engine()

@@ -24,7 +24,7 @@ def model() -> None:
 )
 @pass_invocation
 def fetch(invocation: Invocation, sidecar_config: Path, name: str | None) -> int:
-    """Fetch the model NAME, or the configured one, and convert it once into the cache."""
+    """Fetch the model NAME, or the configured ones, and convert them once into the cache."""
     return _run(invocation, "fetch", sidecar_config, [name] if name else [])
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -24,8 +24,8 @@ DRAINING: Final = "draining"
 class TextDecoder(Encoder, Protocol):
     """A tokenizer both ways."""
 
-    def detokenizer(self) -> Detokenizer: ...
-    def spell(self, token: int) -> bytes: ...
+    def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer: ...
+    def spell(self, token: int, *, begins: bool = False) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,13 @@ class Front:
     `_landed` (set while there are none).
     """
 
-    def __init__(self, settings: Sidecar, engine: Engine, metrics: Metrics, log: JsonLog) -> None:
+    def __init__(
+        self, settings: Sidecar, engine: Engine, metrics: Metrics, log: JsonLog, *, embeds: bool = False
+    ) -> None:
+        """`embeds`: the engine is that of `settings.embedding`."""
         self.settings = settings
+        self.embeds = embeds
+        self.served = settings.embedding.id if embeds and settings.embedding else settings.model.id
         self.engine = engine
         self.metrics = metrics
         self.log = log
@@ -65,7 +70,7 @@ class Front:
         language, info = self.language, self.engine.info
         if not self.engine.ready or language is None or info is None:
             raise not_ready(self._reason)
-        return language, Limits(self.settings.model.id, info.max_context, info.vocab_size, language.stop_token_ids)
+        return language, Limits(self.served, info.max_context, info.vocab_size, language.stop_token_ids)
 
     def model(self) -> ModelState | None:
         """The served model, once all of it is known; it stays known while the engine restarts."""
@@ -73,7 +78,7 @@ class Front:
         if language is None or info is None:
             return None
         return ModelState(
-            id=self.settings.model.id,
+            id=self.served,
             max_context=info.max_context,
             tier=info.tier,
             steps_down=info.steps_down,
@@ -81,16 +86,23 @@ class Front:
             device=info.device,
             fingerprint=info.fingerprint,
             created=language.created,
-            capabilities=["chat", "completions"] if language.chats else ["completions"],
+            capabilities=self._capabilities(language),
             bound=language.bound,
         )
 
-    def state(self) -> State:
-        engine, step, model = self.engine, self.engine.last_step, self.model()
+    def _capabilities(self, language: Language) -> list[str]:
+        if self.embeds:
+            return ["embeddings"]
+        return ["chat", "completions"] if language.chats else ["completions"]
+
+    def state(self, others: Sequence["Front"] = ()) -> State:
+        """How this front's engine stands. `others`: fronts whose models are served beside it."""
+        engine, step = self.engine, self.engine.last_step
+        models = [model for front in (self, *others) if (model := front.model()) is not None]
         return State(
             ready=self.ready,
             reason="" if self.ready else self._reason,
-            models=[] if model is None else [model],
+            models=models,
             running=engine.running,
             waiting=engine.waiting,
             max_sequences=self.settings.engine.max_sequences,
@@ -99,7 +111,7 @@ class Front:
             kv_capacity_tokens=0 if step is None else step.kv_capacity_tokens,
             steps=0 if step is None else step.number,
             engine_pid=engine.engine_pid,
-            restarts=engine.restarts,
+            restarts=engine.restarts + sum(other.engine.restarts for other in others),
             heartbeat_age_s=engine.heartbeat_age_s,
             slots_path=str(engine.slots_path.absolute()),
         )

@@ -23,7 +23,7 @@ from sidecar.api.preparation import Preparation
 from sidecar.api.run import Run
 from sidecar.protocol.answer import ChatShape, Head, Shape, TextShape
 from sidecar.protocol.choices import Choices, Progress
-from sidecar.protocol.plan import Plan
+from sidecar.protocol.plan import Plan, stop_token_ids
 from sidecar.protocol.stream import Stream, StreamOptions, whole
 from sidecar.protocol.ticket import read_ticket
 from sidecar.supervisor import EngineLostError
@@ -31,6 +31,8 @@ from sidecar.wire import internal
 from sidecar.wire.errors import ApiError, internal_error, unavailable
 
 CLIENT_CLOSED: Final = 499
+# So many tokens' log-probabilities are written on the event loop; more take too long for it.
+MOST_ON_LOOP: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,8 @@ class Generation:
                 raise error from exc
             break_off(exchange.request)
             return web.Response(status=error.status)
-        body = whole(exchange.shape, run.choices, plan.prompt_tokens, plan.options.choices, plan.best_of)
+        told = (exchange.shape, run.choices, plan.prompt_tokens, plan.options.choices, plan.best_of)
+        body = whole(*told) if plan.options.logprobs is None else await asyncio.to_thread(whole, *told)
         run.complete()
         return web.Response(body=body, headers={**_head(plan), "content-type": "application/json"})
 
@@ -99,7 +102,8 @@ class Generation:
         stream = Stream(exchange.shape, run.choices, plan.prompt_tokens, _stream_options(plan))
 
         async def send(progress: Progress) -> None:
-            if piece := stream.feed(progress):
+            much = len(progress.entries) > MOST_ON_LOOP
+            if piece := await asyncio.to_thread(stream.feed, progress) if much else stream.feed(progress):
                 await events.send(piece)
 
         async with events.open():
@@ -164,7 +168,7 @@ class Generation:
 def _choices(plan: Plan, language: Language) -> Choices:
     count, stops = len(plan.submits), plan.options.stop
     # A token that is to be ignored as an end is a token like any other.
-    ends = () if plan.options.ignore_eos else language.stop_token_ids
+    ends = stop_token_ids(plan.options, language.stop_token_ids)
     return Choices(count, language.tokenizer.detokenizer, stops, ends, plan.tellings)
 
 

@@ -4,12 +4,15 @@ import asyncio
 
 from aiohttp import web
 
-from sidecar.api.boundary import read_body
+from sidecar.api.boundary import REQUEST_ID, read_body
+from sidecar.api.embeddings import Embeddings
+from sidecar.api.engine import Engine
 from sidecar.api.front import Front
 from sidecar.api.models import json_response
 from sidecar.api.preparation import Preparation
 from sidecar.metrics import CONTENT_TYPE
-from sidecar.protocol.ticket import is_request_id
+from sidecar.protocol.fields import Fields
+from sidecar.protocol.ticket import Ticket, is_request_id
 from sidecar.wire.errors import bad_request
 from sidecar.wire.internal import Count
 
@@ -17,29 +20,49 @@ from sidecar.wire.internal import Count
 class Internals:
     """The handlers. Stateless."""
 
-    def __init__(self, front: Front, preparation: Preparation) -> None:
+    def __init__(self, front: Front, embeddings: Embeddings, preparation: Preparation) -> None:
         self._front = front
+        self._embeddings = embeddings
+        self._others = () if embeddings.front is None else (embeddings.front,)
         self._preparation = preparation
 
     async def count(self, request: web.Request) -> web.Response:
         body = await read_body(request, self._front.settings.api.max_body_bytes)
+        fields = await self._preparation.fields(body)
+        if _is_embedding(fields):
+            # Nothing is reserved yet: the proxy asks in order to do so.
+            _, plan = await self._embeddings.plan(fields, Ticket(request[REQUEST_ID]))
+            return json_response(Count(plan.prompt_tokens, plan.max_context))
         language, limits = self._front.limits()
-        prompt_tokens = await self._preparation.count(body, language, limits)
+        prompt_tokens = await self._preparation.count(body, language, limits, fields)
         return json_response(Count(prompt_tokens, limits.max_context))
 
     async def state(self, _: web.Request) -> web.Response:
-        return json_response(self._front.state())
+        return json_response(self._front.state(self._others))
 
     async def usage(self, request: web.Request) -> web.Response:
-        return json_response(self._front.engine.usage(_request_id(request)))
+        request_id = _request_id(request)
+        return json_response(self._engine(request_id).usage(request_id))
 
     async def cancel(self, request: web.Request) -> web.Response:
-        return json_response(await self._front.engine.cancel_request(_request_id(request)))
+        request_id = _request_id(request)
+        return json_response(await self._engine(request_id).cancel_request(request_id))
+
+    def _engine(self, request_id: str) -> Engine:
+        """The engine that knows the request."""
+        known = (front.engine for front in self._others if front.engine.usage(request_id).known)
+        return next(known, self._front.engine)
 
     async def metrics(self, _: web.Request) -> web.Response:
         self._front.metrics.observe(self._front.gauges())
         page = await asyncio.to_thread(self._front.metrics.render)
         return web.Response(body=page, headers={"content-type": CONTENT_TYPE})
+
+
+def _is_embedding(fields: Fields) -> bool:
+    """A proxy tells no path: a body of /v1/embeddings has an input, and neither messages nor a prompt."""
+    names = fields.names()
+    return "input" in names and "messages" not in names and "prompt" not in names
 
 
 def _request_id(request: web.Request) -> str:

@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id}: the one served model, with what it can do."""
+"""GET /v1/models and /v1/models/{id}: the served models, with what they can do."""
 
 import msgspec
 from aiohttp import web
@@ -37,23 +37,28 @@ class ModelList(msgspec.Struct, frozen=True):
 class Models:
     """The two handlers. Stateless."""
 
-    def __init__(self, front: Front) -> None:
-        self._front = front
+    def __init__(self, fronts: tuple[Front, ...]) -> None:
+        self._fronts = fronts
 
     async def list(self, _: web.Request) -> web.Response:
-        return json_response(ModelList([_model(self._known())]))
+        states = [state for front in self._fronts if (state := front.model()) is not None]
+        if not states:
+            raise not_ready(self._fronts[0].engine.reason or LOADING)
+        return json_response(ModelList([_model(state) for state in states]))
 
     async def one(self, request: web.Request) -> web.Response:
         name = request.match_info["id"]
-        if name != self._front.settings.model.id:
-            raise model_not_found(name)
-        return json_response(_model(self._known()))
+        for front in self._fronts:
+            if front.served == name:
+                return json_response(_model(_known(front)))
+        raise model_not_found(name)
 
-    def _known(self) -> ModelState:
-        state = self._front.model()
-        if state is None:
-            raise not_ready(self._front.engine.reason or LOADING)
-        return state
+
+def _known(front: Front) -> ModelState:
+    state = front.model()
+    if state is None:
+        raise not_ready(front.engine.reason or LOADING)
+    return state
 
 
 def json_response(document: msgspec.Struct) -> web.Response:

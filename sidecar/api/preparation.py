@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 from sidecar.api.front import Language
 from sidecar.protocol.chat import read_chat
 from sidecar.protocol.completions import read_completion
+from sidecar.protocol.embeddings import EmbeddingPlan, EmbeddingRequest, make_embedding_plan, read_embedding
 from sidecar.protocol.fields import Fields, decode_object
 from sidecar.protocol.plan import Limits, Plan, Prompts, check_model, encode, make_plan
 from sidecar.protocol.requests import GenerationRequest
@@ -95,26 +96,41 @@ class Preparation:
                 prompts = encode(request, language.tokenizer, limits)
             return make_plan(request, prompts, ticket, limits, language.tokenizer)
 
-        return await self._in_thread(work)
+        return await self.in_thread(work)
 
-    async def count(self, body: bytes, language: Language, limits: Limits) -> int:
-        """How many tokens the prompts of a body have. Raises ApiError as `plan` does."""
+    async def fields(self, body: bytes) -> Fields:
+        """Raises ApiError 400, or 503 as `plan` does."""
+        return await self.in_thread(lambda: decode_object(body))
+
+    async def embedding_request(self, fields: Fields) -> EmbeddingRequest:
+        """Raises ApiError 400, or 503 as `plan` does."""
+        return await self.in_thread(lambda: read_embedding(fields, self._api))
+
+    async def embedding_plan(
+        self, request: EmbeddingRequest, ticket: Ticket, language: Language, limits: Limits, size: int
+    ) -> EmbeddingPlan:
+        """As `plan`, for /v1/embeddings; `size` is the length of the model's vectors."""
+        return await self.in_thread(lambda: make_embedding_plan(request, ticket, limits, language.tokenizer, size))
+
+    async def count(self, body: bytes, language: Language, limits: Limits, decoded: Fields | None = None) -> int:
+        """How many tokens the prompts of a body have. Raises as `plan` does. `decoded` is the body, if read."""
 
         def work() -> int:
-            fields = decode_object(body)
+            fields = decode_object(body) if decoded is None else decoded
             chat = "messages" in fields.names()
             prompts = encode(self._read(fields, limits, chat=chat), language.tokenizer, limits)
             self._counted.keep(_digest(body, chat=chat), prompts)
             return sum(map(len, prompts))
 
-        return await self._in_thread(work)
+        return await self.in_thread(work)
 
     def _read(self, fields: Fields, limits: Limits, *, chat: bool) -> GenerationRequest:
         request = read_chat(fields, self._api) if chat else read_completion(fields, self._api)
-        check_model(request.options, limits.model)
+        check_model(request.options.model, limits.model)
         return request
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Do what takes long where the event loop is not held up. Raises ApiError 503 if too much waits for it."""
         if self._waiting >= self._most_waiting:
             raise unavailable("The server is overloaded.", code="server_is_overloaded", retry_after_s=1)
         self._waiting += 1

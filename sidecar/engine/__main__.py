@@ -59,11 +59,6 @@ def openmp_settings(threads: int | None, processors: int) -> dict[str, str]:
     return settings
 
 
-def prefix_tokens(config: EngineConfig, capacity_tokens: int) -> int:
-    """How much the prefix cache may hold, beside what the running sequences may."""
-    return capacity_tokens // 4 if config.prefix_tokens is None else config.prefix_tokens
-
-
 def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -77,48 +72,39 @@ def _serve(config: EngineConfig, channel: Channel, log: JsonLog) -> int:
     import torch  # noqa: PLC0415  # seconds; a wrong command line should not wait for it
     from transformers.utils import logging as transformers_logging  # noqa: PLC0415
 
-    from sidecar.engine import loader  # noqa: PLC0415
+    from sidecar.engine import assembly  # noqa: PLC0415
     from sidecar.engine.core import Core, EngineBrokenError  # noqa: PLC0415
-    from sidecar.engine.scheduler import Scheduler  # noqa: PLC0415
-    from sidecar.engine.slot_pool import SlotPool  # noqa: PLC0415
+    from sidecar.engine.liveness import beat_in_layers  # noqa: PLC0415
 
     transformers_logging.disable_progress_bar()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     slots = SlotWriter(Path(config.slots_path))
     try:
-        loaded = loader.load(config)
-    except loader.ModelUnusableError as exc:
+        engine = assembly.encoder(config) if config.embeds else assembly.generator(config)
+    except assembly.UNUSABLE as exc:
         channel.send(Failed(str(exc)))
         return 1
-    pool = SlotPool(config.max_sequences, loaded.capacity_tokens, loaded.runner.forward.release)
-    scheduler = Scheduler(
-        pool,
-        config.step_token_budget,
-        # The other tiers compute one token of a sequence at a time.
-        speculation=config.speculation if loaded.tier.name == "packed" else 0,
-        chunks=loaded.tier.chunks,
-        prefixes=loaded.runner.keep_prefixes(prefix_tokens(config, loaded.capacity_tokens)),
-    )
 
     def step_failed(exc: Exception, sequences: int) -> None:
         log.exception("step_failed", exc, count=sequences)
 
-    core = Core(loaded.runner, scheduler, slots, channel, step_failed)
+    core = Core(engine.runner, engine.scheduler, slots, channel, step_failed)
     # What is loaded stays: the collector need not look at it again.
     gc.collect()
     gc.freeze()
+    beat_in_layers(engine.network, lambda: slots.beat(core.steps))
     slots.beat(core.steps)
-    channel.send(loader.report(loaded, config))
-    for reason in loaded.tier.steps_down:
-        log.warning("tier_stepped_down", tier=loaded.tier.name, reason=reason)
+    channel.send(engine.ready)
+    for reason in engine.ready.steps_down:
+        log.warning("tier_stepped_down", tier=engine.ready.tier, reason=reason)
     log.info(
         "engine_ready",
-        tier=loaded.tier.name,
-        parity=loaded.parity,
-        fused=loaded.tier.fused,
+        tier=engine.ready.tier,
+        parity=engine.parity,
+        fused=engine.fused,
         threads=torch.get_num_threads(),
-        capacity=loaded.capacity_tokens,
+        capacity=engine.scheduler.pool.capacity_tokens,
     )
     try:
         core.run()

@@ -13,10 +13,11 @@ from typing import Any, Final
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from sidecar.engine.batch import BLOCK, Batch, Chunk
 from sidecar.engine.kv_cache import LayerCache, SlotCache, places
+from sidecar.engine.sight import Sight, UnsupportedAttentionError, learn
 
 NAME: Final = "tollhouse_slots"
 # With a whole number of so many keys a product with zeros at its end is the same as without them, in every bit.
@@ -26,30 +27,6 @@ READ: Final = 16
 _CALL_COST_TOKENS: Final = 256
 # Arguments that change the result and are not computed here; a model that needs one must not run on this tier.
 _REFUSED: Final = ("head_mask", "position_bias")
-
-
-class UnsupportedAttentionError(Exception):
-    """The model's attention needs something that this tier does not compute."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sight:
-    """Which earlier tokens a query sees: the last `window`, those of its own `chunk`; None for all."""
-
-    window: int | None = None
-    chunk: int | None = None
-
-    def seen(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """bool: whether a query sees a key, by their positions, which broadcast."""
-        seen = keys <= queries
-        if self.window is not None:
-            seen = seen & (keys > queries - self.window)
-        if self.chunk is not None:
-            seen = seen & (keys // self.chunk == queries // self.chunk)
-        return seen
-
-
-FULL: Final = Sight()
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,23 +195,21 @@ def decode_runs(decodes: tuple[Chunk, ...]) -> list[DecodeRun]:
 def install(model: PreTrainedModel, context: StepContext) -> None:
     """Make every attention layer of `model` use the cache of `context`.
 
-    Raises UnsupportedAttentionError if the model does not go through the attention interface.
+    Raises UnsupportedAttentionError if the model does not go through the attention interface, or sees other tokens than
+    a `Sight` can say. The model is then as it was.
     """
-    # Transformers' registry is global, and what we put there holds no state: a layer's context hangs on the layer.
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, _no_mask)
     if not getattr(model, "_supports_attention_backend", False):
         raise UnsupportedAttentionError(f"{type(model).__name__} does not use Transformers' attention interface")
+    sights = learn(model, context.cache.context)
+    # Transformers' registry is global, and what we put there holds no state: a layer's context hangs on the layer.
+    # No mask function is registered beside it, so Transformers makes no masks.
+    AttentionInterface.register(NAME, attend)
     model.set_attn_implementation(NAME)
-    config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or ()
-    for module in model.modules():
-        index = getattr(module, "layer_idx", None)
-        if isinstance(index, int):
-            module.step_context = context
-            chunked = index < len(kinds) and kinds[index] == "chunked_attention"
-            module.step_chunk = int(config.attention_chunk_size) if chunked else None
-            module.step_temperature = _take_temperature(module)
+    for module, sight in sights.items():
+        attention: Any = module
+        attention.step_context = context
+        attention.step_sight = sight
+        attention.step_temperature = _take_temperature(module)
 
 
 def _take_temperature(module: Any) -> tuple[float, float] | None:
@@ -250,9 +225,8 @@ def attend(  # noqa: PLR0917  # the signature is Transformers'
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,  # noqa: ARG001  # ours is in the context
+    attention_mask: torch.Tensor | None,  # noqa: ARG001  # none is made
     scaling: float | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     **kwargs: Any,
@@ -270,8 +244,7 @@ def attend(  # noqa: PLR0917  # the signature is Transformers'
     if told.step_temperature is not None:
         rows = rows * _temperatures(told.step_context.positions, *told.step_temperature)[:, None, None]
     scoring = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
-    sight = Sight(sliding_window, told.step_chunk)
-    return attend_rows(told.step_context, told.layer_idx, rows, keys, values, scoring, sight)[None], None
+    return attend_rows(told.step_context, told.layer_idx, rows, keys, values, scoring, told.step_sight)[None], None
 
 
 def _temperatures(positions: torch.Tensor, floor_scale: float, attn_scale: float) -> torch.Tensor:
@@ -367,7 +340,3 @@ def _weights(
 
 def _additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
-
-
-def _no_mask(*_: object, **__: object) -> None:
-    """Transformers' mask function: masks are the context's."""

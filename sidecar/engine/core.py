@@ -41,6 +41,8 @@ class Outcome(Protocol):
     def logprobs(self) -> tuple[Logprobs, ...]: ...
     @property
     def prompt_logprobs(self) -> tuple[Logprobs, ...]: ...
+    @property
+    def embedding(self) -> bytes: ...
 
 
 class Sampled(Protocol):
@@ -113,9 +115,14 @@ class Core:
         """One step, reported in one frame."""
         started_s = time.perf_counter()
         batch = self._scheduler.schedule()
-        if batch.copies:
-            self._copy(batch)
-        forward_s = self._run_batch(batch) if batch.chunks else 0.0
+        try:
+            if batch.copies:
+                self._copy(batch)
+            forward_s = self._run_batch(batch) if batch.chunks else 0.0
+        except EngineBrokenError:
+            # What the step has ended is told as what it was: of the rest its clients hear to try again.
+            self._report(batch, forward_s=0.0, started_s=started_s)
+            raise
         self.steps += 1
         self._slots.beat(self.steps)
         self._report(batch, forward_s=forward_s, started_s=started_s)
@@ -243,6 +250,7 @@ class Core:
                 logprobs=[] if outcome is None else list(outcome.logprobs[: len(tokens)]),
                 prompt_logprobs=[] if outcome is None else list(outcome.prompt_logprobs),
                 cached_tokens=sequence.cached if first else 0,
+                embedding=b"" if outcome is None else outcome.embedding,
             )
         )
 

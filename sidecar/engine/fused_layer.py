@@ -15,10 +15,11 @@ from torch import nn
 from torch.nn.functional import silu
 from typing_extensions import override
 
-from sidecar.engine.attention import FULL, Scoring, StepContext, attend_rows
+from sidecar.engine.attention import Scoring, StepContext, attend_rows
 from sidecar.engine.kernels import PLAIN, make_kernel, packed_bytes
 from sidecar.engine.linears import is_plain, joined
 from sidecar.engine.norms import NativeNorm
+from sidecar.engine.sight import FULL
 
 _LAYER: Final = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION: Final = {"q_proj", "k_proj", "v_proj", "o_proj"}

@@ -1,4 +1,6 @@
-"""How a linear layer's weight is kept and multiplied on a CPU: fp32 packed for oneDNN, or int8 with one scale a row.
+"""How a linear layer's weight is kept and multiplied on a CPU: fp32 packed for oneDNN, 16 bits, or int8.
+
+16 bits, for CPUs with instructions for them: the product is of rounded inputs, all around it is fp32.
 
 int8 is W8A8: a weight scale per output channel, an activation scale per token, integer sums. One token's scale does
 not depend on its neighbours', so an answer does not depend on the batch. Which kernel multiplies depends on the CPU:
@@ -20,6 +22,9 @@ from typing_extensions import override
 
 # A precision that is none yet: the weight as it came.
 PLAIN: Final = "plain"
+# What a weight takes.
+BYTES: Final = {PLAIN: 4, "fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+_HALVES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _EIGHT_BITS: Final = 127
 _SEVEN_BITS: Final = 64
 _TINY: Final = 1e-30
@@ -77,6 +82,27 @@ class Fp32Kernel(nn.Module):
     def added(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, residual, self.packed, self.bias, "add")  # noqa: SLF001  # as above
         return out
+
+
+class HalfKernel(nn.Module):
+    """A product in the weight's 16 bits, with sums in fp32."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        """`weight` is bf16 or fp16."""
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+
+    @override
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = linear(x.to(self.weight.dtype), self.weight).float()
+        return out if self.bias is None else out.add_(self.bias)
+
+    def normed(self, x: torch.Tensor, eps: float) -> torch.Tensor:
+        return self.forward(x * inverse_rms(x, eps))
+
+    def added(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return self.forward(x).add_(residual)
 
 
 class VnniKernel(nn.Module):
@@ -177,9 +203,11 @@ def make_kernel(weight: torch.Tensor, bias: torch.Tensor | None, precision: str)
         return PlainKernel(weight, bias)
     if precision == "int8":
         return VnniKernel(weight, bias) if has_vnni() else FbgemmKernel(weight, bias)
+    if precision in _HALVES:
+        return HalfKernel(weight.to(_HALVES[precision]), bias)
     return Fp32Kernel(weight, bias)
 
 
 def packed_bytes(weight: torch.Tensor, precision: str) -> int:
     """What a weight takes in a precision."""
-    return weight.numel() * (1 if precision == "int8" else weight.element_size())
+    return weight.numel() * BYTES[precision]

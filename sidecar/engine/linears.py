@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from sidecar.engine.kernels import Kernel, make_kernel, packed_bytes
+from sidecar.engine.kernels import BYTES, Kernel, make_kernel, packed_bytes
 
 
 @runtime_checkable
@@ -95,27 +95,45 @@ class FusedGroup:
 FUSED_NAMES: Final = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
-def pack(model: nn.Module, precision: str) -> int:
+def pack(model: nn.Module, precision: str, *, frugal: bool = False) -> int:
     """Pack every linear of `model`, those that share an input as one; the old weights are let go.
 
-    Gives the bytes of all weights afterwards.
+    An output layer may share its weight with the embedding, which keeps the plain one: it is then there twice, unless
+    `frugal`. Gives the bytes of all weights afterwards.
     """
+    kept = {id(module.weight) for module in model.modules() if frugal and isinstance(module, nn.Embedding)}
     for module in list(model.modules()):
-        children = dict(module.named_children())
+        children = {name: child for name, child in module.named_children() if is_packable(child, kept)}
         for names in FUSED_NAMES:
-            linears = [child for name in names if is_plain(child := children.get(name))]
+            linears = [children[name] for name in names if name in children]
             if len(linears) == len(names) and len({linear.bias is None for linear in linears}) == 1:
                 for name, part in zip(names, FusedGroup(linears, precision).parts(), strict=True):
                     setattr(module, name, part)
         if isinstance(module, Packable):
             module.repack(precision)
         for name, child in children.items():
-            if is_plain(child) and getattr(module, name) is child:
+            if getattr(module, name) is child:
                 setattr(module, name, PackedLinear(child.weight, child.bias, precision))
-    kept = sum(parameter.nbytes for parameter in model.parameters())
+    return size(model)
+
+
+def size(model: nn.Module) -> int:
+    """The bytes of all weights, packed or not, with the scales that bitsandbytes keeps beside its own."""
+    states = (getattr(weight, "quant_state", None) for weight in model.parameters())
+    scales: int = sum(state.absmax.nbytes for state in states if state is not None)
     packed = sum(int(getattr(module, "packed_bytes", 0)) for module in model.modules())
-    # An output layer may share its weight with the embedding, which keeps the plain one.
-    return kept + packed
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) + scales + packed
+
+
+def packed_share(model: nn.Module, precision: str) -> float:
+    """How much of a packed model's weights is in the precision, by their number."""
+    packed = sum(int(getattr(module, "packed_bytes", 0)) for module in model.modules()) // BYTES[precision]
+    return packed / max(1, packed + sum(parameter.numel() for parameter in model.parameters()))
+
+
+def is_packable(child: nn.Module | None, kept: set[int]) -> TypeGuard[nn.Linear]:
+    """`kept` are the ids of weights that stay as they are."""
+    return is_plain(child) and child.weight.dtype == torch.float32 and id(child.weight) not in kept
 
 
 def is_plain(child: nn.Module | None) -> TypeGuard[nn.Linear]:

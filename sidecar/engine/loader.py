@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from sidecar.engine import attention, linears, parity, tiers
+from sidecar.engine import attention, linears, parity, precision, tiers, weights
 from sidecar.engine.config import EngineConfig
 from sidecar.engine.kv_cache import SlotCache
 from sidecar.engine.memory import available_bytes
@@ -24,6 +24,8 @@ from sidecar.wire.frames import Ready
 _NO_POSITIONS: Final = 1 << 20
 # The share of free memory, after the weights, that the KV cache may grow into.
 KV_MEMORY_SHARE: Final = 0.5
+# Below this share of weights in the precision that was asked for, it is said.
+_LEAST_PACKED: Final = 0.5
 _HASHED_ENDS_BYTES: Final = 1 << 20
 
 
@@ -33,10 +35,17 @@ class ModelUnusableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model ready to run. `capacity_tokens`: what the KV cache may hold; `parity`: the largest difference found."""
+    """A model ready to run.
+
+    `capacity_tokens`: what the KV cache may hold; `parity`: the largest difference found; `notes`: what is not as the
+    settings ask for it, beside the tier's `steps_down`.
+    """
 
     runner: ModelRunner
     tier: tiers.Tier
+    precision: str
+    dtype: str
+    notes: tuple[str, ...]
     max_context: int
     capacity_tokens: int
     vocab_size: int
@@ -51,9 +60,14 @@ def load(config: EngineConfig) -> Loaded:
     seconds: dict[str, float] = {}
     folder = Path(config.model_path)
 
+    try:
+        plan = precision.plan(config.precision, weights.look(config.device), weights.method(folder))
+    except precision.PrecisionError as exc:
+        raise ModelUnusableError(f"{folder}: {exc}") from exc
+
     def read() -> PreTrainedModel:
         with _timed(seconds, "read"):
-            return _read(folder)
+            return _read(folder, plan, config.device)
 
     model = read()
     text_config = model.config.get_text_config()
@@ -67,20 +81,20 @@ def load(config: EngineConfig) -> Loaded:
 
     def choose(fastest: str, model: PreTrainedModel) -> tiers.Tier:
         with _timed(seconds, "parity"):
-            return tiers.choose(model, read, cache, wanted, fastest)
+            return tiers.choose(model, read, cache, wanted, fastest, tolerance=parity.TOLERANCES[plan.rounding])
 
     try:
         tier = choose(config.tier, model)
         try:
-            weights_bytes, worst = _pack(tier, config.precision, wanted, seconds)
+            weights_bytes, worst = _pack(tier, plan, wanted, seconds)
         except Exception as exc:
-            if config.precision != "fp32":
+            if plan.pack != "fp32":
                 raise ModelUnusableError(
-                    f"{folder}: precision {config.precision} does not fit this model, take fp32: {exc}"
+                    f"{folder}: precision {plan.precision} does not fit this model, take fp32: {exc}"
                 ) from exc
             # As they came, the weights do compute the same.
             tier = replace(choose(tier.name, read()), steps_down=(*tier.steps_down, f"weights are not packed: {exc}"))
-            weights_bytes = sum(parameter.nbytes for parameter in tier.network.parameters())
+            weights_bytes = linears.size(tier.network)
             worst = tier.parity
     except tiers.NoTierError as exc:
         raise ModelUnusableError(f"{folder}: this model gives wrong answers on every tier: {exc}") from exc
@@ -91,29 +105,45 @@ def load(config: EngineConfig) -> Loaded:
     return Loaded(
         runner=ModelRunner(tier.forward),
         tier=tier,
+        precision=plan.precision,
+        dtype=plan.dtype,
+        notes=plan.notes + _unpacked(tier, plan),
         max_context=min(context, capacity),
         capacity_tokens=capacity,
         vocab_size=int(text_config.vocab_size),
         weights_bytes=weights_bytes,
-        fingerprint=fingerprint(folder, config.precision, tier.name),
+        fingerprint=fingerprint(folder, plan.precision, tier.name),
         parity=worst,
         seconds=seconds,
     )
 
 
+def _unpacked(tier: tiers.Tier, plan: precision.Plan) -> tuple[str, ...]:
+    """A line if less than half of the weights are in the precision they were to be packed in."""
+    if plan.pack is None or plan.pack == "fp32":
+        return ()
+    share = linears.packed_share(tier.network, plan.pack)
+    if share >= _LEAST_PACKED:
+        return ()
+    return (f"{share:.0%} of the weights are {plan.pack}, the others are not in linear layers and stay fp32",)
+
+
 def _pack(
-    tier: tiers.Tier, precision: str, wanted: list[parity.Reference], seconds: dict[str, float]
+    tier: tiers.Tier, plan: precision.Plan, wanted: list[parity.Reference], seconds: dict[str, float]
 ) -> tuple[int, float]:
     """Pack a proven tier's weights and prove it again; gives their bytes, and the largest difference of all.
 
-    int8 differs by more than a tolerance could say; its arithmetic is what the tests compare. Raises ParityError, and
-    what a model's code raises where it wants a linear layer of its own.
+    Fewer bits differ by more than a tolerance could say; their arithmetic is what the tests compare. Raises
+    ParityError, and what a model's code raises where it wants a linear layer of its own.
     """
+    if plan.pack is None:
+        return linears.size(tier.network), tier.parity
     with _timed(seconds, "pack"):
-        weights_bytes = linears.pack(tier.network, precision)
+        weights_bytes = linears.pack(tier.network, plan.pack, frugal=plan.frugal)
     with _timed(seconds, "warm"):
-        exact = precision != "int8"
-        worst = parity.check(tier.forward, wanted, parity.TOLERANCE if exact else float("inf"), chunks=tier.chunks)
+        exact = plan.pack == "fp32"
+        tolerance = parity.TOLERANCES[plan.rounding] if exact else float("inf")
+        worst = parity.check(tier.forward, wanted, tolerance, chunks=tier.chunks)
     return weights_bytes, max(tier.parity, worst) if exact else tier.parity
 
 
@@ -121,16 +151,16 @@ def report(loaded: Loaded, config: EngineConfig) -> Ready:
     """What the front is told of a loaded model."""
     return Ready(
         tier=loaded.tier.name,
-        precision=config.precision,
+        precision=loaded.precision,
         device=config.device,
-        dtype="float32",
+        dtype=loaded.dtype,
         max_context=loaded.max_context,
         max_sequences=config.max_sequences,
         vocab_size=loaded.vocab_size,
         weights_bytes=loaded.weights_bytes,
         fingerprint=loaded.fingerprint,
         load_seconds=loaded.seconds,
-        steps_down=list(loaded.tier.steps_down),
+        steps_down=[*loaded.notes, *loaded.tier.steps_down],
     )
 
 
@@ -150,22 +180,11 @@ def fingerprint(folder: Path, precision: str, tier: str) -> str:
     return f"fp_{digest.hexdigest()[:16]}"
 
 
-def _read(folder: Path) -> PreTrainedModel:
+def _read(folder: Path, plan: precision.Plan, device: str) -> PreTrainedModel:
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            # The reference of the parity probe: the plainest there is, and every model has it.
-            attn_implementation="eager",
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-        )
-    except (OSError, ValueError, KeyError, ImportError) as exc:
-        raise ModelUnusableError(f"{folder}: Transformers cannot load this model: {exc}") from exc
-    return model.eval().requires_grad_(requires_grad=False)
+        return weights.read(folder, plan, device)
+    except weights.UnreadableError as exc:
+        raise ModelUnusableError(f"{folder}: {exc}") from exc
 
 
 def _context(config: EngineConfig, models: int) -> int:

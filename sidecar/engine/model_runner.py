@@ -25,6 +25,7 @@ class Outcome:
     failed: bool = False
     logprobs: tuple[Logprobs, ...] = ()
     prompt_logprobs: tuple[Logprobs, ...] = ()
+    embedding: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,11 +27,11 @@ def use_native_norms(model: PreTrainedModel) -> None:
             weight, eps = getattr(child, "weight", None), getattr(child, "variance_epsilon", None)
             if type(child).__name__.endswith("RMSNorm") and isinstance(weight, nn.Parameter) and isinstance(eps, float):
                 native = NativeNorm(weight, eps)
-                if _agree(child, native, weight.shape[-1]):
+                if _agree(child, native, weight):
                     setattr(module, name, native)
 
 
 @torch.inference_mode()
-def _agree(one: nn.Module, other: nn.Module, width: int) -> bool:
-    x = torch.linspace(-3, 3, 2 * width).view(2, width)
+def _agree(one: nn.Module, other: nn.Module, weight: torch.Tensor) -> bool:
+    x = torch.linspace(-3, 3, 2 * weight.shape[-1], device=weight.device).view(2, -1).to(weight.dtype)
     return bool(torch.allclose(one(x), other(x), rtol=1e-5, atol=1e-6))

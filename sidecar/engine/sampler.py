@@ -14,10 +14,11 @@ from typing import Final
 import numpy as np
 import torch
 
-from sidecar.engine.filters import draw, top
+from sidecar.engine.filters import draw, groups, log_mass, select, top
 from sidecar.wire.frames import Logprobs, Sampling
 
 _MASK: Final = (1 << 64) - 1
+_LARGEST: Final = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,32 +71,43 @@ def sample(logits: torch.Tensor, rows: Rows[Row]) -> list[Picked]:
     ]
     sound = [at for at, token in enumerate(tokens) if token is not None]
     changed = [at for at in sound if _is_changed(rows[at].sampling)]
-    adjusted = logits
+    as_they_are = [at for at in sound if not _is_changed(rows[at].sampling) and not is_greedy(rows[at].sampling)]
+    if as_they_are:
+        _draw(select(logits, as_they_are), rows, as_they_are, tokens)
     if changed:
-        adjusted = logits.clone()
-        for at in changed:
-            _adjust(adjusted[at], rows[at])
-        greedy = [at for at in changed if is_greedy(rows[at].sampling)]
-        for at, token in zip(greedy, _argmax(adjusted[greedy]) if greedy else (), strict=True):
+        adjusted = logits.index_select(0, torch.tensor(changed, device=logits.device))
+        _adjust(adjusted, [rows[at] for at in changed])
+        for at, token in zip(changed, _argmax(adjusted), strict=True):
             tokens[at] = token
-    drawn = [at for at in sound if not is_greedy(rows[at].sampling)]
-    if drawn:
-        chosen = adjusted if len(drawn) == len(rows) else adjusted[drawn]
-        draws = [uniform(rows[at].sampling.seed, rows[at].position) for at in drawn]
-        for at, token in zip(drawn, draw(chosen, [rows[at].sampling for at in drawn], draws), strict=True):
-            tokens[at] = token
+        drawn = [n for n, at in enumerate(changed) if not is_greedy(rows[at].sampling)]
+        if drawn:
+            _draw(select(adjusted, drawn), rows, [changed[n] for n in drawn], tokens)
     told = _told(logits, rows, tokens)
     return [Picked(token, told.get(at)) for at, token in enumerate(tokens)]
 
 
 def score(logits: torch.Tensor, tokens: Rows[int], most: int) -> list[Logprobs]:
     """The log-probabilities of given tokens, and of the `most` likeliest: `logits` fp32 `[tokens, vocabulary]`."""
-    total = logits.logsumexp(-1, keepdim=True)
-    own = (logits.gather(1, torch.tensor(list(tokens), device=logits.device)[:, None]) - total)[:, 0].tolist()
-    if not most:
-        return [Logprobs(value) for value in own]
-    best, ids = top(logits, min(most, logits.shape[1]))
-    return [Logprobs(*found) for found in zip(own, ids.tolist(), (best - total).tolist(), strict=True)]
+    scores: list[Logprobs] = []
+    for part in groups(logits):
+        some = logits[part]
+        mass = log_mass(some)
+        own = (some.gather(1, torch.tensor(list(tokens[part]), device=logits.device)[:, None]) - mass)[:, 0].tolist()
+        if most:
+            best, ids = top(some, min(most, some.shape[1]))
+            found = zip(own, ids.tolist(), (best - mass).tolist(), strict=True)
+            scores += [Logprobs(*one) for one in found]
+        else:
+            scores += [Logprobs(value) for value in own]
+    return scores
+
+
+def _draw(logits: torch.Tensor, rows: Rows[Row], places: list[int], tokens: list[int | None]) -> None:
+    """Fill in the tokens at `places`, from their rows' logits."""
+    samplings = [rows[at].sampling for at in places]
+    draws = [uniform(rows[at].sampling.seed, rows[at].position) for at in places]
+    for at, token in zip(places, draw(logits, samplings, draws), strict=True):
+        tokens[at] = token
 
 
 def _told(logits: torch.Tensor, rows: Rows[Row], tokens: list[int | None]) -> dict[int, Logprobs]:
@@ -107,8 +119,7 @@ def _told(logits: torch.Tensor, rows: Rows[Row], tokens: list[int | None]) -> di
     told: dict[int, Logprobs] = {}
     for most, those in asked.items():
         places, picked = [at for at, _ in those], [token for _, token in those]
-        chosen = logits if len(places) == len(rows) else logits[places]
-        told.update(zip(places, score(chosen, picked, most), strict=True))
+        told.update(zip(places, score(select(logits, places), picked, most), strict=True))
     return told
 
 
@@ -131,22 +142,43 @@ def _is_changed(sampling: Sampling) -> bool:
     )
 
 
-def _adjust(logits: torch.Tensor, row: Row) -> None:
-    """Change one row of logits, `[vocabulary]`, in place.
+def _adjust(logits: torch.Tensor, rows: Rows[Row]) -> None:
+    """Biases and penalties, in place on `[rows, vocabulary]`.
 
     Repetition as Transformers has it (Keskar et al., arXiv 1909.05858), over prompt and answer; presence and frequency
     as OpenAI's reference defines them, over the answer.
     """
-    sampling = row.sampling
-    if sampling.logit_bias:
-        logits[list(sampling.logit_bias)] += torch.tensor(list(sampling.logit_bias.values()), device=logits.device)
-    if sampling.repetition_penalty != 1:
-        # A token that is there more than once is written more than once, the same each time.
-        seen = torch.tensor([*row.tokens, *row.draft], dtype=torch.long, device=logits.device)
-        values = logits[seen]
-        penalty = sampling.repetition_penalty
-        logits[seen] = torch.where(values < 0, values * penalty, values / penalty)
-    if sampling.presence_penalty or sampling.frequency_penalty:
-        said = np.array([*row.tokens[row.prompt_tokens :], *row.draft], dtype=np.int64)
-        tokens, times = (torch.from_numpy(found).to(logits.device) for found in np.unique(said, return_counts=True))
-        logits[tokens] -= times * sampling.frequency_penalty + sampling.presence_penalty
+    flat, vocabulary = logits.view(-1), logits.shape[1]
+    biases = {
+        at * vocabulary + token: bias for at, row in enumerate(rows) for token, bias in row.sampling.logit_bias.items()
+    }
+    if biases:
+        places = torch.tensor(list(biases), device=flat.device)
+        flat[places] += torch.tensor(list(biases.values()), dtype=flat.dtype, device=flat.device)
+    repeated = [at for at, row in enumerate(rows) if row.sampling.repetition_penalty != 1]
+    if repeated:
+        seen = [_places(rows[at], 0, at * vocabulary) for at in repeated]
+        penalties = [rows[at].sampling.repetition_penalty for at in repeated]
+        beside = np.repeat(np.array(penalties, dtype=np.float32), [len(found) for found in seen])
+        _discourage(flat, *(torch.from_numpy(each).to(flat.device) for each in (np.concatenate(seen), beside)))
+    penalised = [at for at, row in enumerate(rows) if row.sampling.presence_penalty or row.sampling.frequency_penalty]
+    if penalised:
+        said = [_places(rows[at], rows[at].prompt_tokens, at * vocabulary) for at in penalised]
+        found, times = np.unique(np.concatenate(said), return_counts=True)
+        once, each_time = np.array([(r.sampling.presence_penalty, r.sampling.frequency_penalty) for r in rows]).T
+        row_of = found // vocabulary
+        taken = (once[row_of] + times * each_time[row_of]).astype(np.float32)
+        flat[torch.from_numpy(found).to(flat.device)] -= torch.from_numpy(taken).to(flat.device)
+
+
+def _places(row: Row, start: int, offset: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Where the logits of a row's tokens from position `start` on are, if those of the row begin at `offset`."""
+    return np.array([*row.tokens[start:], *row.draft], dtype=np.int64) + offset
+
+
+def _discourage(flat: torch.Tensor, places: torch.Tensor, penalties: torch.Tensor) -> None:
+    """Repetition. A place that is there more than once is written more than once, the same each time."""
+    values = flat[places]
+    changed = torch.where(values < 0, values * penalties, values / penalties)
+    # A hard penalty must not make an infinity, which has no distribution.
+    flat[places] = changed.clamp_(-_LARGEST, _LARGEST)

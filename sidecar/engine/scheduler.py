@@ -128,7 +128,8 @@ class Scheduler:
         if first is None or self._prefixes is None or (self.pool.has_free_slot and self._fits(first)):
             return
         rank = self.waiting.rank(first)
-        needed = self._needed(first) - self.pool.room_tokens
+        # Those that run take a token each before it can start.
+        needed = self._needed(first) + len(self.running) - self.pool.room_tokens
         victims: list[Sequence] = []
         # Not only for being the newer one.
         for turn, sequence in reversed(ranked(self.running)):

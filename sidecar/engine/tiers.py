@@ -69,6 +69,8 @@ def choose(
     cache: Callable[[], SlotCache],
     wanted: list[parity.Reference],
     fastest: str = "auto",
+    *,
+    tolerance: float = parity.TOLERANCE,
 ) -> Tier:
     """The fastest tier, from `fastest` on, that gives what is wanted. `read` gives the stock model again.
 
@@ -86,7 +88,7 @@ def choose(
             built = build(stock, cache())
             stock = None if built.changed else stock
             fused = isinstance(built.network, FusedModel)
-            worst = parity.check(built.forward, wanted, chunks=built.chunks)
+            worst = parity.check(built.forward, wanted, tolerance, chunks=built.chunks)
         except Exception as exc:  # noqa: BLE001  # a model's code may raise anything; the next way may be right
             steps_down.append(f"{name} with {way}: {type(exc).__name__}: {exc}")
             continue

@@ -11,7 +11,7 @@ string cuts off takes its tokens with it.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,13 +37,15 @@ class Telling:
     """What a choice tells beside its text.
 
     `logprobs`: of each token; `end_token`: of the one that ends the answer too, which has no text (completions).
-    `echo`: the prompt comes first. `offset`: how many characters the prompt has.
+    `echo`: the prompt comes first. `offset`: how many characters the prompt has. `before`: the tokens that the text
+    continues.
     """
 
     logprobs: bool = False
     end_token: bool = False
     echo: Echo | None = None
     offset: int = 0
+    before: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +122,10 @@ class Choice:
         if self._scan(self._settled(self._detokenizer.flush()), pieces):
             return "stop"
         pieces.append(self._scanner.flush())
-        if len(shown) < len(delta.token_ids) and self._telling.end_token:
-            self._note(delta.token_ids[-1], logprobs[-1])
-            self._settled("")
+        if len(shown) < len(delta.token_ids):
+            self._note(delta.token_ids[-1], logprobs[-1], shows=False)
+        # What has no text by now has none.
+        self._settle()
         return reason
 
     def _shown(self, delta: Delta) -> list[int]:
@@ -133,23 +136,28 @@ class Choice:
         return ids
 
     def _decode(self, token: int, told: Logprobs | None) -> str:
-        self._note(token, told)
+        self._note(token, told, shows=self._detokenizer.shows(token))
         return self._settled(self._detokenizer.feed(token))
 
-    def _note(self, token: int, told: Logprobs | None) -> None:
+    def _note(self, token: int, told: Logprobs | None, *, shows: bool) -> None:
+        """`shows`: whether the token has text."""
         if told is None:
             return
         self.logprob_sum += told.token
-        if self._telling.logprobs and (self._telling.end_token or self._detokenizer.shows(token)):
-            self._silent.append(Entry(token, told, self._telling.offset + self._decoded))
+        if self._telling.logprobs and (shows or self._telling.end_token):
+            offset = self._telling.offset + self._decoded
+            self._silent.append(Entry(token, told, offset, begins=shows and self._detokenizer.begins))
 
     def _settled(self, text: str) -> str:
         """Text has come: it is that of the tokens that had none yet."""
         self._decoded += len(text)
-        if text or self._telling.end_token:
-            self._waiting += [(entry, self._decoded) for entry in self._silent]
-            self._silent.clear()
+        if text:
+            self._settle()
         return text
+
+    def _settle(self) -> None:
+        self._waiting += [(entry, self._decoded) for entry in self._silent]
+        self._silent.clear()
 
     def _scan(self, text: str, pieces: list[str]) -> bool:
         shown, stopped = self._scanner.feed(text)
@@ -158,8 +166,9 @@ class Choice:
 
     def _stopped(self, delta: Delta, pieces: list[str]) -> Progress:
         self.finish_reason = "stop"
-        running = delta.finish is None
-        return self._progress(delta, pieces, self.generated if running else None)
+        # Also of a sequence that has ended by itself meanwhile: its usage slot has all that it produced.
+        past = delta.finish is None or self.generated < delta.generated
+        return self._progress(delta, pieces, self.generated if past else None)
 
     def _progress(self, delta: Delta, pieces: list[str], cancel_at: int | None) -> Progress:
         text = "".join(pieces)
@@ -193,7 +202,7 @@ class Choice:
         if echo is None or not self._telling.logprobs:
             return ()
         scored: list[Logprobs | None] = [None, *self._scored]
-        return tuple(map(Entry, echo.tokens, scored, echo.offsets))
+        return tuple(Entry(*told) for told in zip(echo.tokens, scored, echo.offsets, strict=True))
 
 
 class Choices:
@@ -202,14 +211,14 @@ class Choices:
     def __init__(
         self,
         count: int,
-        detokenizer: Callable[[], Detokenizer],
+        detokenizer: Callable[[Sequence[int]], Detokenizer],
         stops: tuple[str, ...],
         stop_token_ids: tuple[int, ...],
         tellings: tuple[Telling, ...] = (),
     ) -> None:
-        """`tellings`: one for each sequence; none where only text is told."""
+        """`detokenizer` is given the tokens before; `tellings`: one for each sequence; none where only text is told."""
         told = tellings or (Telling(),) * count
-        self.all = tuple(Choice(detokenizer(), StopScanner(stops), stop_token_ids, one) for one in told)
+        self.all = tuple(Choice(detokenizer(one.before), StopScanner(stops), stop_token_ids, one) for one in told)
 
     def take(self, delta: Delta) -> Progress:
         """Raises ApiError if the engine gave a sequence up."""

@@ -43,21 +43,22 @@ def _prompts(fields: Fields, most: int) -> tuple[Prompt, ...]:
     if not isinstance(prompt, list):
         raise wrong_type("prompt", "a string or an array", prompt)
     if prompt and _is_number(prompt[0]):
-        return (_token_ids(prompt, "prompt"),)
+        return (token_ids(prompt, "prompt"),)
     check_length(prompt, "prompt", most)
-    return tuple(_prompt(one, f"prompt[{at}]") for at, one in enumerate(prompt))
+    return tuple(read_prompt(one, f"prompt[{at}]") for at, one in enumerate(prompt))
 
 
-def _prompt(prompt: object, path: str) -> Prompt:
+def read_prompt(prompt: object, path: str) -> Prompt:
+    """One of several prompts."""
     if isinstance(prompt, str):
         return prompt
     if not isinstance(prompt, list):
         raise wrong_type(path, "a string or an array of token ids", prompt)
     check_length(prompt, path, MOST_TOKENS)
-    return _token_ids(prompt, path)
+    return token_ids(prompt, path)
 
 
-def _token_ids(ids: list[object], path: str) -> tuple[int, ...]:
+def token_ids(ids: list[object], path: str) -> tuple[int, ...]:
     """A prompt that is tokens already. Here 5.0 is no integer: a number with a point is no token id."""
     for at, token in enumerate(ids):
         if type(token) is not int:

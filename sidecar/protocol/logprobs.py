@@ -1,13 +1,13 @@
-"""Log-probabilities as OpenAI's two endpoints tell them, from the engine's numbers. Pure.
+r"""Log-probabilities as OpenAI's two endpoints tell them, from the engine's numbers. Pure.
 
-A token is spelt by its bytes, which may be part of a character; its string is what they read as. JSON has no infinity:
-where a probability is zero, OpenAI sends -9999.
+A token is spelt by its bytes. Where they are part of a character, its string shows them as OpenAI's do: `\xf0\x9f` in
+chats, `bytes:\xf0\x9f` in completions, whose `top_logprobs` would else have one key for all such tokens. JSON has no
+infinity: where a probability is zero, OpenAI sends -9999.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -15,19 +15,24 @@ from sidecar.wire.frames import Logprobs
 
 _ZERO: Final = -9999.0
 
-Spell = Callable[[int], bytes]
+
+class Spell(Protocol):
+    """Gives the bytes of a token; see `sidecar.tokenizer.model_tokenizer`."""
+
+    def __call__(self, token: int, *, begins: bool = False) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One token. `logprobs` is None for the first of a prompt, which nothing comes before.
 
-    `offset`: where its text begins, in characters from the start of the prompt.
+    `offset`: where its text begins, in characters from the start of the prompt. `begins`: no text comes before it.
     """
 
     token: int
     logprobs: Logprobs | None
     offset: int
+    begins: bool = False
 
 
 class TopLogprob(msgspec.Struct, frozen=True):
@@ -69,7 +74,7 @@ def chat_logprobs(entries: tuple[Entry, ...], spell: Spell) -> ChatLogprobs:
 
 def text_logprobs(entries: tuple[Entry, ...], spell: Spell) -> TextLogprobs:
     return TextLogprobs(
-        tokens=[_text(spell(entry.token)) for entry in entries],
+        tokens=[_key(spell(entry.token, begins=entry.begins)) for entry in entries],
         token_logprobs=[None if entry.logprobs is None else _finite(entry.logprobs.token) for entry in entries],
         top_logprobs=[_tops(entry, spell) for entry in entries],
         text_offset=[entry.offset for entry in entries],
@@ -79,12 +84,13 @@ def text_logprobs(entries: tuple[Entry, ...], spell: Spell) -> TextLogprobs:
 def _chat_entry(entry: Entry, spell: Spell) -> TokenLogprob:
     # Only the first token of an echoed prompt has none, and chats echo nothing.
     found = entry.logprobs or Logprobs(0.0)
-    spelt = spell(entry.token)
+    spelt = spell(entry.token, begins=entry.begins)
+    others = (spell(token, begins=entry.begins) for token in found.top_ids)
     tops = [
-        TopLogprob(_text(other), _finite(logprob), list(other))
-        for other, logprob in ((spell(token), value) for token, value in zip(found.top_ids, found.top, strict=True))
+        TopLogprob(_shown(other), _finite(logprob), list(other))
+        for other, logprob in zip(others, found.top, strict=True)
     ]
-    return TokenLogprob(_text(spelt), _finite(found.token), list(spelt), tops)
+    return TokenLogprob(_shown(spelt), _finite(found.token), list(spelt), tops)
 
 
 def _tops(entry: Entry, spell: Spell) -> dict[str, float] | None:
@@ -94,13 +100,20 @@ def _tops(entry: Entry, spell: Spell) -> dict[str, float] | None:
         return None
     tops: dict[str, float] = {}
     for token, value in [*zip(found.top_ids, found.top, strict=True), (entry.token, found.token)]:
-        text = _text(spell(token))
+        text = _key(spell(token, begins=entry.begins))
         tops[text] = max(_finite(value), tops.get(text, -math.inf))
     return tops
 
 
-def _text(spelt: bytes) -> str:
-    return spelt.decode("utf-8", "replace")
+def _shown(spelt: bytes) -> str:
+    return spelt.decode("utf-8", "backslashreplace")
+
+
+def _key(spelt: bytes) -> str:
+    try:
+        return spelt.decode()
+    except UnicodeDecodeError:
+        return f"bytes:{_shown(spelt)}"
 
 
 def _finite(value: float) -> float:

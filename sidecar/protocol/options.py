@@ -6,7 +6,16 @@ A field in a table is implemented, accepted without effect, or refused with its 
 from collections.abc import Callable
 from typing import Final
 
-from sidecar.protocol.fields import Fields, as_text, check_length, invalid_value, missing, unsupported, wrong_type
+from sidecar.protocol.fields import (
+    Fields,
+    as_integer,
+    as_text,
+    check_length,
+    invalid_value,
+    missing,
+    unsupported,
+    wrong_type,
+)
 from sidecar.protocol.requests import Options
 from sidecar.settings import Api
 from sidecar.wire.errors import bad_request
@@ -39,7 +48,6 @@ REFUSED: Final[dict[str, Neutral]] = {
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "skip_special_tokens": (True,),
-    "stop_token_ids": ([],),
     "structured_outputs": (),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
@@ -53,7 +61,9 @@ _NUMBERS: Final = frozenset(
     }
 )
 _OBJECTS: Final = frozenset({"chat_template_kwargs"})
-MAX_BIASES: Final = 1024
+# GUARDS, C1.
+MAX_BIASES: Final = 300
+MAX_STOP_TOKENS: Final = 64
 _MOST_BIAS: Final = 100
 _MOST_PENALTY: Final = 2
 # Transformers takes any; past this nothing is left of a distribution.
@@ -107,6 +117,7 @@ def read_options(fields: Fields, api: Api, max_tokens: tuple[int | None, str], l
         repetition_penalty=1.0 if repetition is None else repetition,
         logit_bias=_logit_bias(fields),
         ignore_eos=fields.flag("ignore_eos") or False,
+        stop_token_ids=_stop_token_ids(fields),
         logprobs=logprobs,
         seed=seed,
         stop=stop,
@@ -114,7 +125,7 @@ def read_options(fields: Fields, api: Api, max_tokens: tuple[int | None, str], l
         include_usage=include_usage,
         continuous_usage=continuous_usage,
         echo_service_tier=service_tier is not None,
-        ignored=tuple(ignored + _unknown(fields, api)),
+        ignored=tuple(ignored + unknown_fields(fields, api)),
     )
 
 
@@ -165,10 +176,11 @@ def _stream_options(fields: Fields, api: Api, *, stream: bool) -> tuple[bool, bo
     include = options.flag("include_usage") or False
     continuous = options.flag("continuous_usage_stats") or False
     options.flag("include_obfuscation")
-    return include, include and continuous, _unknown(options, api)
+    return include, include and continuous, unknown_fields(options, api)
 
 
-def _unknown(fields: Fields, api: Api) -> list[str]:
+def unknown_fields(fields: Fields, api: Api) -> list[str]:
+    """The fields that nobody read, for the header. Raises ApiError 400 where the settings refuse them."""
     unknown = fields.unread()
     if unknown and api.unknown_fields == "refuse":
         name = unknown[0][:MAX_STOP_CHARS]
@@ -193,6 +205,13 @@ def _logit_bias(fields: Fields) -> dict[int, float]:
             raise wrong_type(biases.path(name), "a decimal", None)
         found[int(name)] = bias
     return found
+
+
+def _stop_token_ids(fields: Fields) -> tuple[int, ...]:
+    tokens = fields.array("stop_token_ids") or []
+    if tokens:
+        check_length(tokens, "stop_token_ids", MAX_STOP_TOKENS)
+    return tuple(as_integer(token, f"stop_token_ids[{at}]", 0, MOST_TOKENS) for at, token in enumerate(tokens))
 
 
 def _stop(fields: Fields) -> tuple[str, ...]:

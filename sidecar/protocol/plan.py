@@ -15,6 +15,8 @@ from sidecar.tokenizer.messages import Message
 from sidecar.wire.errors import ApiError, bad_request
 from sidecar.wire.frames import Sampling, Submit
 
+# How many tokens of a prompt a detokenizer looks back at, at most.
+_LOOKED_BACK_AT: Final = 64
 # A longer text is refused before it is tokenised (GUARDS, C2): tokens average about four bytes.
 MOST_BYTES_PER_TOKEN: Final = 8
 
@@ -27,6 +29,7 @@ class Encoder(Protocol):
     def encode_text(self, text: str) -> list[int]: ...
     def encode_chat(self, messages: tuple[Message, ...]) -> list[int]: ...
     def decode_text(self, ids: list[int]) -> tuple[str, list[int]]: ...
+    def text_offsets(self, text: str) -> list[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +58,10 @@ class Plan:
     tellings: tuple[Telling, ...]
 
 
-def check_model(options: Options, served: str) -> None:
+def check_model(wanted: str, served: str) -> None:
     """Raises ApiError 404 for a model that is not served here."""
-    if options.model != served:
-        raise model_not_found(options.model)
+    if wanted != served:
+        raise model_not_found(wanted)
 
 
 def model_not_found(name: str) -> ApiError:
@@ -73,7 +76,7 @@ def model_not_found(name: str) -> ApiError:
 def encode(request: GenerationRequest, encoder: Encoder, limits: Limits) -> Prompts:
     """The prompts as tokens. Raises ApiError 400 for one that is empty, too long or not of this vocabulary."""
     if isinstance(request, ChatRequest):
-        _check_bytes(sum(_size(message) for message in request.messages), "messages", limits)
+        check_bytes(sum(_size(message) for message in request.messages), "messages", limits)
         prompts: Prompts = (tuple(encoder.encode_chat(request.messages)),)
     else:
         prompts = tuple(_encode_prompt(prompt, encoder, limits) for prompt in request.prompts)
@@ -89,7 +92,7 @@ def encode(request: GenerationRequest, encoder: Encoder, limits: Limits) -> Prom
 def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limits: Limits, encoder: Encoder) -> Plan:
     """Raises ApiError 400 if the answer cannot fit into the context window, or the prompt into its reservation."""
     options = request.options
-    _check_biases(options, limits)
+    _check_vocabulary(options, limits)
     prompt_tokens = sum(map(len, prompts))
     best_of = options.choices if isinstance(request, ChatRequest) else request.best_of
     echoes = isinstance(request, CompletionRequest) and request.echo
@@ -104,7 +107,7 @@ def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limi
             prompt_ids=list(ids),
             max_new_tokens=_output(request, len(ids), share, ticket, limits),
             sampling=_sampling(options, seeds[index]),
-            stop_token_ids=[] if options.ignore_eos else list(limits.stop_token_ids),
+            stop_token_ids=list(stop_token_ids(options, limits.stop_token_ids)),
             tenant=ticket.tenant,
             weight=ticket.weight,
             priority=ticket.priority,
@@ -126,31 +129,47 @@ def _tellings(request: GenerationRequest, prompts: Prompts, encoder: Encoder) ->
     logprobs = request.options.logprobs is not None
     if isinstance(request, ChatRequest):
         return [Telling(logprobs)]
-    if not logprobs and not request.echo:
-        return [Telling()] * len(prompts)
     tellings: list[Telling] = []
     for prompt, ids in zip(request.prompts, prompts, strict=True):
-        text, offsets = encoder.decode_text(list(ids))
-        # A prompt that was text is given back as it was: what the tokenizer adds to it is no part of it.
-        text = prompt if isinstance(prompt, str) else text
+        before = ids[-_LOOKED_BACK_AT:]
+        if not logprobs and not request.echo:
+            tellings.append(Telling(before=before))
+            continue
+        text, offsets = _prompt_text(prompt, encoder, offsets=logprobs and request.echo)
         echo = Echo(text, ids, tuple(offsets)) if request.echo else None
-        tellings.append(Telling(logprobs, end_token=True, echo=echo, offset=len(text)))
+        tellings.append(Telling(logprobs, end_token=True, echo=echo, offset=len(text), before=before))
     return tellings
 
 
-def _check_biases(options: Options, limits: Limits) -> None:
-    for token in options.logit_bias:
-        if token >= limits.vocab_size:
-            raise bad_request(
-                f"Invalid 'logit_bias': token {token} is outside the vocabulary of {limits.vocab_size} tokens.",
-                param="logit_bias",
-                code="invalid_value",
-            )
+def _prompt_text(prompt: str | tuple[int, ...], encoder: Encoder, *, offsets: bool) -> tuple[str, list[int]]:
+    """A prompt as it is given back, and where in it each token begins, if that is wanted.
+
+    One that was text is given back as it was: what the tokenizer adds to it is no part of it.
+    """
+    if isinstance(prompt, str):
+        return prompt, encoder.text_offsets(prompt) if offsets else []
+    return encoder.decode_text(list(prompt))
+
+
+def stop_token_ids(options: Options, ends: tuple[int, ...]) -> tuple[int, ...]:
+    """The tokens that end an answer: the model's own `ends`, unless they are to be ignored, and the client's."""
+    return (*(() if options.ignore_eos else ends), *options.stop_token_ids)
+
+
+def _check_vocabulary(options: Options, limits: Limits) -> None:
+    for name, tokens in (("logit_bias", options.logit_bias), ("stop_token_ids", options.stop_token_ids)):
+        for token in tokens:
+            if token >= limits.vocab_size:
+                raise bad_request(
+                    f"Invalid '{name}': token {token} is outside the vocabulary of {limits.vocab_size} tokens.",
+                    param=name,
+                    code="invalid_value",
+                )
 
 
 def _encode_prompt(prompt: str | tuple[int, ...], encoder: Encoder, limits: Limits) -> tuple[int, ...]:
     if isinstance(prompt, str):
-        _check_bytes(len(prompt.encode()), "prompt", limits)
+        check_bytes(len(prompt.encode()), "prompt", limits)
         return tuple(encoder.encode_text(prompt))
     if any(token >= limits.vocab_size for token in prompt):
         raise bad_request(
@@ -166,7 +185,8 @@ def _size(message: Message) -> int:
     return len(message.content.encode()) + calls
 
 
-def _check_bytes(size: int, param: str, limits: Limits) -> None:
+def check_bytes(size: int, param: str, limits: Limits) -> None:
+    """Raises ApiError 400 for a text that is too long to be worth tokenising."""
     if size > MOST_BYTES_PER_TOKEN * limits.max_context:
         raise bad_request(
             f"This model's maximum context length is {limits.max_context} tokens. However, your {param} has {size} "

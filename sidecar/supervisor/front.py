@@ -14,9 +14,10 @@ from sidecar.settings import Timeouts
 from sidecar.supervisor.life import EngineLife, Sleep, Spawn
 from sidecar.supervisor.sequences import Desk, Sequences
 from sidecar.supervisor.throughput import Throughput
-from sidecar.wire.errors import ApiError, unavailable
+from sidecar.wire.errors import ApiError, bad_request, unavailable
 from sidecar.wire.frames import Cancel, Ready, Step, Submit
 from sidecar.wire.internal import RequestState
+from sidecar.wire.slots import DEFAULT_CAPACITY
 
 # The SDKs take a retry-after from 1 to 60 seconds seriously (WIRE, 1.4).
 _LONGEST_WAIT_S: Final = 60.0
@@ -100,13 +101,20 @@ class Supervisor:
         return self._desk.open_count - self.running
 
     def open(self, request_id: str, submits: list[Submit]) -> Sequences:
-        """Give a request to the engine. Raises ApiError: 503 if it cannot be taken now, 409 for an id that runs."""
+        """Give a request to the engine.
+
+        Raises ApiError: 503 if it cannot be taken now, 409 for an id that runs, 400 for one that is too much for ever.
+        """
         link = self._life.link
         if not self.ready or link is None:
             raise self._unready()
         if self._desk.live(request_id) is not None:
             raise ApiError(409, "A request with this id is running.", code="duplicate_request_id", should_retry=False)
-        if self._desk.open_count >= self._capacity or link.congested:
+        if len(submits) > DEFAULT_CAPACITY:
+            raise bad_request(f"This request is {len(submits)} sequences, and {DEFAULT_CAPACITY} may run at a time.")
+        # An engine has a usage slot for every sequence, or ends: settings may allow more than there are.
+        full = self._desk.open_count + len(submits) > DEFAULT_CAPACITY
+        if full or self._desk.open_count >= self._capacity or link.congested:
             raise self._overloaded(len(submits))
         try:
             for submit in submits:

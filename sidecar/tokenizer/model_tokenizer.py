@@ -5,7 +5,7 @@ Everything here may take long: call it in a thread, never on the event loop.
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +43,9 @@ class ModelTokenizer:
         self._folder = folder
         self._template: Any = tokenizer
         self._backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
+        # A tokenizer may have been saved to pad or to cut what it encodes.
+        self._backend.no_padding()
+        self._backend.no_truncation()
         specials = [
             ControlToken(number, token.content, token.lstrip, token.rstrip)
             for number, token in sorted(self._backend.get_added_tokens_decoder().items())
@@ -82,8 +85,21 @@ class ModelTokenizer:
             return ids
         return [token for part in self._control.split(rendered) for token in self._encode_part(part, disguise)]
 
-    def detokenizer(self) -> Detokenizer:
-        return Detokenizer(self._decode, self._special_ids)
+    def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
+        """For what follows the tokens `before`."""
+        return Detokenizer(self._decode, self._special_ids, before)
+
+    def text_offsets(self, text: str) -> list[int]:
+        """Where in a completion's prompt each of its tokens begins, in characters.
+
+        White space before a word is the word's. A token that the tokenizer adds begins where the one before it ends.
+        """
+        offsets: list[int] = []
+        last = 0
+        for start, end in self._backend.encode(text).offsets:
+            offsets.append(min(start, last) if end > start else last)
+            last = max(last, end)
+        return offsets
 
     def decode_text(self, ids: list[int]) -> tuple[str, list[int]]:
         """The text of tokens, and where in it each begins, in characters; control tokens are spelt out."""
@@ -98,9 +114,9 @@ class ModelTokenizer:
         pieces.append(detokenizer.flush())
         return "".join(pieces), offsets
 
-    def spell(self, token: int) -> bytes:
-        """The bytes of one token's text, which may be part of a character."""
-        return self._spelling.bytes_of(token)
+    def spell(self, token: int, *, begins: bool = False) -> bytes:
+        """The bytes of one token's text, which may be part of a character. `begins`: the text begins with it."""
+        return self._spelling.bytes_of(token, begins=begins)
 
     def bound(self) -> TokenBound | None:
         """An upper bound from bytes alone, or None where there is none or it cannot be told."""

@@ -26,8 +26,14 @@ class Spelling:
         self._byte_level = "ByteLevel" in kinds
         self._bytes = byte_of_characters()
 
-    def bytes_of(self, token: int) -> bytes:
-        """Empty for a number that is no token."""
+    def bytes_of(self, token: int, *, begins: bool = False) -> bytes:
+        """Empty for a number that is no token. `begins`: a text begins with it, where some decoders drop a space."""
+        spelt = self._bytes_of(token)
+        if begins and spelt.startswith(b" ") and self._backend.decode([token]).encode() == spelt[1:]:
+            return spelt[1:]
+        return spelt
+
+    def _bytes_of(self, token: int) -> bytes:
         if token in self._added:
             return self._added[token].encode()
         written = self._backend.id_to_token(token)

@@ -3,7 +3,7 @@
 Pure; the decoder is handed in. What `Detokenizer` gives, joined, is what decoding all tokens at once gives.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 REPLACEMENT: Final = "\ufffd"
@@ -23,12 +23,19 @@ class Detokenizer:
     (tokens since text was last given).
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], skipped: frozenset[int]) -> None:
+    def __init__(self, decode: Callable[[list[int]], str], skipped: frozenset[int], before: Sequence[int] = ()) -> None:
+        """`before`: tokens that the text continues, so that a decoder does not take its first word for a beginning."""
         self._decode = decode
         self._skipped = skipped
-        self._window: list[int] = []
-        self._given = 0
+        self._window = [token for token in before if token not in skipped][-_KEPT:]
+        text = decode(self._window) if self._window else ""
+        self._given = len(text) - text.endswith(REPLACEMENT)
         self._pending = 0
+
+    @property
+    def begins(self) -> bool:
+        """Whether no text came before: some decoders drop a space there."""
+        return not self._window
 
     def feed(self, token: int) -> str:
         """Take the next token and give the text that is now certain."""

@@ -126,7 +126,7 @@ class SlotWriter:
         self._ended.append(place)
 
     def beat(self, step: int) -> None:
-        """Say that step number `step` has just run."""
+        """Say that the engine gets on; `step` is the number of the last step that ran whole."""
         _BEAT.pack_into(self._map, _BEAT_AT, step, time.monotonic_ns())
 
     def close(self) -> None:

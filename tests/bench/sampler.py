@@ -19,6 +19,7 @@ WAYS = {
     "temperature": Sampling(temperature=0.8),
     "top_p 0.9": Sampling(temperature=0.8, top_p=0.9),
     "top_k 50, top_p 0.9": Sampling(temperature=0.8, top_k=50, top_p=0.9),
+    "top_k 100, top_p 0.9": Sampling(temperature=0.8, top_k=100, top_p=0.9),
     "min_p 0.05": Sampling(temperature=0.8, min_p=0.05),
     "penalties": Sampling(temperature=0.8, top_p=0.9, presence_penalty=0.5, repetition_penalty=1.1),
     "logprobs 5": Sampling(temperature=0),
@@ -39,7 +40,9 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=49152)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--step-ms", type=float, default=45.0, help="a greedy step without its sampling")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     told = parser.parse_args()
+    torch.set_num_threads(told.threads)
     torch.manual_seed(0)
     # As peaked as a language model's: probabilities fall with their rank by a power law.
     ranks = torch.stack([torch.randperm(told.vocabulary) for _ in range(told.rows)]) + 1

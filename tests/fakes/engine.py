@@ -1,7 +1,8 @@
 """An engine that does what a test says: by a script for each sequence, or delta by delta."""
 
+import array
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -10,7 +11,7 @@ from sidecar.supervisor import EngineLostError
 from sidecar.tokenizer.messages import Message
 from sidecar.tokenizer.text import Detokenizer
 from sidecar.wire.errors import ApiError
-from sidecar.wire.frames import Delta, Finish, Ready, Step, Submit
+from sidecar.wire.frames import Delta, Finish, Logprobs, Ready, Step, Submit
 from sidecar.wire.internal import RequestState, TokenBound
 
 EOS = 0
@@ -41,14 +42,17 @@ class LetterTokenizer:
     def decode_text(self, ids: list[int]) -> tuple[str, list[int]]:
         return "".join(map(chr, ids)), list(range(len(ids)))
 
-    def spell(self, token: int) -> bytes:
+    def text_offsets(self, text: str) -> list[int]:
+        return list(range(len(text)))
+
+    def spell(self, token: int, *, begins: bool = False) -> bytes:
         return chr(token).encode()
 
     def encode_chat(self, messages: tuple[Message, ...]) -> list[int]:
         return self.encode_text("".join(f"{message.role[0]}:{message.content}." for message in messages))
 
-    def detokenizer(self) -> Detokenizer:
-        return Detokenizer(lambda ids: "".join(map(chr, ids)), frozenset({EOS}))
+    def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
+        return Detokenizer(lambda ids: "".join(map(chr, ids)), frozenset({EOS}), before)
 
 
 def language() -> Language:
@@ -56,24 +60,55 @@ def language() -> Language:
 
 
 class FakeSequences:
-    """One request's sequences. Mutable: the deltas to come, `cancels` and `left`, for the test to look at."""
+    """One request's sequences. Mutable: the deltas to come, `cancels` and `left`, for the test to look at.
 
-    def __init__(self, request_id: str, submits: list[Submit]) -> None:
+    The log-probability of the nth token is -n, if it is asked for, and that of the nth token after it in the
+    vocabulary -n too. The first delta of a sequence has those of its prompt. `cached_tokens` are told with each first.
+    """
+
+    def __init__(self, request_id: str, submits: list[Submit], cached_tokens: int = 0) -> None:
         self.request_id = request_id
         self.submits = submits
+        self._cached_tokens = cached_tokens
+        self._begun: set[int] = set()
         self.cancels: list[tuple[int | None, int | None]] = []
         self.left = asyncio.Event()
         self._deltas: asyncio.Queue[Delta | None] = asyncio.Queue()
 
     def give(self, text: str, generated: int, finish: Finish | None = None, index: int = 0) -> None:
         ids = [*map(ord, text), *([EOS] if finish is Finish.STOP else [])]
-        self._deltas.put_nowait(Delta(self.request_id, index, ids, generated, finish))
+        submit, first = self.submits[index], index not in self._begun
+        self._begun.add(index)
+        scored = [] if submit.prompt_logprobs is None or not first else submit.prompt_ids[1:]
+        self._deltas.put_nowait(
+            Delta(
+                self.request_id,
+                index,
+                ids,
+                generated,
+                finish,
+                logprobs=_logprobs(ids, generated - len(ids), submit.logprobs),
+                prompt_logprobs=_logprobs(scored, 0, submit.prompt_logprobs),
+                cached_tokens=self._cached_tokens if first else 0,
+            )
+        )
 
     def give_all(self, text: str, index: int = 0) -> None:
-        """A delta for each letter, then the end of sequence."""
+        """A delta for each letter, then the end of sequence; only the end if no token is wanted."""
+        if not self.submits[index].max_new_tokens:
+            self.give("", 0, Finish.LENGTH, index)
+            return
         for at, letter in enumerate(text, start=1):
             self.give(letter, at, index=index)
         self.give("", len(text) + 1, Finish.STOP, index)
+
+    def give_vector(self, vector: list[float], index: int = 0) -> None:
+        """The whole outcome of a text that is embedded."""
+        found = array.array("f", vector).tobytes()
+        self._deltas.put_nowait(Delta(self.request_id, index, [], 0, Finish.LENGTH, embedding=found))
+
+    def fail(self, index: int = 0) -> None:
+        self._deltas.put_nowait(Delta(self.request_id, index, [], 0, Finish.ERROR, error="it failed"))
 
     def lose(self) -> None:
         self._deltas.put_nowait(None)
@@ -97,6 +132,15 @@ class FakeSequences:
         return delta
 
 
+def _logprobs(ids: list[int], before: int, most: int | None) -> list[Logprobs]:
+    if most is None:
+        return []
+    return [
+        Logprobs(-float(at), [token + n for n in range(1, most + 1)], [-float(n) for n in range(1, most + 1)])
+        for at, token in enumerate(ids, start=before + 1)
+    ]
+
+
 class FakeEngine:
     """Mutable: all that a test sets or looks at. `script` gives the text of each sequence; None leaves it to `give`."""
 
@@ -115,11 +159,12 @@ class FakeEngine:
         self.refusal: ApiError | None = None
         self.opened: asyncio.Queue[FakeSequences] = asyncio.Queue()
         self.cancelled: list[str] = []
+        self.cached_tokens = 0
 
     def open(self, request_id: str, submits: list[Submit]) -> FakeSequences:
         if self.refusal is not None:
             raise self.refusal
-        sequences = FakeSequences(request_id, submits)
+        sequences = FakeSequences(request_id, submits, self.cached_tokens)
         if self.script is not None:
             for submit in submits:
                 sequences.give_all(self.script(submit), submit.index)

@@ -61,6 +61,23 @@ def test_completions_count_prompts_and_default_to_sixteen_tokens(prompt: object,
     assert (call.messages, call.choices, call.max_output_tokens) == (count, 2 * count, 16)
 
 
+def test_all_that_is_produced_counts_also_what_is_not_given() -> None:
+    assert read({"model": "m", "prompt": ["a", "b"], "n": 2, "best_of": 4}, Endpoint.COMPLETIONS).choices == 8
+    assert read({"model": "m", "prompt": "a", "n": 3, "best_of": None}, Endpoint.COMPLETIONS).choices == 3
+    assert refused({"model": "m", "prompt": "a", "best_of": 9}, Endpoint.COMPLETIONS).param == "best_of"
+    assert refused({"model": "m", "prompt": "a", "best_of": True}, Endpoint.COMPLETIONS).code == "invalid_type"
+
+
+def test_an_echo_alone_reserves_a_token_and_is_forwarded_as_it_is() -> None:
+    call = read({"model": "m", "prompt": "a", "echo": True, "max_tokens": 0}, Endpoint.COMPLETIONS)
+    assert call.max_output_tokens == 1
+    assert msgspec.json.decode(call.body)["max_tokens"] == 0
+    for fields in ({"max_tokens": 0}, {"max_tokens": 0, "echo": False}, {"max_tokens": -1, "echo": True}):
+        refusal = refused({"model": "m", "prompt": "a", **fields}, Endpoint.COMPLETIONS)
+        assert (refusal.param, refusal.code) == ("max_tokens", "integer_below_min_value")
+    assert refused({"model": "m", "messages": [], "echo": True, "max_tokens": 0}).param == "max_tokens"
+
+
 @pytest.mark.parametrize(
     "body",
     [

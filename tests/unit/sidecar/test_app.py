@@ -105,8 +105,9 @@ class Stage:
             app.engine_config(settings, folder), settings.timeouts, 4, log, spawn=self.spawn, sleep=asyncio.sleep
         )
         front = Front(settings, supervisor, Metrics("m"), log)
-        self.house = app.House(settings, log, front, supervisor, app.application(front), self.load)
-        supervisor.on_ready.append(lambda _: self.house.announce())
+        room = app.Room(front, supervisor, self.load)
+        self.house = app.House(settings, log, (room,), app.application(front))
+        supervisor.on_ready.append(lambda _: room.announce())
         self.listening: socket.socket = open_socket(self.path, log)
 
     async def spawn(self, config: EngineConfig) -> FakeLink:

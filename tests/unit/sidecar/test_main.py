@@ -45,10 +45,29 @@ def test_fetch_tells_where_the_model_is(cached: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == f"{MODEL.name} is ready in {cached}\n"
 
 
+def test_fetch_brings_the_embedding_model_too_and_tells_it_in_the_same_document(
+    cached: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = next(model for model in MODELS if model.embeds)
+    folder = other.folder(tmp_path / "cache")
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text('{"files": {}}')
+    with config.open("a") as file:
+        file.write(f"embedding: {{id: e, source: {other.name}}}\n")
+    assert run(["fetch", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["name"], told["path"]) == (MODEL.name, str(cached))
+    assert told["also"] == [{"name": other.name, "path": str(folder), "license": other.license}]
+    assert run(["fetch"]) == 0
+    assert capsys.readouterr().out == f"{MODEL.name} is ready in {cached}\n{other.name} is ready in {folder}\n"
+
+
 def test_list_shows_what_is_in_the_cache(cached: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [(row["name"], row["path"]) for row in rows] == [(MODEL.name, str(cached))]
+    assert [(row["name"], row["path"]) for row in rows] == [
+        (model.name, str(cached) if model is MODEL else None) for model in MODELS
+    ]
     assert run(["list"]) == 0
     assert f"{MODEL.name}  in the cache" in capsys.readouterr().out
 

@@ -18,7 +18,7 @@ from sidecar.api.listener import GuardedSite, close_socket, open_socket
 from sidecar.app import application
 from sidecar.jsonlog import JsonLog
 from sidecar.metrics import Metrics
-from sidecar.settings import Api, Model, Sidecar, Timeouts
+from sidecar.settings import Api, Embedding, Model, Sidecar, Timeouts
 from tests.fakes.engine import FakeEngine, language
 
 
@@ -129,19 +129,30 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
         api: Api | None = None,
         timeouts: Timeouts | None = None,
         allowed: frozenset[int] | None = None,
+        encoder: FakeEngine | None = None,
     ) -> Desk:
+        """`encoder` is the engine of the embedding model "org/e", if one is to be served."""
         settings = Sidecar(
-            model=Model(id="org/m", source="m"), api=api or Api(), timeouts=timeouts or Timeouts(), max_queue=4
+            model=Model(id="org/m", source="m"),
+            embedding=None if encoder is None else Embedding(id="org/e", source="e"),
+            api=api or Api(),
+            timeouts=timeouts or Timeouts(),
+            max_queue=4,
         )
         output = io.StringIO()
         log = JsonLog(output)
         engine = engine or FakeEngine()
-        front = Front(settings, engine, Metrics("org/m"), log)
+        metrics = Metrics("org/m")
+        front = Front(settings, engine, metrics, log)
         front.language = language()
+        embedding = None
+        if encoder is not None:
+            embedding = Front(settings, encoder, metrics, log, embeds=True)
+            embedding.language = language()
         path = tmp_path / "s" / "sidecar.sock"
         listening = await asyncio.to_thread(open_socket, path, log)
         runner = web.AppRunner(
-            application(front),
+            application(front, embedding),
             handler_cancellation=True,
             access_log=None,
             auto_decompress=False,

@@ -243,3 +243,119 @@ async def test_one_line_is_logged_for_each_request_with_no_word_of_it(serve: Ser
     assert (line["event"], line["ending"], line["finish_reason"]) == ("request", "complete", "stop")
     assert (line["prompt_tokens"], line["completion_tokens"]) == (15, 5)
     assert "secret" not in desk.log.getvalue()
+
+
+async def test_a_chat_s_log_probabilities_are_the_same_streamed_and_not(serve: Serve) -> None:
+    desk = await serve(FakeEngine(lambda _: "hé"))
+    wanted = {**CHAT, "logprobs": True, "top_logprobs": 2}
+    whole = (await desk.ask("POST", "/v1/chat/completions", wanted)).json["choices"][0]["logprobs"]
+    chunks = documents((await desk.ask("POST", "/v1/chat/completions", {**wanted, "stream": True})).frames)
+    streamed = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    assert [told for one in streamed if one for told in one["content"]] == whole["content"]
+    assert whole["content"][1] == {
+        "token": "é",
+        "logprob": -2.0,
+        "bytes": [0xC3, 0xA9],
+        "top_logprobs": [
+            {"token": "ê", "logprob": -1.0, "bytes": [0xC3, 0xAA]},
+            {"token": "ë", "logprob": -2.0, "bytes": [0xC3, 0xAB]},
+        ],
+    }
+    # The end of sequence has no entry in a chat.
+    assert len(whole["content"]) == 2
+    submits = [(await desk.engine.opened.get()).submits[0] for _ in range(2)]
+    assert {(submit.logprobs, submit.prompt_logprobs) for submit in submits} == {(2, None)}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_prompt_is_scored_without_an_answer(serve: Serve, stream: bool) -> None:
+    """What an evaluation harness sends: token ids, the prompt echoed with its log-probabilities, nothing produced."""
+    desk = await serve(FakeEngine(echo))
+    body = {"model": "org/m", "prompt": [[97, 98, 99], [100]], "echo": True, "max_tokens": 0, "logprobs": 1}
+    reply = await desk.ask("POST", "/v1/completions", {**body, "stream": stream})
+    choices = (
+        [one for document in documents(reply.frames) for one in document["choices"]]
+        if stream
+        else reply.json["choices"]
+    )
+    told = {one["index"]: (one["text"], one["logprobs"]) for one in choices if one["text"]}
+    assert told == {
+        0: (
+            "abc",
+            {
+                "tokens": ["a", "b", "c"],
+                "token_logprobs": [None, -1.0, -2.0],
+                "top_logprobs": [None, {"c": -1.0, "b": -1.0}, {"d": -1.0, "c": -2.0}],
+                "text_offset": [0, 1, 2],
+            },
+        ),
+        1: ("d", {"tokens": ["d"], "token_logprobs": [None], "top_logprobs": [None], "text_offset": [0]}),
+    }
+    assert [one["finish_reason"] for one in choices if one["finish_reason"]] == ["length", "length"]
+    if not stream:
+        usage = reply.json["usage"]
+        assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (4, 0, 4)
+
+
+async def test_an_echoed_answer_goes_on_with_its_offsets_to_the_end_of_sequence(serve: Serve) -> None:
+    desk = await serve(FakeEngine(lambda _: "xy"))
+    body = {**TEXT, "prompt": "abc", "echo": True, "logprobs": 0}
+    (choice,) = (await desk.ask("POST", "/v1/completions", body)).json["choices"]
+    assert choice["text"] == "abcxy"
+    assert choice["logprobs"]["tokens"] == ["a", "b", "c", "x", "y", "\x00"]
+    assert choice["logprobs"]["text_offset"] == [0, 1, 2, 3, 4, 5]
+    assert choice["logprobs"]["token_logprobs"] == [None, -1.0, -2.0, -1.0, -2.0, -3.0]
+    (silent,) = (await desk.ask("POST", "/v1/completions", {**body, "echo": False})).json["choices"]
+    # Offsets count from the start of the prompt, also where it is not given back.
+    assert (silent["text"], silent["logprobs"]["text_offset"]) == ("xy", [3, 4, 5])
+
+
+async def test_many_log_probabilities_do_not_change_the_stream(serve: Serve) -> None:
+    desk = await serve(FakeEngine(lambda _: "xy"))
+    body = {**TEXT, "prompt": "p" * 60, "echo": True, "logprobs": 3, "stream": True}
+    chunks = documents((await desk.ask("POST", "/v1/completions", body)).frames)
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "p" * 60 + "xy"
+    told = [one for chunk in chunks if (one := chunk["choices"][0]["logprobs"])]
+    assert [offset for one in told for offset in one["text_offset"]] == list(range(63))
+
+
+async def test_the_best_of_several_is_given_and_all_are_paid_for(serve: Serve) -> None:
+    # Longer answers are less likely here, token by token.
+    desk = await serve(FakeEngine(lambda submit: "abcdef"[: 5 - submit.index]))
+    reply = await desk.ask("POST", "/v1/completions", {**TEXT, "n": 2, "best_of": 4})
+    assert [(one["index"], one["text"]) for one in reply.json["choices"]] == [(0, "ab"), (1, "abc")]
+    assert reply.json["choices"][0]["logprobs"] is None
+    assert (reply.json["usage"]["prompt_tokens"], reply.json["usage"]["completion_tokens"]) == (4, 6 + 5 + 4 + 3)
+    submits = (await desk.engine.opened.get()).submits
+    assert [submit.counts_prompt for submit in submits] == [True, False, False, False]
+
+
+async def test_what_the_prefix_cache_had_is_told_to_client_and_proxy(serve: Serve) -> None:
+    engine = FakeEngine(echo)
+    engine.cached_tokens = 3
+    desk = await serve(engine)
+    reply = await desk.ask("POST", "/v1/completions", {**TEXT, "n": 2})
+    assert reply.json["usage"]["prompt_tokens_details"]["cached_tokens"] == 3
+    reply = await desk.ask("POST", "/v1/chat/completions", {**STREAM, "n": 2}, **PROXY)
+    (comment,) = [frame for frame in reply.frames if frame.startswith(": tollhouse-usage")]
+    assert json.loads(comment.removeprefix(": tollhouse-usage "))["cached_tokens"] == 3
+
+
+async def test_the_engine_is_told_how_to_sample(serve: Serve) -> None:
+    desk = await serve(FakeEngine(echo))
+    asked = {
+        "presence_penalty": 1,
+        "frequency_penalty": -2,
+        "repetition_penalty": 1.5,
+        "min_p": 0.25,
+        "logit_bias": {"98": -100},
+        "ignore_eos": True,
+        "stop_token_ids": [99],
+    }
+    assert (await desk.ask("POST", "/v1/chat/completions", {**CHAT, **asked})).status == 200
+    (submit,) = (await desk.engine.opened.get()).submits
+    sampling = submit.sampling
+    assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (1, -2, 1.5)
+    assert (sampling.min_p, sampling.logit_bias, submit.stop_token_ids) == (0.25, {98: -100}, [99])
+    reply = await desk.ask("POST", "/v1/chat/completions", {**CHAT, "logit_bias": {str(0x110000): 1}})
+    assert (reply.status, reply.json["error"]["param"]) == (400, "logit_bias")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from typing_extensions import override
 
 from sidecar.api.front import Language
 from sidecar.api.preparation import KEPT_S, MOST_KEPT, MOST_KEPT_TOKENS, CountedPrompts, Preparation
@@ -14,8 +15,8 @@ from sidecar.protocol.plan import Limits
 from sidecar.protocol.ticket import Ticket
 from sidecar.settings import Api
 from sidecar.tokenizer.messages import Message
-from sidecar.tokenizer.text import Detokenizer
 from sidecar.wire.errors import ApiError
+from tests.fakes.engine import LetterTokenizer
 
 LIMITS = Limits("m", 100, 1000, (0,))
 BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hi"}]}).encode()
@@ -31,23 +32,19 @@ class FakeClock:
         return self.now_s
 
 
-class HeldTokenizer:
-    """Encodes only once it is let. Mutable: `go`, and `thread`, where it ran last."""
+class HeldTokenizer(LetterTokenizer):
+    """Encodes chats only once it is let. Mutable: `go`, and `thread`, where it ran last."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.go = threading.Event()
         self.thread: int | None = None
 
-    def encode_text(self, text: str) -> list[int]:
-        return [ord(letter) for letter in text]
-
+    @override
     def encode_chat(self, messages: tuple[Message, ...]) -> list[int]:
         assert self.go.wait(10)
         self.thread = threading.get_ident()
         return [1, 2, 3]
-
-    def detokenizer(self) -> Detokenizer:
-        raise NotImplementedError
 
 
 @pytest.fixture

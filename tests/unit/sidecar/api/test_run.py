@@ -28,7 +28,7 @@ class Book:
         self.output = io.StringIO()
         options = read_options(Fields({"model": "m", "stream": True}), Api(), (None, "max_tokens"), None)
         plan = Plan(Ticket("req_1"), options, True, 5, (), 1, ())
-        choices = Choices(count, lambda: Detokenizer(lambda ids: "x" * len(ids), frozenset()), (), ())
+        choices = Choices(count, lambda _: Detokenizer(lambda ids: "x" * len(ids), frozenset()), (), ())
         self.run = Run(plan, choices, self.metrics, JsonLog(self.output), lambda: self.now_s)
 
     def token(self, at_s: float, generated: int, finish: Finish | None = None, index: int = 0) -> None:

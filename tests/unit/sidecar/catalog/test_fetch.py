@@ -46,7 +46,7 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CatalogModel:
         package="tiny",
         version="1.0",
         wheel_sha256="0" * 64,
-        gguf_sha256=hashlib.sha256(GGUF).hexdigest(),
+        weights_sha256=hashlib.sha256(GGUF).hexdigest(),
         needed_bytes=1000,
     )
     monkeypatch.setattr(models, "MODELS", (model,))
@@ -137,10 +137,10 @@ def test_a_second_process_waits_and_finds_it_done(model: CatalogModel, tmp_path:
 def test_weights_with_another_hash_are_refused(
     model: CatalogModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = CatalogModel(**{name: getattr(model, name) for name in model.__slots__} | {"gguf_sha256": "1" * 64})
+    other = CatalogModel(**{name: getattr(model, name) for name in model.__slots__} | {"weights_sha256": "1" * 64})
     monkeypatch.setattr(models, "MODELS", (other,))
     error = failure(tmp_path / "cache")
-    assert model.gguf_sha256 in error.message
+    assert model.weights_sha256 in error.message
     assert "Do not use it" in error.hint
 
 
@@ -241,5 +241,5 @@ def test_a_source_is_a_name_or_a_folder(model: CatalogModel, tmp_path: Path) -> 
 def test_the_catalogue_is_pinned() -> None:
     assert len({model.name for model in MODELS}) == len(MODELS)
     for model in MODELS:
-        assert len(bytes.fromhex(model.wheel_sha256)) == len(bytes.fromhex(model.gguf_sha256)) == 32
+        assert len(bytes.fromhex(model.wheel_sha256)) == len(bytes.fromhex(model.weights_sha256)) == 32
         assert model.requirement == f"{model.package}=={model.version} --hash=sha256:{model.wheel_sha256}"

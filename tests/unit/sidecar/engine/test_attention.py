@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sidecar.engine.attention import FULL, Sight, StepContext, UnsupportedAttentionError, attend, decode_runs
+from sidecar.engine.attention import StepContext, attend, decode_runs
 from sidecar.engine.batch import Batch, Chunk
 from sidecar.engine.kv_cache import SlotCache
 from sidecar.engine.sequence import Sequence
+from sidecar.engine.sight import FULL, Sight, UnsupportedAttentionError
 from sidecar.wire.frames import Sampling, Submit
 
 HEADS, KV_HEADS, HEAD_DIM, VALUE_DIM, CONTEXT, SLOTS = 4, 2, 32, 24, 192, 5
@@ -82,7 +83,8 @@ class Bench:
         module: Any = nn.Module()
         # As Transformers' layers have it, and as install() sets it.
         module.layer_idx = 0
-        module.step_context, module.step_chunk, module.step_temperature = self.context, kind.chunk, kind.temperature
+        module.step_context, module.step_temperature = self.context, kind.temperature
+        module.step_sight = Sight(kind.window, kind.chunk)
         self.module = module
         self.kind = kind
         self.sequences = [sequence(slot, length) for slot, length in enumerate(lengths)]
@@ -103,7 +105,7 @@ class Bench:
             for which in range(3)
         ]
         kind = self.kind
-        out, _ = attend(self.module, *parts, None, HEAD_DIM**-0.5, kind.window, softcap=kind.softcap, s_aux=kind.sinks)
+        out, _ = attend(self.module, *parts, None, HEAD_DIM**-0.5, softcap=kind.softcap, s_aux=kind.sinks)
         row = 0
         for chunk in batch.chunks:
             self.given[chunk.sequence.slot][:, chunk.start : chunk.end] = out[0, row : row + chunk.count].transpose(

@@ -24,6 +24,7 @@ class Outcome:
     failed: bool = False
     logprobs: tuple[Logprobs, ...] = ()
     prompt_logprobs: tuple[Logprobs, ...] = ()
+    embedding: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -201,9 +202,12 @@ def test_a_row_without_a_number_costs_only_itself(slots: SlotWriter) -> None:
 
 
 def test_a_model_that_fails_step_after_step_ends_the_engine(slots: SlotWriter) -> None:
-    script: list[list[Command]] = [[submit(str(n))] for n in range(MOST_FAILED_STEPS)]
+    channel = FakeChannel([[submit(str(n))] for n in range(MOST_FAILED_STEPS)])
+    core = Core(FakeRunner(broken=True), Scheduler(SlotPool(4, 100), 16), slots, channel, lambda _exc, _count: None)
     with pytest.raises(EngineBrokenError):
-        run(slots, script, FakeRunner(broken=True))
+        core.run()
+    # The last one too is told why: who only loses its engine tries the same again.
+    assert [channel.deltas(str(n))[-1].finish for n in range(MOST_FAILED_STEPS)] == [Finish.ERROR] * MOST_FAILED_STEPS
 
 
 def test_a_shutdown_cancels_what_runs(slots: SlotWriter, usage: Callable[[str], RequestUsage | None]) -> None:

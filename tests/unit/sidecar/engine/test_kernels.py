@@ -20,6 +20,19 @@ def test_fp32_is_the_plain_product(rows: int) -> None:
     assert torch.allclose(Fp32Kernel(weight)(x), x @ weight.t(), atol=1e-5)
 
 
+@pytest.mark.parametrize(("precision", "error"), [("bf16", 1e-2), ("fp16", 1e-3)])
+def test_16_bits_round_what_is_multiplied_and_nothing_else(precision: str, error: float) -> None:
+    weight, x, residual = torch.randn(24, 16), torch.randn(3, 16), torch.randn(3, 24)
+    made = make_kernel(weight, None, precision)
+    assert made.weight.element_size() == 2
+    wanted = x @ weight.t()
+    assert 0 < (made(x) - wanted).norm() / wanted.norm() < error
+    # The residual keeps what 16 bits would not.
+    tiny = residual * 1e-6
+    assert torch.equal(made.added(torch.zeros(3, 16), tiny), tiny)
+    assert made(x).dtype == made.normed(x, 1e-5).dtype == torch.float32
+
+
 @pytest.mark.parametrize("kernel", INT8)
 def test_int8_is_close_to_the_product(kernel: type) -> None:
     weight, x = torch.randn(64, 256), torch.randn(20, 256)

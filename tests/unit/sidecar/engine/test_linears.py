@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sidecar.engine.linears import FusedPart, PackedLinear, pack
+from sidecar.engine.linears import FusedPart, PackedLinear, pack, packed_share
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +53,27 @@ def test_a_subclass_of_linear_stays_as_it_is() -> None:
     model = nn.Sequential(Odd(4, 4), nn.Linear(4, 4))
     pack(model, "fp32")
     assert [type(module) for module in model] == [Odd, PackedLinear]
+
+
+def test_a_weight_that_the_embedding_shares_is_kept_once_where_memory_counts() -> None:
+    for frugal, head in ((True, nn.Linear), (False, PackedLinear)):
+        model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 4, bias=False), nn.Linear(4, 10, bias=False))
+        model[2].weight = model[0].weight
+        size = pack(model, "fp32", frugal=frugal)
+        assert [type(model[1]), type(model[2])] == [PackedLinear, head]
+        assert size == (10 * 4 * (1 if frugal else 2) + 4 * 4) * 4
+
+
+def test_weights_of_another_dtype_stay_as_they_are() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False, dtype=torch.bfloat16))
+    assert pack(model, "int8") == 4 * 4 * 2
+    assert type(model[0]) is nn.Linear
+
+
+def test_the_share_that_is_packed_counts_weights() -> None:
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 5, bias=False))
+    pack(model, "bf16")
+    assert packed_share(model, "bf16") == 20 / 60
 
 
 def test_int8_packs_to_a_quarter() -> None:

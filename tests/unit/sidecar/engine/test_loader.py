@@ -109,8 +109,7 @@ def test_a_tier_can_be_told(tiny_model: PreTrainedModel, engine_config: Callable
 def test_a_model_that_is_wrong_on_every_tier_is_not_served(
     monkeypatch: pytest.MonkeyPatch, engine_config: Callable[..., EngineConfig]
 ) -> None:
-    monkeypatch.setattr(parity, "TOLERANCE", -1.0)
-    monkeypatch.setattr(parity.check, "__defaults__", (-1.0,))
+    monkeypatch.setitem(parity.TOLERANCES, "float32", -1.0)
     with pytest.raises(
         ModelUnusableError, match=r"wrong answers on every tier: packed with our attention: .* no cache"
     ):

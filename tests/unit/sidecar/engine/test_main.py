@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from sidecar.engine.__main__ import openmp_settings, prefix_tokens
+from sidecar.engine.__main__ import openmp_settings
+from sidecar.engine.assembly import prefix_tokens
 from sidecar.engine.config import EngineConfig
 
 

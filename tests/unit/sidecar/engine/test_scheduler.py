@@ -25,9 +25,16 @@ def sequence(name: str, prompt: int | list[int], most: int = 4, *, arrival: int 
 
 
 def scheduler(
-    slots: int = SLOTS, capacity: int = CAPACITY, budget: int = BUDGET, *, blocks: int = 0, **told: int
+    slots: int = SLOTS,
+    capacity: int = CAPACITY,
+    budget: int = BUDGET,
+    *,
+    blocks: int = 0,
+    chunks: bool = True,
+    speculation: int = 0,
 ) -> Scheduler:
-    return Scheduler(SlotPool(slots, capacity), budget, prefixes=PrefixCache(blocks) if blocks else None, **told)
+    prefixes = PrefixCache(blocks) if blocks else None
+    return Scheduler(SlotPool(slots, capacity), budget, prefixes=prefixes, chunks=chunks, speculation=speculation)
 
 
 @dataclass
@@ -231,6 +238,7 @@ def test_who_is_preempted_finds_what_it_had_computed() -> None:
     while not room.preemptions:
         step(room, memory)
     assert new.phase is Phase.WAITING
+    batch = step(room, memory)
     while new.phase is Phase.WAITING:
         batch = step(room, memory)
     (chunk,) = batch.prefills
@@ -318,8 +326,9 @@ def test_every_sequence_ends_finds_what_it_computed_and_no_step_takes_more_than_
     right: int,
 ) -> None:
     capacity, budget = 320, 48
-    told = {"speculation": speculation} if chunks else {}
-    room = scheduler(capacity=capacity, budget=budget, blocks=blocks, chunks=chunks, **told)
+    room = scheduler(
+        capacity=capacity, budget=budget, blocks=blocks, chunks=chunks, speculation=speculation if chunks else 0
+    )
     memory = Memory()
     # Few different tokens: many prompts begin alike, and many guesses can be made.
     made = [

@@ -71,6 +71,7 @@ def test_either_name_sets_the_output_limit(fields: dict[str, Any], expected: tup
         {"logit_bias": {}, "presence_penalty": 0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "min_p": 0},
         {"ignore_eos": False, "min_tokens": 0, "echo": False, "top_k": -1, "chat_template_kwargs": {}},
         {"moderation": {"model": "x"}, "prompt_cache_options": {"mode": "explicit"}},
+        {"stop_token_ids": [], "logit_bias": None},
     ],
 )
 def test_fields_that_ask_for_nothing_pass(fields: dict[str, Any]) -> None:
@@ -126,12 +127,23 @@ def test_fields_that_ask_for_nothing_pass(fields: dict[str, Any]) -> None:
         ({"logit_bias": {"1": None}}, "logit_bias.1", "invalid_type"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"-1": 1}}, "logit_bias", "invalid_value"),
-        ({"logit_bias": {str(n): 1 for n in range(1025)}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {str(n): 1 for n in range(301)}}, "logit_bias", "invalid_value"),
         ({"presence_penalty": 2.1}, "presence_penalty", "decimal_above_max_value"),
         ({"frequency_penalty": -2.1}, "frequency_penalty", "decimal_below_min_value"),
         ({"repetition_penalty": 0}, "repetition_penalty", "decimal_below_min_value"),
         ({"min_p": 1.1}, "min_p", "decimal_above_max_value"),
         ({"ignore_eos": 1}, "ignore_eos", "invalid_type"),
+        ({"min_tokens": 1}, "min_tokens", "unsupported_parameter"),
+        ({"stop_token_ids": 5}, "stop_token_ids", "invalid_type"),
+        ({"stop_token_ids": [5, -1]}, "stop_token_ids[1]", "integer_below_min_value"),
+        ({"stop_token_ids": ["5"]}, "stop_token_ids[0]", "invalid_type"),
+        ({"stop_token_ids": [5] * 65}, "stop_token_ids", "array_above_max_length"),
+        ({"logit_bias": {"1": "5"}}, "logit_bias.1", "invalid_type"),
+        ({"logit_bias": {"\u0661": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"1": -100.5}}, "logit_bias.1", "decimal_below_min_value"),
+        ({"repetition_penalty": 11}, "repetition_penalty", "decimal_above_max_value"),
+        ({"min_p": -0.1}, "min_p", "decimal_below_min_value"),
+        ({"echo": True}, "echo", "unsupported_parameter"),
         ({"logprobs": True, "top_logprobs": 2.5}, "top_logprobs", "invalid_type"),
         ({"logit_bias": [1]}, "logit_bias", "invalid_type"),
         ({"metadata": "x"}, "metadata", "invalid_type"),
@@ -238,7 +250,9 @@ def test_penalties_and_biases_are_read() -> None:
             "min_p": 1,
             "logit_bias": {"5": -100, "0": 2.5},
             "ignore_eos": True,
+            "stop_token_ids": [7, 8.0],
         }
     ).options
+    assert options.stop_token_ids == (7, 8)
     assert (options.presence_penalty, options.frequency_penalty, options.repetition_penalty) == (-2, 2, 1.3)
     assert (options.min_p, options.logit_bias, options.ignore_eos) == (1, {5: -100, 0: 2.5}, True)

@@ -18,7 +18,7 @@ def letters(ids: list[int]) -> str:
 
 
 def choices(*stops: str, count: int = 1, skipped: frozenset[int] = frozenset({EOS})) -> Choices:
-    return Choices(count, lambda: Detokenizer(letters, skipped), stops, (EOS,))
+    return Choices(count, lambda _: Detokenizer(letters, skipped), stops, (EOS,))
 
 
 def delta(text: str, generated: int, finish: Finish | None = None, index: int = 0, *, eos: bool = False) -> Delta:
@@ -57,6 +57,14 @@ def test_a_stop_string_cancels_at_the_token_that_completed_it() -> None:
     # The engine has run on past it: of its six tokens four count.
     assert one.take(delta("NDyz", 6)) == Progress(0, "", cancel_at=4)
     assert (one.ended, one.completion_tokens, one.finish_reason, one.all[0].text) == (True, 4, "stop", "x")
+
+
+def test_what_an_ended_sequence_ran_past_a_stop_string_is_told_not_to_count() -> None:
+    one = choices("yz")
+    assert one.take(delta("ayzbc", 5, Finish.LENGTH)).cancel_at == 3
+    assert (one.ended, one.completion_tokens, one.finish_reason) == (True, 3, "stop")
+    # Nothing is to be corrected where the stop string ends with the sequence.
+    assert choices("yz").take(delta("ayz", 3, Finish.LENGTH)).cancel_at is None
 
 
 def test_after_a_stop_string_the_engine_s_later_deltas_change_nothing() -> None:
@@ -124,12 +132,12 @@ def scored(text: str, first: int, finish: Finish | None = None, *, eos: bool = F
 
 
 def entry(letter: str, number: int, offset: int) -> Entry:
-    return Entry(ord(letter) if letter else EOS, Logprobs(-float(number)), offset)
+    return Entry(ord(letter) if letter else EOS, Logprobs(-float(number)), offset, begins=number == 1)
 
 
 def telling(*stops: str, **told: object) -> Choices:
     how = Telling(logprobs=True, **told)  # type: ignore[arg-type]  # a test's shorthand
-    return Choices(1, lambda: Detokenizer(letters, frozenset({EOS})), stops, (EOS,), (how,))
+    return Choices(1, lambda _: Detokenizer(letters, frozenset({EOS})), stops, (EOS,), (how,))
 
 
 def test_log_probabilities_come_with_their_text() -> None:
@@ -157,7 +165,7 @@ def test_a_character_of_several_tokens_comes_with_all_of_them() -> None:
     def decode(ids: list[int]) -> str:
         return bytes(ids).decode("utf-8", "replace")
 
-    one = Choices(1, lambda: Detokenizer(decode, frozenset()), (), (), (Telling(logprobs=True),))
+    one = Choices(1, lambda _: Detokenizer(decode, frozenset()), (), (), (Telling(logprobs=True),))
     first, second = "é".encode()
     assert one.take(Delta("r", 0, [first], 1, logprobs=[Logprobs(-1)])) == Progress(0)
     told = one.take(Delta("r", 0, [second], 2, logprobs=[Logprobs(-2)]))
@@ -179,8 +187,80 @@ def test_where_only_the_prompt_was_wanted_its_echo_is_the_answer() -> None:
     assert (told.text, len(told.entries), one.finish_reason) == ("hi!", 2, "length")
 
 
+def test_a_prompt_that_was_not_scored_whole_is_no_answer() -> None:
+    one = telling(end_token=True, echo=Echo("hi!", (7, 8), (0, 2)), offset=3)
+    with pytest.raises(ValueError, match="zip"):
+        one.take(scored("a", 1))
+
+
+def utf8(ids: list[int]) -> str:
+    return bytes(ids).decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("end_token", [False, True])
+def test_a_part_of_a_character_waits_for_the_rest(end_token: bool) -> None:
+    how = Telling(logprobs=True, end_token=end_token)
+    one = Choices(1, lambda _: Detokenizer(utf8, frozenset()), (), (), (how,))
+    first, second = "é".encode()
+    told = one.take(Delta("r", 0, [97, first], 2, logprobs=[Logprobs(-1), Logprobs(-2)]))
+    assert (told.text, [found.token for found in told.entries]) == ("a", [97])
+    told = one.take(Delta("r", 0, [second], 3, logprobs=[Logprobs(-3)]))
+    assert (told.text, [found.token for found in told.entries]) == ("é", [first, second])
+
+
+def test_what_stays_a_part_of_a_character_is_told_at_the_end() -> None:
+    one = Choices(1, lambda _: Detokenizer(utf8, frozenset()), (), (), (Telling(logprobs=True),))
+    told = one.take(Delta("r", 0, ["é".encode()[0]], 1, Finish.LENGTH, logprobs=[Logprobs(-1)]))
+    assert (told.text, len(told.entries)) == ("\ufffd", 1)
+
+
+def test_a_control_token_in_the_middle_is_told_in_completions_only() -> None:
+    chat, text = telling(), telling(end_token=True)
+    odd = Delta("r", 0, [ord("a"), EOS, ord("b")], 3, Finish.LENGTH, logprobs=[Logprobs(-1)] * 3)
+    assert [found.token for found in chat.take(odd).entries] == [ord("a"), ord("b")]
+    assert [found.token for found in text.take(odd).entries] == [ord("a"), EOS, ord("b")]
+
+
+@given(st.text("abcE", max_size=20), st.lists(st.integers(1, 4), max_size=20), st.sampled_from(["", "cE", "bEc"]))
+def test_however_the_tokens_come_their_entries_are_those_of_the_text(text: str, cuts: list[int], stop: str) -> None:
+    one = telling(*([stop] if stop else []), offset=5)
+    told: list[Entry] = []
+    shown, at = "", 0
+    for cut in [*cuts, len(text)]:
+        progress = one.take(scored(text[at : at + cut], at + 1))
+        at = min(len(text), at + cut)
+        shown += progress.text
+        told += progress.entries
+        # What is told by now is what is shown by now.
+        assert letters([found.token for found in told]) == shown
+    last = one.take(delta("", at, Finish.LENGTH))
+    told += last.entries
+    assert letters([found.token for found in told]) == shown + last.text
+    assert [found.offset for found in told] == list(range(5, 5 + len(told)))
+    assert told == one.all[0].entries
+
+
+def test_a_text_goes_on_from_the_tokens_before_it() -> None:
+    def words(ids: list[int]) -> str:
+        return " ".join("xyz"[token] for token in ids)
+
+    for before, text, begins in [((), "y", True), ((0,), " y", False)]:
+        how = Telling(logprobs=True, before=before)
+        one = Choices(1, lambda ids: Detokenizer(words, frozenset(), ids), (), (), (how,))
+        told = one.take(Delta("r", 0, [1], 1, logprobs=[Logprobs(-1)]))
+        assert (told.text, told.entries[0].begins) == (text, begins)
+
+
+def test_the_end_counts_for_how_likely_an_answer_is() -> None:
+    two = choices(count=2)
+    two.take(Delta("r", 0, [97, EOS], 2, Finish.STOP, logprobs=[Logprobs(-1), Logprobs(-9)]))
+    two.take(Delta("r", 1, [98, 98], 2, Finish.LENGTH, logprobs=[Logprobs(-2), Logprobs(-2)]))
+    assert [choice.mean_logprob for choice in two.all] == [-5, -2]
+    assert [choice.text for choice in two.best(1, 2)] == ["bb"]
+
+
 def test_the_best_are_those_with_the_likeliest_tokens() -> None:
-    four = Choices(4, lambda: Detokenizer(letters, frozenset()), (), ())
+    four = Choices(4, lambda _: Detokenizer(letters, frozenset()), (), ())
     for index, (text, logprob) in enumerate([("aa", -3.0), ("b", -1.0), ("cccc", -0.5), ("d", -2.0)]):
         logprobs = [Logprobs(logprob)] * len(text)
         four.take(Delta("r", index, [*map(ord, text)], len(text), Finish.LENGTH, logprobs=logprobs))

@@ -10,8 +10,8 @@ from sidecar.wire.frames import Logprobs
 WORDS = {1: b"a", 2: b" b", 3: "é".encode()[:1], 4: "é".encode()[1:], 5: b"a"}
 
 
-def spell(token: int) -> bytes:
-    return WORDS[token]
+def spell(token: int, *, begins: bool = False) -> bytes:
+    return WORDS[token].removeprefix(b" ") if begins else WORDS[token]
 
 
 def test_a_chat_tells_token_bytes_and_the_likeliest() -> None:
@@ -27,10 +27,24 @@ def test_a_chat_tells_token_bytes_and_the_likeliest() -> None:
                     {"token": "a", "logprob": -0.5, "bytes": [97]},
                 ],
             },
-            {"token": "\ufffd", "logprob": -9999.0, "bytes": [0xC3], "top_logprobs": []},
+            {"token": "\\xc3", "logprob": -9999.0, "bytes": [0xC3], "top_logprobs": []},
         ],
         "refusal": None,
     }
+
+
+def test_where_a_text_begins_the_space_that_is_not_shown_is_not_told() -> None:
+    entries = (Entry(2, Logprobs(-0.5, [2], [-0.5]), 0, begins=True), Entry(2, Logprobs(-0.5), 1))
+    told = chat_logprobs(entries, spell).content
+    assert [(one.token, bytes(one.bytes)) for one in told] == [("b", b"b"), (" b", b" b")]
+    assert told[0].top_logprobs[0].token == "b"
+
+
+def test_parts_of_characters_have_keys_of_their_own() -> None:
+    entry = Entry(3, Logprobs(-2.0, [4, 3], [-0.5, -2.0]), 0)
+    told = text_logprobs((entry,), spell)
+    assert told.tokens == ["bytes:\\xc3"]
+    assert told.top_logprobs == [{"bytes:\\xa9": -0.5, "bytes:\\xc3": -2.0}]
 
 
 def test_a_completion_tells_parallel_arrays_and_nothing_of_the_first_token() -> None:

@@ -39,6 +39,9 @@ class WordEncoder:
     def decode_text(self, ids: list[int]) -> tuple[str, list[int]]:
         return " ".join("w" for _ in ids), [2 * at for at in range(len(ids))]
 
+    def text_offsets(self, text: str) -> list[int]:
+        return [3 * at for at in range(len(text.split()))]
+
     def encode_chat(self, messages: tuple[Message, ...]) -> list[int]:
         return self.encode_text(" ".join(message.content for message in messages))
 
@@ -146,9 +149,9 @@ def test_the_engine_is_told_whose_request_it_is_and_what_ends_it() -> None:
 
 
 def test_another_model_is_not_found() -> None:
-    check_model(OPTIONS, "m")
+    check_model(OPTIONS.model, "m")
     with pytest.raises(ApiError) as caught:
-        check_model(OPTIONS, "gpt-9")
+        check_model(OPTIONS.model, "gpt-9")
     assert (caught.value.status, caught.value.code, caught.value.param) == (404, "model_not_found", "model")
 
 
@@ -167,7 +170,7 @@ def test_an_echo_is_the_prompt_as_it_was_given() -> None:
     assert [submit.prompt_logprobs for submit in made.submits] == [2, 2]
     echoes = [telling.echo for telling in made.tellings]
     assert [(echo.text, echo.tokens, echo.offsets) for echo in echoes if echo] == [
-        ("a  b", (0, 1), (0, 2)),
+        ("a  b", (0, 1), (0, 3)),
         ("w w w", (5, 6, 7), (0, 2, 4)),
     ]
     assert [telling.offset for telling in made.tellings] == [4, 5]
@@ -186,5 +189,30 @@ def test_a_bias_outside_the_vocabulary_is_refused() -> None:
         plan(chat("a", logit_bias={1000: 1.0}))
 
 
-def test_an_ignored_end_ends_nothing() -> None:
+def test_an_ignored_end_ends_nothing_and_the_client_s_own_do() -> None:
     assert plan(chat("a", ignore_eos=True)).submits[0].stop_token_ids == []
+    assert plan(chat("a", ignore_eos=True, stop_token_ids=(9,))).submits[0].stop_token_ids == [9]
+    assert plan(chat("a", stop_token_ids=(9,))).submits[0].stop_token_ids == [2, 9]
+    with pytest.raises(ApiError, match="token 1000 is outside the vocabulary of 1000"):
+        plan(chat("a", stop_token_ids=(1000,)))
+
+
+def test_a_completion_goes_on_from_its_prompt_and_a_chat_begins() -> None:
+    assert [telling.before for telling in plan(text("a b", (5,), choices=2)).tellings] == [(0, 1), (0, 1), (5,), (5,)]
+    assert plan(chat("a b")).tellings[0].before == ()
+
+
+def test_offsets_count_from_the_start_of_the_prompt_echoed_or_not() -> None:
+    made = plan(text("a  b", (5, 6), logprobs=0))
+    assert [(telling.offset, telling.end_token, telling.echo) for telling in made.tellings] == [
+        (4, True, None),
+        (3, True, None),
+    ]
+    assert {submit.prompt_logprobs for submit in made.submits} == {None}
+
+
+def test_an_echo_without_log_probabilities_scores_nothing() -> None:
+    made = plan(text("a b", echo=True))
+    assert (made.submits[0].prompt_logprobs, made.submits[0].logprobs) == (None, None)
+    assert made.tellings[0].echo is not None
+    assert made.tellings[0].echo.text == "a b"

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from sidecar.protocol.answer import ChatShape, Head, Shape, TextShape
-from sidecar.protocol.choices import Choices
+from sidecar.protocol.choices import Choices, Telling
 from sidecar.protocol.stream import Stream, StreamOptions, whole
 from sidecar.tokenizer.text import Detokenizer
-from sidecar.wire.frames import Delta, Finish
+from sidecar.wire.frames import Delta, Finish, Logprobs
 
 HEAD = Head("req_1", 1700000000, "m", "fp_1", echo_service_tier=False)
 PLAIN = StreamOptions(comment=False, include_usage=False, continuous_usage=False)
@@ -29,7 +29,7 @@ USAGE = {
 
 
 def two_choices() -> Choices:
-    return Choices(2, lambda: Detokenizer(lambda ids: "".join(map(chr, ids)), frozenset()), (), ())
+    return Choices(2, lambda _: Detokenizer(lambda ids: "".join(map(chr, ids)), frozenset()), (), ())
 
 
 def told(shape: Shape, options: StreamOptions) -> list[str]:
@@ -150,6 +150,92 @@ def test_a_whole_completion_has_every_key_of_openai_s() -> None:
         {"index": 0, "text": "h", "logprobs": None, "finish_reason": "length"},
         {"index": 1, "text": "yo", "logprobs": None, "finish_reason": "stop"},
     ]
+
+
+def spell(token: int, *, begins: bool = False) -> bytes:
+    return chr(token).encode()
+
+
+def scored() -> tuple[Choices, list[Delta]]:
+    """A choice that tells log-probabilities, and its deltas: "a", then "b" and the end."""
+    how = Telling(logprobs=True, end_token=True, offset=4)
+    choices = Choices(1, lambda _: Detokenizer(lambda ids: "".join(map(chr, ids)), frozenset()), (), (0,), (how,))
+    first = Delta("req_1", 0, [97], 1, logprobs=[Logprobs(-0.5, [98], [-0.25])], cached_tokens=3)
+    last = Delta("req_1", 0, [98, 0], 3, Finish.STOP, logprobs=[Logprobs(-1.0, [99], [-0.125]), Logprobs(-2.0)])
+    return choices, [first, last]
+
+
+def test_a_chunk_tells_of_the_tokens_whose_text_it_has() -> None:
+    choices, deltas = scored()
+    stream = Stream(TextShape(HEAD, spell), choices, 5, PLAIN)
+    chunks = documents(
+        b"".join([*(stream.feed(choices.take(one)) for one in deltas), stream.end()]).decode().split("\n\n")
+    )
+    assert [(chunk["choices"][0]["text"], chunk["choices"][0]["logprobs"]) for chunk in chunks] == [
+        ("a", logprobs(["a"], [-0.5], [{"b": -0.25, "a": -0.5}], [4])),
+        ("b", logprobs(["b", "\x00"], [-1.0, -2.0], [{"c": -0.125, "b": -1.0}, {"\x00": -2.0}], [5, 6])),
+        ("", None),
+    ]
+
+
+def logprobs(tokens: list[str], own: list[float], top: list[dict[str, float]], offsets: list[int]) -> dict[str, Any]:
+    return {"tokens": tokens, "token_logprobs": own, "top_logprobs": top, "text_offset": offsets}
+
+
+def test_a_chat_s_chunks_tell_and_its_opening_and_closing_do_not() -> None:
+    choices, deltas = scored()
+    stream = Stream(ChatShape(HEAD, spell), choices, 5, PLAIN)
+    chunks = documents(
+        b"".join([*(stream.feed(choices.take(one)) for one in deltas), stream.end()]).decode().split("\n\n")
+    )
+    told = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    assert (told[0], told[-1]) == (None, None)
+    assert told[1]["content"][0]["bytes"] == [97]
+    assert (told[1]["content"][0]["logprob"], told[1]["refusal"]) == (-0.5, None)
+
+
+def test_a_whole_answer_tells_all_that_its_stream_would() -> None:
+    choices, deltas = scored()
+    for one in deltas:
+        choices.take(one)
+    document = json.loads(whole(TextShape(HEAD, spell), choices, 5))
+    tops = [{"b": -0.25, "a": -0.5}, {"c": -0.125, "b": -1.0}, {"\x00": -2.0}]
+    assert document["choices"][0]["logprobs"] == logprobs(["a", "b", "\x00"], [-0.5, -1.0, -2.0], tops, [4, 5, 6])
+    assert document["usage"]["prompt_tokens_details"]["cached_tokens"] == 3
+
+
+def test_who_asked_for_log_probabilities_of_nothing_gets_an_empty_list() -> None:
+    choices, _ = scored()
+    choices.take(Delta("req_1", 0, [], 0, Finish.LENGTH))
+    assert json.loads(whole(ChatShape(HEAD, spell), choices, 5))["choices"][0]["logprobs"] == {
+        "content": [],
+        "refusal": None,
+    }
+
+
+def test_cached_tokens_reach_the_client_and_the_proxy() -> None:
+    choices, deltas = scored()
+    stream = Stream(
+        ChatShape(HEAD), choices, 5, StreamOptions(comment=True, include_usage=True, continuous_usage=False)
+    )
+    frames = b"".join([*(stream.feed(choices.take(one)) for one in deltas), stream.end()]).decode().split("\n\n")
+    (comment,) = [json.loads(frame.removeprefix(": tollhouse-usage ")) for frame in frames if frame.startswith(": ")]
+    assert comment["cached_tokens"] == 3
+    assert documents(frames)[-1]["usage"]["prompt_tokens_details"]["cached_tokens"] == 3
+
+
+def test_of_the_best_the_likeliest_are_given_and_all_are_counted() -> None:
+    three = Choices(3, lambda _: Detokenizer(lambda ids: "".join(map(chr, ids)), frozenset()), (), ())
+    for index, value in enumerate([-3.0, -1.0, -2.0]):
+        logprobs = [Logprobs(value)] * 2
+        three.take(Delta("req_1", index, [97 + index] * 2, 2, Finish.LENGTH, logprobs=logprobs, cached_tokens=4))
+    document = json.loads(whole(TextShape(HEAD), three, 5, 2, 3))
+    assert [(one["index"], one["text"], one["logprobs"]) for one in document["choices"]] == [
+        (0, "bb", None),
+        (1, "cc", None),
+    ]
+    assert document["usage"]["completion_tokens"] == 6
+    assert document["usage"]["prompt_tokens_details"]["cached_tokens"] == 4
 
 
 def test_line_feeds_in_the_text_do_not_break_a_frame() -> None:

@@ -3,9 +3,12 @@
 import asyncio
 from pathlib import Path
 
-from sidecar.wire.frames import Cancel, Delta, Finish, Ready
+import pytest
+
+from sidecar.wire.errors import ApiError
+from sidecar.wire.frames import Cancel, Delta, Finish, Logprobs, Ready
 from sidecar.wire.internal import RequestState
-from sidecar.wire.slots import SlotWriter
+from sidecar.wire.slots import DEFAULT_CAPACITY, SlotWriter
 from tests.fakes.engine_link import READY, Bench, refused, step, submit, until
 
 
@@ -64,6 +67,27 @@ async def test_what_nobody_fetches_is_merged(bench: Bench) -> None:
         link.say(step(Delta("r", 0, [number], number), number=number, running=1))
     await until(lambda: bench.supervisor.usage("r").completion_tokens == 49)
     assert await anext(sequences) == Delta("r", 0, list(range(1, 50)), 49)
+
+
+async def test_nothing_of_a_delta_is_lost_when_it_is_merged(bench: Bench) -> None:
+    link = await bench.made_ready()
+    sequences = bench.supervisor.open("r", [submit("r")])
+    one, two, three = Logprobs(-1.0, [5], [-0.5]), Logprobs(-2.0), Logprobs(-3.0)
+    link.say(step(Delta("r", 0, [], 0, prompt_logprobs=[one]), running=1))
+    link.say(step(Delta("r", 0, [5], 1, logprobs=[two], prompt_logprobs=[three], cached_tokens=64), running=1))
+    link.say(step(Delta("r", 0, [6], 2, Finish.STOP, logprobs=[three], embedding=b"1234")))
+    await until(lambda: not bench.supervisor.usage("r").running)
+    assert await anext(sequences) == Delta(
+        "r",
+        0,
+        [5, 6],
+        2,
+        Finish.STOP,
+        logprobs=[two, three],
+        prompt_logprobs=[one, three],
+        cached_tokens=64,
+        embedding=b"1234",
+    )
 
 
 async def test_who_leaves_cancels_what_still_runs(bench: Bench) -> None:
@@ -137,6 +161,19 @@ async def test_an_engine_that_hung_up_a_moment_ago_takes_nothing(bench: Bench) -
     link.gone = True
     assert refused(bench).code == "model_loading"
     assert bench.supervisor.usage("r") == RequestState(False, False, 0, 0)
+
+
+async def test_no_more_sequences_run_than_there_are_usage_slots(bench: Bench) -> None:
+    await bench.made_ready()
+    with pytest.raises(ApiError) as never:
+        bench.supervisor.open("r", [submit("r", at) for at in range(DEFAULT_CAPACITY + 1)])
+    assert never.value.status == 400
+    bench.supervisor.open("r", [submit("r", 0)])
+    with pytest.raises(ApiError) as later:
+        bench.supervisor.open("s", [submit("s", at) for at in range(DEFAULT_CAPACITY)])
+    assert (later.value.status, later.value.code) == (503, "server_is_overloaded")
+    bench.supervisor.open("s", [submit("s", at) for at in range(DEFAULT_CAPACITY - 1)])
+    assert len(bench.link.sent) == DEFAULT_CAPACITY
 
 
 async def test_draining_takes_nothing_new_and_lets_the_rest_end(bench: Bench) -> None:

@@ -1,11 +1,14 @@
 """A model folder's tokenizer and chat template, as the front uses them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 from transformers import AutoTokenizer
 
 from sidecar.tokenizer.messages import Message, ToolCall
@@ -99,6 +102,38 @@ def test_a_developer_is_a_system_to_a_template_that_knows_none(model: ModelToken
 def test_a_detokenizer_gives_the_text_without_special_tokens(model: ModelTokenizer) -> None:
     fed = model.detokenizer()
     assert "".join(map(fed.feed, [*model.encode_text("the cat 🙂"), END])) + fed.flush() == "the cat 🙂"
+
+
+@pytest.mark.parametrize("text", ["", "the cat 🙂", "<|start|>the  cat<|end|>", " Grüße\n\n你好 🙂🙂"])
+def test_the_offsets_of_a_text_are_where_its_tokens_spell(model: ModelTokenizer, text: str) -> None:
+    spelt = [model.spell(token) for token in model.encode_text(text)]
+    assert b"".join(spelt).decode() == text
+    # A part of a character begins where the character does.
+    starts = [len(b"".join(spelt[:at]).decode("utf-8", "ignore")) for at in range(len(spelt))]
+    assert model.text_offsets(text) == starts
+
+
+def test_tokens_are_given_back_as_text_with_their_offsets(model: ModelTokenizer) -> None:
+    ids = [START, *model.encode_text("the cat 🙂"), END]
+    text, offsets = model.decode_text(ids)
+    assert text == "<|start|>the cat 🙂<|end|>"
+    assert (len(offsets), offsets[1], text[offsets[-1] :]) == (len(ids), len("<|start|>"), "<|end|>")
+
+
+def test_a_token_that_the_tokenizer_adds_is_no_part_of_the_text(
+    tmp_path: Path, folder: Path, tokenizer: tokenizers.Tokenizer
+) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    adding = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+    adding.post_processor = processors.TemplateProcessing(
+        single="<|start|> $A <|end|>", special_tokens=[("<|start|>", START), ("<|end|>", END)]
+    )
+    adding.save(str(tmp_path / "model/tokenizer.json"))
+    adds = ModelTokenizer(tmp_path / "model")
+    ids = adds.encode_text("cat")
+    assert (ids[0], ids[-1]) == (START, END)
+    offsets = adds.text_offsets("cat")
+    assert (offsets[:2], offsets[-1]) == ([0, 0], 3)
 
 
 TOOLS = (

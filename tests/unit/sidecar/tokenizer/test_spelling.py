@@ -23,6 +23,18 @@ def test_byte_level_tokens_spell_the_text(text: str) -> None:
     assert b"".join(map(spelling.bytes_of, tokenizer.encode(text).ids)) == text.encode()
 
 
+def test_a_space_that_the_decoder_drops_at_the_beginning_is_not_spelt_there() -> None:
+    made = tokenizers.Tokenizer(models.BPE(vocab={"▁the": 0, "x": 1, "▁▁": 2}, merges=[]))
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    spelling = Spelling(made)
+    assert [spelling.bytes_of(token, begins=True) for token in range(3)] == [b"the", b"x", b" "]
+    assert [spelling.bytes_of(token) for token in range(3)] == [b" the", b"x", b"  "]
+    # Byte-level decoders drop nothing.
+    plain = byte_level()
+    (space,) = plain.encode(" ").ids
+    assert Spelling(plain).bytes_of(space, begins=True) == b" "
+
+
 def test_every_byte_has_one_character() -> None:
     assert sorted(byte_of_characters().values()) == list(range(256))
 

@@ -54,6 +54,31 @@ def test_what_is_left_of_a_broken_character_comes_at_the_end(tokenizer: Tokenize
     assert fed.flush() == ""
 
 
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_a_text_that_continues_another_is_the_rest_of_both(tokenizer: Tokenizer, before: str, text: str) -> None:
+    ids = tokenizer.encode(text).ids
+    fed = Detokenizer(
+        lambda ids: tokenizer.decode(ids, skip_special_tokens=False), SPECIAL, tokenizer.encode(before).ids
+    )
+    assert "".join([*map(fed.feed, ids), fed.flush()]) == "".join(pieces(tokenizer, ids))
+
+
+def test_a_decoder_that_drops_the_first_space_keeps_it_in_a_text_that_goes_on() -> None:
+    def words(ids: list[int]) -> str:
+        return "".join([" and", " on", " 🙂"][token] for token in ids).removeprefix(" ")
+
+    assert Detokenizer(words, frozenset()).feed(1) == "on"
+    assert Detokenizer(words, frozenset(), [0] * 50).feed(1) == " on"
+    # What is skipped is nothing to go on from.
+    assert Detokenizer(words, frozenset({0}), [0]).feed(1) == "on"
+
+
+def test_a_character_that_the_text_before_leaves_open_is_shown_once_it_is_whole() -> None:
+    first, second = "é".encode()
+    fed = Detokenizer(lambda ids: bytes(ids).decode("utf-8", "replace"), frozenset(), [97, first])
+    assert fed.feed(second) == "é"
+
+
 def test_special_tokens_have_no_text(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("the cat").ids
     assert pieces(tokenizer, [1, *ids, 0]) == ["", *pieces(tokenizer, ids)[:-1], "", ""]

@@ -1,0 +1,65 @@
+"""Puts an engine together: what runs a step, what decides it, what the front is told. One for each kind of model."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from torch import nn
+
+from sidecar.engine import embedder, loader
+from sidecar.engine.config import EngineConfig
+from sidecar.engine.core import Runner
+from sidecar.engine.scheduler import Scheduler
+from sidecar.engine.slot_pool import SlotPool
+from sidecar.wire.frames import Ready
+
+UNUSABLE: Final = (loader.ModelUnusableError, embedder.EncoderUnusableError)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Ready to run; `network` is what the runner computes with.
+
+    `parity` is the largest difference from the stock model; `fused`: whether the layers are ours.
+    """
+
+    runner: Runner
+    network: nn.Module
+    scheduler: Scheduler
+    ready: Ready
+    parity: float
+    fused: bool = False
+
+
+def generator(config: EngineConfig) -> Engine:
+    """Raises one of UNUSABLE."""
+    loaded = loader.load(config)
+    scheduler = Scheduler(
+        SlotPool(config.max_sequences, loaded.capacity_tokens, loaded.runner.forward.release),
+        config.step_token_budget,
+        # The other tiers compute one token of a sequence at a time.
+        speculation=config.speculation if loaded.tier.name == "packed" else 0,
+        chunks=loaded.tier.chunks,
+        prefixes=loaded.runner.keep_prefixes(prefix_tokens(config, loaded.capacity_tokens)),
+    )
+    return Engine(
+        loaded.runner,
+        loaded.tier.network,
+        scheduler,
+        loader.report(loaded, config),
+        loaded.parity,
+        loaded.tier.fused,
+    )
+
+
+def encoder(config: EngineConfig) -> Engine:
+    """Raises one of UNUSABLE."""
+    loaded = embedder.load(config)
+    # Nothing is kept from step to step, so every sequence may be as long as the model allows.
+    pool = SlotPool(config.max_sequences, config.max_sequences * (loaded.max_context + 1))
+    scheduler = Scheduler(pool, config.step_token_budget, chunks=False)
+    return Engine(loaded.runner, loaded.runner.model, scheduler, embedder.report(loaded, config), loaded.parity)
+
+
+def prefix_tokens(config: EngineConfig, capacity_tokens: int) -> int:
+    """How much the prefix cache may hold, beside what the running sequences may."""
+    return capacity_tokens // 4 if config.prefix_tokens is None else config.prefix_tokens
