@@ -15,11 +15,11 @@ from torch import nn
 from torch.nn.functional import silu
 from typing_extensions import override
 
-from sidecar.engine.attention import Scoring, StepContext, attend_rows
+from sidecar.engine.attention import Scoring, StepContext, attend_rows, weighted
 from sidecar.engine.kernels import PLAIN, make_kernel, packed_bytes
 from sidecar.engine.linears import is_plain, joined
 from sidecar.engine.norms import NativeNorm
-from sidecar.engine.sight import FULL
+from sidecar.engine.sight import Sight
 
 _LAYER: Final = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION: Final = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -138,9 +138,9 @@ class Body(nn.Module):
         return query
 
     def _seen(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Attention as two batched products, `[n, rows, head_dim]`."""
+        """Attention as two batched products, `[n, rows, head_dim]`, as `attention` has them."""
         scores = torch.baddbmm(mask, query, keys.transpose(1, 2), alpha=self.scaling)
-        return torch.bmm(scores.softmax(-1), values)
+        return weighted(scores.softmax(-1), values)
 
 
 class FusedLayer(nn.Module):
@@ -151,6 +151,7 @@ class FusedLayer(nn.Module):
         # A context is no module, and its tensors are no parameters.
         object.__setattr__(self, "_context", context)
         self._layer_idx = int(layer.self_attn.layer_idx)
+        self._sight: Sight = layer.self_attn.step_sight
         self._plain = Body(layer)
         self.body: Any = self._plain
         self.packed_bytes = self._bytes(PLAIN)
@@ -165,12 +166,13 @@ class FusedLayer(nn.Module):
             told = (x, turns, cached.keys, cached.values, context.places(cached.kv_heads))
             out: torch.Tensor
             if run is not None:
-                out = body(*told, run.mask(FULL, cached.kv_heads, x.dtype), run.slot, run.longest)
+                out = body(*told, run.mask(self._sight, cached.kv_heads, x.dtype), run.slot, run.longest)
             else:
-                out = body.guess(*told, guess.mask(FULL, x.dtype), guess.slot, guess.longest)
+                out = body.guess(*told, guess.mask(self._sight, x.dtype), guess.slot, guess.longest)
             return out
         queries, keys, values = body.project(x, turns)
-        attended = attend_rows(context, self._layer_idx, queries, keys, values, Scoring(self._plain.scaling), FULL)
+        scoring = Scoring(self._plain.scaling)
+        attended = attend_rows(context, self._layer_idx, queries, keys, values, scoring, self._sight)
         finished: torch.Tensor = body.finish(x, attended.view(x.shape[0], -1))
         return finished
 
@@ -212,5 +214,5 @@ def looks_as_expected(layer: nn.Module) -> bool:
         and all(is_plain(linear) for linear in linears)
         and all(isinstance(norm, NativeNorm) for norm in norms)
         and type(mlp["act_fn"]).__name__ in _SILU
-        and all(hasattr(children["self_attn"], name) for name in ("layer_idx", "head_dim", "scaling"))
+        and all(hasattr(children["self_attn"], name) for name in ("layer_idx", "head_dim", "scaling", "step_sight"))
     )

@@ -67,10 +67,6 @@ def fuse(model: PreTrainedModel, context: StepContext) -> FusedModel | None:
 
 
 def _looks_as_expected(model: PreTrainedModel) -> bool:
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if getattr(config, "sliding_window", None) is not None or kinds != {"full_attention"}:
-        return False
     if set(dict(model.named_children())) != _OUTSIDE or not is_plain(model.lm_head):
         return False
     inner = dict(model.model.named_children())

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from sidecar.engine import attention, linears, parity, precision, tiers, weights
+from sidecar.engine import attention, linears, parity, precision, rotary, tiers, weights
 from sidecar.engine.config import EngineConfig
 from sidecar.engine.kv_cache import SlotCache
 from sidecar.engine.memory import available_bytes
@@ -67,11 +67,16 @@ def load(config: EngineConfig) -> Loaded:
 
     def read() -> PreTrainedModel:
         with _timed(seconds, "read"):
-            return _read(folder, plan, config.device)
+            made = _read(folder, plan, config.device)
+            try:
+                rotary.settle(made, _context(config, made.config.get_text_config()))
+            except rotary.UnsteadyRotaryError as exc:
+                raise ModelUnusableError(f"{folder}: choose a smaller max_context: {exc}") from exc
+            return made
 
     model = read()
     text_config = model.config.get_text_config()
-    context = _context(config, int(getattr(text_config, "max_position_embeddings", _NO_POSITIONS)))
+    context = _context(config, text_config)
 
     def cache() -> SlotCache:
         return SlotCache(config.max_sequences, attention.rounded(context))
@@ -187,10 +192,12 @@ def _read(folder: Path, plan: precision.Plan, device: str) -> PreTrainedModel:
         raise ModelUnusableError(f"{folder}: {exc}") from exc
 
 
-def _context(config: EngineConfig, models: int) -> int:
-    if config.max_context is not None and config.max_context > models:
-        raise ModelUnusableError(f"max_context is {config.max_context}, but the model has {models} positions")
-    return config.max_context or models
+def _context(config: EngineConfig, text_config: PreTrainedConfig) -> int:
+    """Tokens of prompt and answer; as many as leave the model's frequencies alone, unless more are asked for."""
+    positions = int(getattr(text_config, "max_position_embeddings", _NO_POSITIONS))
+    if config.max_context is not None and config.max_context > positions:
+        raise ModelUnusableError(f"max_context is {config.max_context}, but the model has {positions} positions")
+    return config.max_context or min(positions, rotary.steady_positions(text_config) or positions)
 
 
 @contextmanager

@@ -33,12 +33,17 @@ class StockNetwork(nn.Module):
 
 
 class PackedForward:
-    """See `model_runner.Forward`. Mutable: through `context`, the KV cache; `capacity_tokens`, what that may keep."""
+    """See `model_runner.Forward`.
+
+    Mutable: through `context`, the KV cache; `capacity_tokens`, what that may keep; `_unproven`, the slots whose last
+    chunk gave no logits that were looked at.
+    """
 
     def __init__(self, network: Network, context: StepContext) -> None:
         self._network = network
         self._context = context
         self.capacity_tokens = context.cache.slots * context.cache.context
+        self._unproven: set[int] = set()
 
     @property
     def bytes_per_token(self) -> int:
@@ -49,10 +54,14 @@ class PackedForward:
         return self._context.cache
 
     def release(self, slot: int, *, spoiled: bool = False) -> None:
-        """The next sequence writes over what is there; only NaN would shine through, beside a longer neighbour."""
+        """The next sequence writes over what is there; only NaN would shine through, beside a longer neighbour.
+
+        Whether there is any is seen when a token is chosen; of a prompt that was given up before, nobody knows.
+        """
         self._context.cache.release(slot)
-        if spoiled:
+        if spoiled or slot in self._unproven:
             self._context.cache.clear(slot)
+        self._unproven.discard(slot)
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> torch.Tensor:
@@ -64,8 +73,11 @@ class PackedForward:
             tokens += chunk.tokens
             positions += range(chunk.start, chunk.end)
             rows += range(len(tokens) - chunk.logit_rows, len(tokens))
+        self._unproven.update(chunk.sequence.slot for chunk in batch.chunks)
         at = torch.tensor(positions)
         self._context.begin(batch, at)
         # A step of prompts that go on needs no logits, but a model wants to give some.
         keep = torch.tensor(rows or [len(tokens) - 1])
-        return self._network(torch.tensor(tokens), at, keep)[: len(rows)].float()
+        logits = self._network(torch.tensor(tokens), at, keep)[: len(rows)].float()
+        self._unproven.difference_update(chunk.sequence.slot for chunk in batch.chunks if chunk.samples)
+        return logits
