@@ -53,6 +53,7 @@ class PackedForward:
     def store(self) -> SlotCache:
         return self._context.cache
 
+    @torch.inference_mode()
     def release(self, slot: int, *, spoiled: bool = False) -> None:
         """The next sequence writes over what is there; only NaN would shine through, beside a longer neighbour.
 

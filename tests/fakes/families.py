@@ -67,6 +67,19 @@ FAMILIES = (
     Family("phi", "phi", more={"num_key_value_heads": 6, "partial_rotary_factor": 0.5}, without=("head_dim",)),
     Family("phi3", "phi3", more={"pad_token_id": 0}, without=("head_dim",)),
     Family("qwen2", "qwen2"),
+    Family(
+        "qwen2-moe with a window",
+        "qwen2_moe",
+        # Longer than the prompts of the parity probe.
+        more={
+            **_EXPERTS,
+            "shared_expert_intermediate_size": 32,
+            "use_sliding_window": True,
+            "sliding_window": 60,
+            "max_window_layers": 1,
+        },
+        without=("head_dim",),
+    ),
     Family("qwen3", "qwen3"),
     Family("qwen3-moe", "qwen3_moe", more=_EXPERTS),
     Family("mixtral", "mixtral", more={"num_local_experts": 4, "num_experts_per_tok": 2}),
