@@ -105,49 +105,69 @@ class HalfKernel(nn.Module):
         return self.forward(x).add_(residual)
 
 
-class VnniKernel(nn.Module):
-    """int8 on `torch._int_mm`."""
+class Int8Kernel(nn.Module):
+    """What int8 products share: a row's scale is taken off before the product, and put back behind it.
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+    Subclasses say what the scale is, and multiply.
+    """
+
+    def __init__(self, bias: torch.Tensor | None) -> None:
         super().__init__()
-        scale = weight.abs().amax(dim=-1, keepdim=True).clamp_min_(_TINY).div_(_EIGHT_BITS)
-        self.weight = torch.round(weight / scale).to(torch.int8).t()
-        self.scale = scale.t().contiguous()
         self.bias = bias
 
     @override
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scale = self._scale(x)
-        return self._biased(self._product(x, scale).mul_(scale))
+        scale = self.scale_of(x)
+        return self._biased(self.product(x, scale).mul_(scale))
 
     def normed(self, x: torch.Tensor, eps: float) -> torch.Tensor:
         # A row's scale, and with it the norm, cancels before the product.
-        scale = self._scale(x)
-        return self._biased(self._product(x, scale).mul_(scale * inverse_rms(x, eps)))
+        scale = self.scale_of(x)
+        return self._biased(self.product(x, scale).mul_(scale * inverse_rms(x, eps)))
 
     def added(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        scale = self._scale(x)
-        return self._biased(torch.addcmul(residual, self._product(x, scale), scale))
+        scale = self.scale_of(x)
+        return self._biased(torch.addcmul(residual, self.product(x, scale), scale))
 
-    def _scale(self, x: torch.Tensor) -> torch.Tensor:
-        return x.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-30).mul_(1 / 127)
+    def scale_of(self, x: torch.Tensor) -> torch.Tensor:
+        """`[tokens, 1]`."""
+        raise NotImplementedError
 
-    def _product(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        quantised = torch.round(x / scale).to(torch.int8)
-        return torch._int_mm(quantised, self.weight).float().mul_(self.scale)  # noqa: SLF001  # no public name
+    def product(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """`W (x / scale)`, of integers."""
+        raise NotImplementedError
 
     def _biased(self, out: torch.Tensor) -> torch.Tensor:
         return out if self.bias is None else out.add_(self.bias)
 
 
-class FbgemmKernel(nn.Module):
+class VnniKernel(Int8Kernel):
+    """int8 on `torch._int_mm`."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        super().__init__(bias)
+        scale = weight.abs().amax(dim=-1, keepdim=True).clamp_min_(_TINY).div_(_EIGHT_BITS)
+        self.weight = torch.round(weight / scale).to(torch.int8).t()
+        self.scale = scale.t().contiguous()
+
+    @override
+    def scale_of(self, x: torch.Tensor) -> torch.Tensor:
+        return x.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-30).mul_(1 / 127)
+
+    @override
+    def product(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        quantised = torch.round(x / scale).to(torch.int8)
+        return torch._int_mm(quantised, self.weight).float().mul_(self.scale)  # noqa: SLF001  # no public name
+
+
+class FbgemmKernel(Int8Kernel):
     """int8 on FBGEMM. The operator takes one scale for its whole input, so each row is brought to [-1, 1] first.
 
     A row of zeros is divided by zero; whatever that is quantised to, it is multiplied by zero in the end.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        super().__init__()
+        super().__init__(bias)
         scale = weight.abs().amax(dim=-1).clamp_min_(_TINY).div_(_SEVEN_BITS)
         zeros = torch.zeros(weight.shape[0], dtype=torch.long)
         before = torch.backends.quantized.engine
@@ -160,34 +180,18 @@ class FbgemmKernel(nn.Module):
                 self.packed = torch.ops.quantized.linear_prepack(quantised, None)
             finally:
                 torch.backends.quantized.engine = before
-        self.bias = bias
 
     @override
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        largest = self._largest(x)
-        return self._biased(self._product(x, largest).mul_(largest))
-
-    def normed(self, x: torch.Tensor, eps: float) -> torch.Tensor:
-        # A row's scale, and with it the norm, cancels before the product.
-        largest = self._largest(x)
-        return self._biased(self._product(x, largest).mul_(largest * inverse_rms(x, eps)))
-
-    def added(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        largest = self._largest(x)
-        return self._biased(torch.addcmul(residual, self._product(x, largest), largest))
-
-    def _largest(self, x: torch.Tensor) -> torch.Tensor:
+    def scale_of(self, x: torch.Tensor) -> torch.Tensor:
         return x.abs().amax(dim=-1, keepdim=True)
 
-    def _product(self, x: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+    @override
+    def product(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         # One step of the integer grid is 1/127 of the row's largest; 128 is zero.
         out: torch.Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            x / largest, 1 / 127, 128, self.packed
+            x / scale, 1 / 127, 128, self.packed
         )
         return out
-
-    def _biased(self, out: torch.Tensor) -> torch.Tensor:
-        return out if self.bias is None else out.add_(self.bias)
 
 
 def has_vnni() -> bool:
