@@ -28,15 +28,12 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     max_context: Annotated[int, Meta(ge=8)] | None = None
 
 
-class Embedding(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """An encoder that is served beside the model, for /v1/embeddings; fields as in `Model` and `Engine`.
+class Embedding(Model, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An encoder that is served beside the model, for /v1/embeddings; more fields as in `Engine`.
 
     It runs in an engine process of its own. `max_sequences` is how many texts may be embedded in one step.
     """
 
-    id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")]
-    source: Annotated[str, Meta(min_length=1)]
-    max_context: Annotated[int, Meta(ge=8)] | None = None
     precision: Literal["fp32", "int8"] = "fp32"
     max_sequences: Annotated[int, Meta(ge=1, le=1024)] = 64
 

@@ -13,17 +13,15 @@ from aiohttp import web
 from sidecar.api.boundary import REQUEST_ID, read_body
 from sidecar.api.engine import Sequences
 from sidecar.api.events import break_off
-from sidecar.api.front import DRAINING, Front, not_ready
-from sidecar.api.generation import ignored_header
+from sidecar.api.front import Front
+from sidecar.api.generation import head
 from sidecar.api.preparation import Preparation
 from sidecar.protocol.choices import finish_reason
 from sidecar.protocol.embeddings import EmbeddingPlan, embedding_answer
 from sidecar.protocol.fields import Fields
 from sidecar.protocol.plan import model_not_found
 from sidecar.protocol.ticket import Ticket, read_ticket
-from sidecar.supervisor import EngineLostError
-from sidecar.wire import internal
-from sidecar.wire.errors import ApiError, bad_request, internal_error, unavailable
+from sidecar.wire.errors import bad_request, internal_error
 
 ENDPOINT: Final = "/v1/embeddings"
 
@@ -51,7 +49,7 @@ class Embeddings:
                 _end(front, plan, "client_gone", started_s)
                 raise
             except Exception as exc:
-                error = self._told(front, plan, exc)
+                error = front.failed(exc, ticket.request_id)
                 _end(front, plan, "failed", started_s, error.code)
                 if not ticket.proxied:
                     raise error from exc
@@ -59,7 +57,10 @@ class Embeddings:
                 break_off(request)
                 return web.Response(status=error.status)
             _end(front, plan, "complete", started_s)
-            return web.Response(body=answer, headers={**_head(plan), "content-type": "application/json"})
+            return web.Response(
+                body=answer,
+                headers={**head(plan.prompt_tokens, plan.request.ignored), "content-type": "application/json"},
+            )
 
     async def plan(self, fields: Fields, ticket: Ticket) -> tuple[Front, EmbeddingPlan]:
         """The front that is to run a body, and its plan.
@@ -95,16 +96,6 @@ class Embeddings:
                     return [found[submit.index] for submit in plan.submits]
         raise internal_error()
 
-    def _told(self, front: Front, plan: EmbeddingPlan, exc: Exception) -> ApiError:
-        if isinstance(exc, ApiError):
-            return exc
-        if isinstance(exc, EngineLostError):
-            if front.engine.reason == DRAINING:
-                return not_ready(DRAINING)
-            return unavailable("The model server was lost.", code="upstream_unavailable", retry_after_s=1)
-        front.log.exception("request_failed", exc, request_id=plan.ticket.request_id)
-        return internal_error()
-
 
 def _end(front: Front, plan: EmbeddingPlan, ending: str, started_s: float, error_code: str | None = None) -> None:
     """Count and log a request that is over. `ending` is one of `metrics.EMBEDDING_OUTCOMES`."""
@@ -120,10 +111,3 @@ def _end(front: Front, plan: EmbeddingPlan, ending: str, started_s: float, error
         error_code=error_code,
         duration_ms=round((time.monotonic() - started_s) * 1000),
     )
-
-
-def _head(plan: EmbeddingPlan) -> dict[str, str]:
-    head = {internal.PROMPT_TOKENS: str(plan.prompt_tokens)}
-    if plan.request.ignored:
-        head[internal.IGNORED] = ignored_header(plan.request.ignored)
-    return head

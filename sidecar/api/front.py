@@ -11,8 +11,9 @@ from sidecar.jsonlog import JsonLog
 from sidecar.metrics import Gauges, Metrics
 from sidecar.protocol.plan import Encoder, Limits
 from sidecar.settings import Sidecar
+from sidecar.supervisor import EngineLostError
 from sidecar.tokenizer.text import Detokenizer
-from sidecar.wire.errors import ApiError, unavailable
+from sidecar.wire.errors import ApiError, internal_error, unavailable
 from sidecar.wire.internal import ModelState, State, TokenBound
 
 # How many requests may wait for each that may run, unless the settings say (GUARDS, F15).
@@ -120,6 +121,17 @@ class Front:
         engine, step = self.engine, self.engine.last_step
         used = 0.0 if step is None or not step.kv_capacity_tokens else step.kv_used_tokens / step.kv_capacity_tokens
         return Gauges(engine.running, engine.waiting, used, engine.restarts, engine.info)
+
+    def failed(self, exc: Exception, request_id: str) -> ApiError:
+        """What a client is told of what went wrong after its request was accepted. What nobody expected is logged."""
+        if isinstance(exc, ApiError):
+            return exc
+        if isinstance(exc, EngineLostError):
+            if self.engine.reason == DRAINING:
+                return not_ready(DRAINING)
+            return unavailable("The model server was lost.", code="upstream_unavailable", retry_after_s=1)
+        self.log.exception("request_failed", exc, request_id=request_id)
+        return internal_error()
 
     @contextlib.contextmanager
     def flight(self) -> Iterator[None]:

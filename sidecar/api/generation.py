@@ -18,7 +18,7 @@ from aiohttp import web
 from sidecar.api.boundary import REQUEST_ID, read_body
 from sidecar.api.engine import Sequences
 from sidecar.api.events import EventStream, break_off
-from sidecar.api.front import DRAINING, Front, Language, not_ready
+from sidecar.api.front import Front, Language
 from sidecar.api.preparation import Preparation
 from sidecar.api.run import Run
 from sidecar.protocol.answer import ChatShape, Head, Shape, TextShape
@@ -28,7 +28,7 @@ from sidecar.protocol.stream import Stream, StreamOptions, whole
 from sidecar.protocol.ticket import read_ticket
 from sidecar.supervisor import EngineLostError
 from sidecar.wire import internal
-from sidecar.wire.errors import ApiError, internal_error, unavailable
+from sidecar.wire.errors import ApiError, internal_error
 
 CLIENT_CLOSED: Final = 499
 # So many tokens' log-probabilities are written on the event loop; more take too long for it.
@@ -92,12 +92,14 @@ class Generation:
         told = (exchange.shape, run.choices, plan.prompt_tokens, plan.options.choices, plan.best_of)
         body = whole(*told) if plan.options.logprobs is None else await asyncio.to_thread(whole, *told)
         run.complete()
-        return web.Response(body=body, headers={**_head(plan), "content-type": "application/json"})
+        return web.Response(
+            body=body, headers={**head(plan.prompt_tokens, plan.options.ignored), "content-type": "application/json"}
+        )
 
     async def _stream(self, exchange: Exchange) -> web.StreamResponse:
         run, plan = exchange.run, exchange.plan
         keep_alive_s = self._front.settings.timeouts.keep_alive_comment_s
-        headers = {"x-request-id": plan.ticket.request_id, **_head(plan)}
+        headers = {"x-request-id": plan.ticket.request_id, **head(plan.prompt_tokens, plan.options.ignored)}
         events = EventStream(exchange.request, headers, keep_alive_s)
         stream = Stream(exchange.shape, run.choices, plan.prompt_tokens, _stream_options(plan))
 
@@ -135,22 +137,9 @@ class Generation:
 
     def _failed(self, exchange: Exchange, exc: Exception) -> ApiError:
         """What the client is told of a failure after acceptance; noted and logged."""
-        error = self._told(exc)
-        if error is None:
-            error = internal_error()
-            request_id = exchange.plan.ticket.request_id
-            self._front.log.exception("request_failed", exc, request_id=request_id)
+        error = self._front.failed(exc, exchange.plan.ticket.request_id)
         exchange.run.abort("engine_lost" if isinstance(exc, EngineLostError) else "engine_error", error.code)
         return error
-
-    def _told(self, exc: Exception) -> ApiError | None:
-        if isinstance(exc, ApiError):
-            return exc
-        if not isinstance(exc, EngineLostError):
-            return None
-        if self._front.engine.reason == DRAINING:
-            return not_ready(DRAINING)
-        return unavailable("The model server was lost.", code="upstream_unavailable", retry_after_s=1)
 
     def _shape(self, plan: Plan, language: Language) -> Shape:
         info = self._front.engine.info
@@ -172,12 +161,10 @@ def _choices(plan: Plan, language: Language) -> Choices:
     return Choices(count, language.tokenizer.detokenizer, stops, ends, plan.tellings)
 
 
-def _head(plan: Plan) -> dict[str, str]:
-    """What is told beside the answer, before it."""
-    head = {internal.PROMPT_TOKENS: str(plan.prompt_tokens)}
-    if plan.options.ignored:
-        head[internal.IGNORED] = ignored_header(plan.options.ignored)
-    return head
+def head(prompt_tokens: int, ignored: tuple[str, ...]) -> dict[str, str]:
+    """What is told beside an answer, before it."""
+    told = {internal.PROMPT_TOKENS: str(prompt_tokens)}
+    return told | {internal.IGNORED: ignored_header(ignored)} if ignored else told
 
 
 def ignored_header(names: tuple[str, ...]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sidecar.protocol.completions import read_prompt, token_ids
 from sidecar.protocol.fields import Fields, check_length, invalid_value, missing, wrong_type
-from sidecar.protocol.options import MOST_TOKENS, unknown_fields
+from sidecar.protocol.options import MOST_TOKENS, read_model, unknown_fields
 from sidecar.protocol.plan import Encoder, Limits, check_bytes
 from sidecar.protocol.ticket import Ticket
 from sidecar.settings import Api
@@ -68,9 +68,7 @@ class EmbeddingList(msgspec.Struct, frozen=True):
 
 def read_embedding(fields: Fields, api: Api) -> EmbeddingRequest:
     """Raises ApiError 400."""
-    model = fields.text("model")
-    if not model:
-        raise bad_request("you must provide a model parameter", param="model", code=missing("model").code)
+    model = read_model(fields)
     inputs = _inputs(fields)
     encoding = fields.choice("encoding_format", ("float", "base64"))
     dimensions = fields.integer("dimensions", 1, MOST_TOKENS)

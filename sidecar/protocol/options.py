@@ -82,11 +82,7 @@ _TIERS: Final = ("auto", "default", "flex", "scale", "priority", "fast")
 
 def read_options(fields: Fields, api: Api, max_tokens: tuple[int | None, str], logprobs: int | None) -> Options:
     """Read what both endpoints have. The caller has read its own fields by now: what is left unread is unknown."""
-    model = fields.text("model")
-    if not model:
-        raise bad_request(
-            "you must provide a model parameter", param="model", code=missing("model").code
-        )  # OpenAI's words
+    model = read_model(fields)
     stream = fields.flag("stream") or False
     include_usage, continuous_usage, ignored = _stream_options(fields, api, stream=stream)
     service_tier = fields.choice("service_tier", _TIERS)
@@ -127,6 +123,14 @@ def read_options(fields: Fields, api: Api, max_tokens: tuple[int | None, str], l
         echo_service_tier=service_tier is not None,
         ignored=tuple(ignored + unknown_fields(fields, api)),
     )
+
+
+def read_model(fields: Fields) -> str:
+    """The name of the model. Raises ApiError 400 without one, in OpenAI's words."""
+    model = fields.text("model")
+    if not model:
+        raise bad_request("you must provide a model parameter", param="model", code=missing("model").code)
+    return model
 
 
 def _check_ignored_text(fields: Fields, name: str, most: int | None) -> None:
