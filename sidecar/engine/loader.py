@@ -18,6 +18,7 @@ from sidecar.engine.kv_cache import SlotCache
 from sidecar.engine.memory import available_bytes
 from sidecar.engine.model_runner import ModelRunner
 from sidecar.engine.packed import PackedForward
+from sidecar.engine.prefix_cache import BLOCK_TOKENS
 from sidecar.wire.frames import Ready
 
 # What a model without positions of its own may be asked for.
@@ -59,48 +60,17 @@ def load(config: EngineConfig) -> Loaded:
     """Raises ModelUnusableError."""
     seconds: dict[str, float] = {}
     folder = Path(config.model_path)
-
     try:
         plan = precision.plan(config.precision, weights.look(config.device), weights.method(folder))
     except precision.PrecisionError as exc:
         raise ModelUnusableError(f"{folder}: {exc}") from exc
-
-    def read() -> PreTrainedModel:
-        with _timed(seconds, "read"):
-            made = _read(folder, plan, config.device)
-            try:
-                rotary.settle(made, _context(config, made.config.get_text_config()))
-            except rotary.UnsteadyRotaryError as exc:
-                raise ModelUnusableError(f"{folder}: choose a smaller max_context: {exc}") from exc
-            return made
-
-    model = read()
-    text_config = model.config.get_text_config()
+    source = _Source(config, plan, seconds)
+    text_config = source.look().config.get_text_config()
     context = _context(config, text_config)
-
-    def cache() -> SlotCache:
-        return SlotCache(config.max_sequences, attention.rounded(context))
-
     with _timed(seconds, "reference"):
-        wanted = parity.references(model, folder)
-
-    def choose(fastest: str, model: PreTrainedModel) -> tiers.Tier:
-        with _timed(seconds, "parity"):
-            return tiers.choose(model, read, cache, wanted, fastest, tolerance=parity.TOLERANCES[plan.rounding])
-
+        wanted = parity.references(source.look(), folder)
     try:
-        tier = choose(config.tier, model)
-        try:
-            weights_bytes, worst = _pack(tier, plan, wanted, seconds)
-        except Exception as exc:
-            if plan.pack != "fp32":
-                raise ModelUnusableError(
-                    f"{folder}: precision {plan.precision} does not fit this model, take fp32: {exc}"
-                ) from exc
-            # As they came, the weights do compute the same.
-            tier = replace(choose(tier.name, read()), steps_down=(*tier.steps_down, f"weights are not packed: {exc}"))
-            weights_bytes = linears.size(tier.network)
-            worst = tier.parity
+        tier, weights_bytes, worst = _proven(source, context, wanted)
     except tiers.NoTierError as exc:
         raise ModelUnusableError(f"{folder}: this model gives wrong answers on every tier: {exc}") from exc
     capacity = config.kv_tokens or int(available_bytes() * KV_MEMORY_SHARE) // tier.forward.bytes_per_token
@@ -121,6 +91,72 @@ def load(config: EngineConfig) -> Loaded:
         parity=worst,
         seconds=seconds,
     )
+
+
+class _Source:
+    """The stock model, as often as it is wanted. Mutable: `_kept`, one that was looked at and is not given away yet.
+
+    `seconds` is told how long reading took.
+    """
+
+    def __init__(self, config: EngineConfig, plan: precision.Plan, seconds: dict[str, float]) -> None:
+        self.config = config
+        self.plan = plan
+        self.seconds = seconds
+        self._kept: PreTrainedModel | None = None
+
+    def look(self) -> PreTrainedModel:
+        """The model, to be left as it is. Raises ModelUnusableError."""
+        if self._kept is None:
+            with _timed(self.seconds, "read"):
+                self._kept = self._read()
+        return self._kept
+
+    def take(self) -> PreTrainedModel:
+        """The model, for good. Raises ModelUnusableError."""
+        given = self.look()
+        self._kept = None
+        return given
+
+    def _read(self) -> PreTrainedModel:
+        folder = Path(self.config.model_path)
+        try:
+            made = weights.read(folder, self.plan, self.config.device)
+            rotary.settle(made, _context(self.config, made.config.get_text_config()))
+        except weights.UnreadableError as exc:
+            raise ModelUnusableError(f"{folder}: {exc}") from exc
+        except rotary.UnsteadyRotaryError as exc:
+            raise ModelUnusableError(f"{folder}: choose a smaller max_context: {exc}") from exc
+        return made
+
+
+def _proven(source: _Source, context: int, wanted: list[parity.Reference]) -> tuple[tiers.Tier, int, float]:
+    """The fastest tier that is right, packed if it takes that, the bytes of its weights, and the largest difference.
+
+    Raises NoTierError and ModelUnusableError.
+    """
+    config, plan, seconds = source.config, source.plan, source.seconds
+
+    def cache() -> SlotCache:
+        return SlotCache(config.max_sequences, attention.rounded(context, BLOCK_TOKENS))
+
+    def choose(fastest: str) -> tiers.Tier:
+        with _timed(seconds, "parity"):
+            return tiers.choose(source.take, cache, wanted, fastest, tolerance=parity.TOLERANCES[plan.rounding])
+
+    tier = choose(config.tier)
+    try:
+        return tier, *_pack(tier, plan, wanted, seconds)
+    except Exception as exc:
+        if plan.pack != "fp32":
+            raise ModelUnusableError(
+                f"{config.model_path}: precision {plan.precision} does not fit this model, take fp32: {exc}"
+            ) from exc
+        name, steps_down = tier.name, (*tier.steps_down, f"weights are not packed: {exc}")
+    # As they came, the weights do compute the same; what was packed of them is let go first.
+    del tier
+    tier = replace(choose(name), steps_down=steps_down)
+    return tier, linears.size(tier.network), tier.parity
 
 
 def _unpacked(tier: tiers.Tier, plan: precision.Plan) -> tuple[str, ...]:
@@ -183,13 +219,6 @@ def fingerprint(folder: Path, precision: str, tier: str) -> str:
             file.seek(max(0, size - _HASHED_ENDS_BYTES))
             digest.update(file.read())
     return f"fp_{digest.hexdigest()[:16]}"
-
-
-def _read(folder: Path, plan: precision.Plan, device: str) -> PreTrainedModel:
-    try:
-        return weights.read(folder, plan, device)
-    except weights.UnreadableError as exc:
-        raise ModelUnusableError(f"{folder}: {exc}") from exc
 
 
 def _context(config: EngineConfig, text_config: PreTrainedConfig) -> int:

@@ -64,7 +64,6 @@ class Build(Protocol):
 
 
 def choose(
-    model: PreTrainedModel,
     read: Callable[[], PreTrainedModel],
     cache: Callable[[], SlotCache],
     wanted: list[parity.Reference],
@@ -72,27 +71,29 @@ def choose(
     *,
     tolerance: float = parity.TOLERANCE,
 ) -> Tier:
-    """The fastest tier, from `fastest` on, that gives what is wanted. `read` gives the stock model again.
+    """The fastest tier, from `fastest` on, that gives what is wanted. Raises NoTierError.
 
-    Raises NoTierError.
+    `read` gives the stock model, and keeps no hold of it: one that a tier has changed is let go before the next comes.
     """
     steps_down: list[str] = []
-    stock: PreTrainedModel | None = model
+    stock: PreTrainedModel | None = None
     fused = False
     for name, way, build in _ways(fastest):
         if build is _packed and not fused:
             # What failed was the model with its own layers already.
             continue
         stock = stock or read()
+        built: Built | None = None
         try:
             built = build(stock, cache())
-            stock = None if built.changed else stock
             fused = isinstance(built.network, FusedModel)
             worst = parity.check(built.forward, wanted, tolerance, chunks=built.chunks)
         except Exception as exc:  # noqa: BLE001  # a model's code may raise anything; the next way may be right
             steps_down.append(f"{name} with {way}: {type(exc).__name__}: {exc}")
-            continue
-        return Tier(name, built.forward, built.network, worst, fused, built.chunks, tuple(steps_down))
+        else:
+            return Tier(name, built.forward, built.network, worst, fused, built.chunks, tuple(steps_down))
+        if built is not None and built.changed:
+            stock = None
     raise NoTierError("; ".join(steps_down))
 
 
@@ -121,17 +122,13 @@ def _ways(fastest: str) -> Iterator[tuple[str, str, Build]]:
 
 def _fused(model: PreTrainedModel, cache: SlotCache) -> Built:
     """Our attention and, where the model looks as expected, our layers."""
+    return _packed(model, cache, fuses=True)
+
+
+def _packed(model: PreTrainedModel, cache: SlotCache, *, fuses: bool = False) -> Built:
+    """Our attention, in the model's own layers unless it `fuses`."""
     context = attention.StepContext(cache)
     attention.install(model, context)
     use_native_norms(model)
-    network = fuse(model, context) or StockNetwork(model)
-    return Built(PackedForward(network, context), network, changed=True)
-
-
-def _packed(model: PreTrainedModel, cache: SlotCache) -> Built:
-    """Our attention in the model's own layers."""
-    context = attention.StepContext(cache)
-    attention.install(model, context)
-    use_native_norms(model)
-    network = StockNetwork(model)
+    network = (fuse(model, context) if fuses else None) or StockNetwork(model)
     return Built(PackedForward(network, context), network, changed=True)
