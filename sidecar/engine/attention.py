@@ -5,18 +5,19 @@ Decodes in neighbouring slots are one call on a view of the cache; grouped query
 keys and values are never copied. What attention is told of a step comes from `StepContext`, not from kwargs.
 
 A row's answer does not depend on its neighbours, to the last bit, and so int8 does not round them differently: decodes
-read a whole number of `READ` keys, prompts are computed in blocks of `BLOCK` tokens that begin at multiples of it.
+read a whole number of `READ` keys, prompts are computed in blocks of `BLOCK_TOKENS` that begin at multiples of it.
 """
 
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from sidecar.engine.batch import BLOCK, Batch, Chunk
+from sidecar.engine.batch import Batch, Chunk
 from sidecar.engine.kv_cache import LayerCache, SlotCache, places
+from sidecar.engine.prefix_cache import BLOCK_TOKENS
 from sidecar.engine.sight import Sight, UnsupportedAttentionError, learn
 
 NAME: Final = "tollhouse_slots"
@@ -80,7 +81,8 @@ class DecodeRun:
 class PrefillRun:
     """Rows `[row, row + count)` of the batch: tokens `start` to `start + count` of the sequence in `slot`.
 
-    At most `BLOCK` of them, in one block. `drafted` ones are computed as if each was decoded alone.
+    They are of one block of `BLOCK_TOKENS`, and attend as if all of it was there: wherever a prompt is cut, the
+    products have the same shapes. `drafted` ones are computed as if each was decoded alone.
     """
 
     row: int
@@ -95,15 +97,21 @@ class PrefillRun:
         return self.start + self.count
 
     @property
+    def block(self) -> int:
+        """Where its block begins."""
+        return self.start // BLOCK_TOKENS * BLOCK_TOKENS
+
+    @property
     def longest(self) -> int:
         """How many keys are read."""
-        return rounded(self.end)
+        return rounded(self.end) if self.drafted else self.block + BLOCK_TOKENS
 
     def mask(self, sight: Sight, dtype: torch.dtype) -> torch.Tensor:
-        """`[count, longest]`, 0 where a key is seen and -inf where not."""
+        """`[count, longest]`, of a block `[BLOCK_TOKENS, longest]`; 0 where a key is seen and -inf where not."""
         found = self._masks.get(sight)
         if found is None:
-            queries = torch.arange(self.start, self.end)[:, None]
+            first, end = (self.start, self.end) if self.drafted else (self.block, self.block + BLOCK_TOKENS)
+            queries = torch.arange(first, end)[:, None]
             found = self._masks[sight] = _additive(sight.seen(queries, torch.arange(self.longest)[None]), dtype)
         return found
 
@@ -155,9 +163,9 @@ class StepContext:
         return self._places[kv_heads]
 
 
-def rounded(tokens: int) -> int:
-    """Up to a multiple of `READ`."""
-    return -(-tokens // READ) * READ
+def rounded(tokens: int, to: int = READ) -> int:
+    """Up to a multiple."""
+    return -(-tokens // to) * to
 
 
 def blocks(chunk: Chunk, row: int) -> list[PrefillRun]:
@@ -167,7 +175,7 @@ def blocks(chunk: Chunk, row: int) -> list[PrefillRun]:
     runs: list[PrefillRun] = []
     start = chunk.start
     while start < chunk.end:
-        end = min(chunk.end, (start // BLOCK + 1) * BLOCK)
+        end = min(chunk.end, (start // BLOCK_TOKENS + 1) * BLOCK_TOKENS)
         runs.append(PrefillRun(row + start - chunk.start, chunk.sequence.slot, start, end - start))
         start = end
     return runs
@@ -297,16 +305,19 @@ def _prefill(layer: LayerCache, run: PrefillRun, rows: torch.Tensor, scoring: Sc
     if run.drafted:
         seen = [_one(keys, values, row, mask[at : at + 1], scoring) for at, row in enumerate(rows)]
         return torch.stack(seen)
+    at = slice(run.start - run.block, run.end - run.block)
+    if run.count < BLOCK_TOKENS:
+        rows = pad(rows, (0, 0, 0, 0, at.start, BLOCK_TOKENS - at.stop))
     if scoring.plain:
         out = scaled_dot_product_attention(
             rows.transpose(0, 1)[None], keys[None], values[None], attn_mask=mask, scale=scoring.scale, enable_gqa=True
         )
-        return out[0].transpose(0, 1)
-    # The query heads of a key head side by side: `[kv_heads, group × count, head_dim]`.
+        return out[0].transpose(0, 1)[at]
+    # The query heads of a key head side by side: `[kv_heads, group × BLOCK_TOKENS, head_dim]`.
     group = rows.shape[1] // layer.kv_heads
     queries = rows.transpose(0, 1).reshape(layer.kv_heads, -1, rows.shape[-1])
     weights = _weights(queries, keys, mask.repeat(group, 1)[None], scoring, layer.kv_heads)
-    return torch.bmm(weights, values).view(rows.shape[1], run.count, -1).transpose(0, 1)
+    return torch.bmm(weights, values).view(rows.shape[1], BLOCK_TOKENS, -1).transpose(0, 1)[at]
 
 
 def _one(

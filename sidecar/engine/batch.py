@@ -1,13 +1,9 @@
 """What one step computes, decided by the scheduler and read by the model runner. Plain records."""
 
 from dataclasses import dataclass
-from typing import Final
 
 from sidecar.engine.prefix_cache import Pair
 from sidecar.engine.sequence import Sequence
-
-# Prompts are computed in blocks of so many tokens, from the first token on, whatever else a step computes.
-BLOCK: Final = 64
 
 
 @dataclass(frozen=True, slots=True)

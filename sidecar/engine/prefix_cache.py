@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
+# Prompts are computed in the same blocks, from the first token on: what is kept of one is what another computes.
 BLOCK_TOKENS: Final = 64
 # No tenant can make another's prompt look like its own: collisions are out of reach.
 _KEY_BYTES: Final = 32
