@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 
@@ -149,6 +151,17 @@ class House:
         self.keys[made["secret"]] = made["key_id"]
         return str(made["secret"])
 
+    def state(self) -> dict[str, Any]:
+        """What the sidecar says of itself."""
+        with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(self.folder / "run/sidecar.sock"))) as client:
+            return dict(client.get("http://sidecar/internal/state").json())
+
+    def ledger(self) -> dict[str, dict[str, Any]]:
+        """Its rows by request id, read beside the running server."""
+        with sqlite3.connect(f"file:{self.folder}/data/tollhouse.db?mode=ro", uri=True) as database:
+            database.row_factory = sqlite3.Row
+            return {row["request_id"]: dict(row) for row in database.execute("SELECT * FROM ledger")}
+
     @property
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
@@ -190,3 +203,13 @@ def build_house(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     yield build
     for house in houses:
         house.stop()
+
+
+@pytest.fixture
+def house(build_house: Callable[..., House]) -> Iterator[House]:
+    """A house for one test, with both processes running; a module that shares one has a fixture of its own."""
+    house = build_house()
+    house.start_sidecar()
+    house.start_proxy()
+    yield house
+    house.stop()

@@ -2,14 +2,14 @@
 
 import os
 import signal
-import sqlite3
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx2
 import openai
 import pytest
+
+from tests.fakes.waiting import until
 
 MODEL = "smollm2-135m-instruct"
 NOTICED_S = 15.0
@@ -22,39 +22,9 @@ LONG: Any = {
 }
 
 
-@pytest.fixture
-def house(build_house: Callable[..., Any]) -> Iterator[Any]:
-    house = build_house()
-    house.start_sidecar()
-    house.start_proxy()
-    yield house
-    house.stop()
-
-
-def until(what: Callable[[], Any], timeout_s: float) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("timed out")
-
-
-def state(house: Any) -> dict[str, Any]:
-    with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(house.folder / "run/sidecar.sock"))) as client:
-        return dict(client.get("http://sidecar/internal/state").json())
-
-
-def row(house: Any, request_id: str) -> dict[str, Any]:
-    with sqlite3.connect(f"file:{house.folder}/data/tollhouse.db?mode=ro", uri=True) as database:
-        database.row_factory = sqlite3.Row
-        found = database.execute("SELECT * FROM ledger WHERE request_id = ?", (request_id,)).fetchone()
-        return dict(found)
-
-
 def test_a_frozen_engine_is_noticed_told_charged_and_replaced(house: Any) -> None:
     client = house.client(house.key("open"))
-    engine = state(house)["engine_pid"]
+    engine = house.state()["engine_pid"]
     stream = client.chat.completions.create(**LONG)
     seen = sum(1 for _, _ in zip(range(6), stream, strict=False))
     os.kill(engine, signal.SIGSTOP)
@@ -68,10 +38,10 @@ def test_a_frozen_engine_is_noticed_told_charged_and_replaced(house: Any) -> Non
     assert meanwhile.value.status_code == 503
     assert int(meanwhile.value.response.headers["retry-after"]) >= 1
     request_id = stream.response.headers["x-request-id"]
-    settled = until(lambda: (found := row(house, request_id))["state"] == "settled" and found, 20)
+    settled = until(lambda: (found := house.ledger()[request_id])["state"] == "settled" and found, 20)
     # The first chunk has no text, and a token or two may be without any yet.
     assert settled["completion_tokens"] >= seen - 1
-    back = until(lambda: (now := state(house))["ready"] and now, 60)
+    back = until(lambda: (now := house.state())["ready"] and now, 60)
     assert (back["restarts"], back["running"], back["waiting"], back["kv_used_tokens"]) == (1, 0, 0, 0)
     assert back["engine_pid"] != engine
     until(lambda: httpx2.get(f"http://127.0.0.1:{house.admin_port}/readyz").status_code == 200, 20)

@@ -2,9 +2,6 @@
 
 import os
 import signal
-import sqlite3
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import openai
 import pytest
 
 from sidecar.wire.slots import SlotReader
+from tests.fakes.waiting import until
 
 MODEL = "smollm2-135m-instruct"
 LONG: Any = {
@@ -22,36 +20,6 @@ LONG: Any = {
     "max_tokens": 400,
     "stream": True,
 }
-
-
-@pytest.fixture
-def house(build_house: Callable[..., Any]) -> Iterator[Any]:
-    house = build_house()
-    house.start_sidecar()
-    house.start_proxy()
-    yield house
-    house.stop()
-
-
-def until(what: Callable[[], Any], timeout_s: float = 20.0) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        time.sleep(0.02)
-    raise AssertionError("timed out")
-
-
-def rows(house: Any) -> dict[str, dict[str, Any]]:
-    """The ledger, by request id, read beside the running server."""
-    with sqlite3.connect(f"file:{house.folder}/data/tollhouse.db?mode=ro", uri=True) as database:
-        database.row_factory = sqlite3.Row
-        return {row["request_id"]: dict(row) for row in database.execute("SELECT * FROM ledger")}
-
-
-def state(house: Any) -> dict[str, Any]:
-    with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(house.folder / "run/sidecar.sock"))) as client:
-        return dict(client.get("http://sidecar/internal/state").json())
 
 
 def until_the_proxy_is_ready(house: Any) -> None:
@@ -85,15 +53,15 @@ def check_books(house: Any) -> None:
 def test_a_client_that_leaves_frees_its_row_and_pays_for_what_was_produced(house: Any) -> None:
     key = house.key("open")
     stream, request_id, seen = open_stream(house, key)
-    steps = state(house)["steps"]
+    steps = house.state()["steps"]
     stream.close()
-    until(lambda: state(house)["running"] == 0)
-    row = until(lambda: (found := rows(house)[request_id])["state"] == "settled" and found)
+    until(lambda: house.state()["running"] == 0)
+    row = until(lambda: (found := house.ledger()[request_id])["state"] == "settled" and found)
     assert row["reason"] == "client_gone"
     assert row["completion_tokens"] == produced(house, request_id)
     # One token a step: what was produced after the last chunk bounds the steps it took to let go.
     assert row["completion_tokens"] - seen <= 6
-    assert state(house)["steps"] - steps <= 6
+    assert house.state()["steps"] - steps <= 6
     house.proxy.stop()
     check_books(house)
 
@@ -102,12 +70,12 @@ def test_a_killed_proxy_loses_no_row(house: Any) -> None:
     key = house.key("open")
     whole = house.client(key).chat.completions.create(**{**LONG, "stream": False, "max_tokens": 8})
     _, request_id, seen = open_stream(house, key)
-    assert rows(house)[request_id]["state"] == "reserved"
+    assert house.ledger()[request_id]["state"] == "reserved"
     os.kill(house.proxy.popen.pid, signal.SIGKILL)
     house.proxy.popen.wait()
-    until(lambda: state(house)["running"] == 0)
+    until(lambda: house.state()["running"] == 0)
     house.start_proxy()
-    found = rows(house)
+    found = house.ledger()
     assert len(found) == 2
     assert found[whole._request_id]["state"] == "settled"
     assert found[whole._request_id]["completion_tokens"] == whole.usage.completion_tokens
@@ -120,12 +88,12 @@ def test_a_killed_proxy_loses_no_row(house: Any) -> None:
 def test_a_killed_sidecar_ends_streams_with_an_error_and_charges_what_was_produced(house: Any) -> None:
     key = house.key("open")
     stream, request_id, _ = open_stream(house, key)
-    engine = state(house)["engine_pid"]
+    engine = house.state()["engine_pid"]
     os.kill(house.sidecar.popen.pid, signal.SIGKILL)
     with pytest.raises(openai.APIError):
         list(stream)
     until(lambda: not Path(f"/proc/{engine}").exists())
-    row = until(lambda: (found := rows(house)[request_id])["state"] == "settled" and found)
+    row = until(lambda: (found := house.ledger()[request_id])["state"] == "settled" and found)
     assert row["reason"] == "upstream_failed"
     assert row["completion_tokens"] == produced(house, request_id, died=True)
     with pytest.raises(openai.InternalServerError) as unavailable:
@@ -141,13 +109,13 @@ def test_a_killed_sidecar_ends_streams_with_an_error_and_charges_what_was_produc
 def test_a_killed_engine_comes_back(house: Any) -> None:
     key = house.key("open")
     stream, request_id, _ = open_stream(house, key)
-    os.kill(state(house)["engine_pid"], signal.SIGKILL)
+    os.kill(house.state()["engine_pid"], signal.SIGKILL)
     with pytest.raises(openai.APIError):
         list(stream)
-    row = until(lambda: (found := rows(house)[request_id])["state"] == "settled" and found)
-    until(lambda: state(house)["ready"], 60)
+    row = until(lambda: (found := house.ledger()[request_id])["state"] == "settled" and found)
+    until(lambda: house.state()["ready"], 60)
     assert row["completion_tokens"] == produced(house, request_id)
-    assert state(house)["restarts"] == 1
+    assert house.state()["restarts"] == 1
     until_the_proxy_is_ready(house)
     list(house.client(key).chat.completions.create(**{**LONG, "max_tokens": 4}))
 
@@ -158,5 +126,5 @@ def test_a_terminated_proxy_finishes_its_streams_first(house: Any) -> None:
     finishes = [chunk.choices[0].finish_reason for chunk in stream if chunk.choices]
     assert finishes[-1] in {"stop", "length"}
     assert house.proxy.popen.wait(40) == 0
-    assert rows(house)[request_id]["state"] == "settled"
+    assert house.ledger()[request_id]["state"] == "settled"
     check_books(house)

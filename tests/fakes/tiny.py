@@ -19,6 +19,12 @@ _TEMPLATE = (
 def build(folder: Path) -> Path:
     """Make the model in `folder`, which is not there yet. No two builds differ."""
     vocabulary = _tokenizer(folder)
+    llama(vocabulary, CONTEXT, bos=0, eos=1).save_pretrained(folder)
+    return folder
+
+
+def llama(vocabulary: int, context: int, *, bos: int, eos: int) -> LlamaForCausalLM:
+    """A random LLaMA whose greedy output varies: grouped query heads, three layers, tied output. No two differ."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -27,19 +33,17 @@ def build(folder: Path) -> Path:
         num_hidden_layers=3,
         num_attention_heads=6,
         num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         tie_word_embeddings=True,
         initializer_range=0.3,
-        bos_token_id=0,
-        eos_token_id=1,
+        bos_token_id=bos,
+        eos_token_id=eos,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return LlamaForCausalLM(config)
 
 
-def _tokenizer(folder: Path) -> int:
-    """Write the tokenizer's files; gives its vocabulary's size."""
-    folder.mkdir(parents=True)
+def train(corpus: list[str]) -> Tokenizer:
+    """A byte-level tokenizer with the special tokens of a chat template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -49,7 +53,14 @@ def _tokenizer(folder: Path) -> int:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_CORPUS, trainer)
+    tokenizer.train_from_iterator(corpus, trainer)
+    return tokenizer
+
+
+def _tokenizer(folder: Path) -> int:
+    """Write the tokenizer's files; gives its vocabulary's size."""
+    folder.mkdir(parents=True)
+    tokenizer = train(_CORPUS)
     tokenizer.save(str(folder / "tokenizer.json"))
     told = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -12,6 +12,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.fakes.waiting import until
+
 STALL_S = 3.0
 # The watch looks every second, and a busy machine takes its time.
 NOTICED_AFTER_S = 4.0
@@ -42,19 +44,10 @@ def last_words(lines: Iterator[str]) -> dict[str, Any]:
     return dict(json.loads(events[-1].removeprefix("data: "))["error"])
 
 
-def until(what: Callable[[], Any], timeout_s: float = BACK_S) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        time.sleep(0.02)
-    raise AssertionError("timed out")
-
-
 def check_it_is_back(served: Any, client: httpx2.Client, wanted: str, before: dict[str, Any]) -> None:
     """By itself, in a new process, with the same answer as before and nothing left over."""
     again = before["restarts"] + 1
-    state = until(lambda: (now := served.state())["ready"] and now["restarts"] == again and now)
+    state = until(lambda: (now := served.state())["ready"] and now["restarts"] == again and now, BACK_S)
     assert state["engine_pid"] not in {0, before["engine_pid"]}
     assert not Path(f"/proc/{before['engine_pid']}").exists()
     assert answer(client) == wanted
@@ -62,7 +55,7 @@ def check_it_is_back(served: Any, client: httpx2.Client, wanted: str, before: di
 
 
 def check_nothing_is_left(served: Any) -> None:
-    state = until(lambda: not (now := served.state())["running"] and now)
+    state = until(lambda: not (now := served.state())["running"] and now, BACK_S)
     assert (state["waiting"], state["kv_used_tokens"]) == (0, 0)
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from sidecar.engine.config import EngineConfig
+from tests.fakes import tiny
 
 VOCABULARY = 160
 
@@ -17,23 +18,9 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder: grouped query heads, three layers, tied output."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        initializer_range=0.3,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    """A model folder, of `tests.fakes.tiny`'s LLaMA."""
     folder = tmp_path_factory.mktemp("tiny")
-    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny.llama(VOCABULARY, 256, bos=1, eos=2).save_pretrained(folder)
     return folder
 
 

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
+
+from tests.fakes.tiny import train
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -14,26 +16,11 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}"
 )
 CORPUS = ["the cat sat on the mat", "the hat of the cat, the rat", "Grüße aus Köln — 你好 🙂", "end start system user"]
-SPECIALS = ["<|start|>", "<|end|>", "<pad>"]
-
-
-def train() -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=[AddedToken(text, special=True, normalized=False) for text in SPECIALS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    return tokenizer
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    return train()
+    return train(CORPUS)
 
 
 def write(folder: Path, tokenizer: Tokenizer, template: str | None = TEMPLATE) -> Path:
