@@ -74,7 +74,7 @@ class LayerCache:
 
 class SlotCache:
     """All layers. Mutable: `layers` (made when a layer first sees a key), `_touched` (tokens of memory a slot has),
-    `_live` (the slots that hold a sequence).
+    `_live` (the slots that hold a sequence), `_unclean` (those to be zeroed before they are written again).
     """
 
     def __init__(self, slots: int, context: int) -> None:
@@ -83,6 +83,7 @@ class SlotCache:
         self.layers: dict[int, LayerCache] = {}
         self._touched = [0] * slots
         self._live: set[int] = set()
+        self._unclean: set[int] = set()
 
     @property
     def bytes_per_token(self) -> int:
@@ -96,12 +97,6 @@ class SlotCache:
             found = self.layers[index] = LayerCache(self.slots, self.context, key, value)
         return found
 
-    def clear(self, slot: int) -> None:
-        """Zero a slot as far as it was written."""
-        for layer in self.layers.values():
-            layer.keys[slot, :, : self._touched[slot]].zero_()
-            layer.values[slot, :, : self._touched[slot]].zero_()
-
     def reserve(self, blocks: int) -> None:
         """Have a store of so many blocks; all layers have been seen."""
         for layer in self.layers.values():
@@ -114,21 +109,35 @@ class SlotCache:
 
     def load(self, slot: int, pairs: Sequence[Pair]) -> None:
         """Copy blocks of the store to where the sequence in a slot has them."""
+        self._clean()
         self._hold(slot, max(pair.place + 1 for pair in pairs) * BLOCK_TOKENS)
         for layer in self.layers.values():
             layer.load(slot, pairs)
 
-    def release(self, slot: int) -> None:
-        """A slot's sequence has left: its memory may be given back."""
+    def release(self, slot: int, *, clear: bool) -> None:
+        """A slot's sequence has left: its memory may be given back. `clear`: and must be zeroed.
+
+        What it holds is there until something is written: it may still be saved.
+        """
         self._live.discard(slot)
+        if clear:
+            self._unclean.add(slot)
 
     def touch(self, ends: dict[int, int], capacity_tokens: int) -> None:
         """Note that slots are about to hold tokens up to `ends`; free slots give back what is over the capacity."""
+        self._clean()
         for slot, end in ends.items():
             self._hold(slot, end)
         over = sum(self._touched) - capacity_tokens
         if over > 0:
             self._trim(over)
+
+    def _clean(self) -> None:
+        for slot in self._unclean:
+            for layer in self.layers.values():
+                layer.keys[slot, :, : self._touched[slot]].zero_()
+                layer.values[slot, :, : self._touched[slot]].zero_()
+        self._unclean.clear()
 
     def _hold(self, slot: int, end: int) -> None:
         self._touched[slot] = max(self._touched[slot], end)

@@ -59,9 +59,7 @@ class PackedForward:
 
         Whether there is any is seen when a token is chosen; of a prompt that was given up before, nobody knows.
         """
-        self._context.cache.release(slot)
-        if spoiled or slot in self._unproven:
-            self._context.cache.clear(slot)
+        self._context.cache.release(slot, clear=spoiled or slot in self._unproven)
         self._unproven.discard(slot)
 
     @torch.inference_mode()

@@ -8,7 +8,7 @@ from sidecar.engine.prefix_cache import PrefixCache
 from sidecar.engine.scheduler import Scheduler
 from sidecar.engine.sequence import Phase, Sequence
 from sidecar.engine.slot_pool import SlotPool
-from sidecar.wire.frames import Logprobs, Sampling, Submit
+from sidecar.wire.frames import Finish, Logprobs, Sampling, Submit
 
 NEW_TOKENS = 12
 
@@ -38,20 +38,25 @@ class Bench:
 
     def answers(self, prompts: list[list[int]], sampling: Sampling | None = None) -> list[list[int]]:
         """What the prompts are answered with, all at once, greedily unless told otherwise."""
-        made = [
-            Sequence(
-                Submit(str(n), 0, prompt, NEW_TOKENS, sampling or Sampling(temperature=0), [], logprobs=0),
-                arrival=n,
-                record=n,
-            )
-            for n, prompt in enumerate(prompts)
-        ]
-        for sequence in made:
-            self.scheduler.add(sequence)
+        made = [self._add(n, prompt, sampling or Sampling(temperature=0)) for n, prompt in enumerate(prompts)]
         while self.scheduler.has_work:
             self._step()
         assert self.scheduler.pool.used_tokens == 0
         return [sequence.tokens[sequence.prompt_tokens :] for sequence in made]
+
+    def leave(self, prompt: list[int], after: int) -> None:
+        """A client that leaves when so many tokens of its prompt have been read, or a few more."""
+        sequence = self._add(0, prompt, Sampling(temperature=0))
+        while sequence.computed < after:
+            self._step()
+        assert sequence.pending > 1
+        self.scheduler.end(sequence, Finish.CANCELLED)
+
+    def _add(self, number: int, prompt: list[int], sampling: Sampling) -> Sequence:
+        submit = Submit(str(number), 0, prompt, NEW_TOKENS, sampling, [], logprobs=0)
+        sequence = Sequence(submit, arrival=number, record=number)
+        self.scheduler.add(sequence)
+        return sequence
 
     def _step(self) -> None:
         batch = self.scheduler.schedule()

@@ -106,3 +106,15 @@ def test_from_the_prefix_cache_it_answers_the_same(case: Case) -> None:
     warm = Bench(case.loaded, budget=200, prefixes=prefixes)
     assert warm.answers([prompt]) == [wanted]
     assert (cold.cached_tokens, warm.cached_tokens) == (0, 64)
+
+
+def test_what_is_kept_of_a_prompt_that_was_given_up_halfway_is_what_was_computed(case: Case) -> None:
+    store = case.loaded.runner.forward.store
+    if store is None:
+        pytest.skip("only the packed tier has a prefix cache")
+    store.reserve(8)
+    bench = Bench(case.loaded, budget=16, prefixes=PrefixCache(8))
+    prompt, wanted = PROMPTS[-1], case.wanted[-1]
+    bench.leave(prompt, after=64)
+    assert bench.answers([prompt]) == [wanted]
+    assert bench.cached_tokens == 64

@@ -39,7 +39,7 @@ def test_free_slots_give_memory_back_and_live_ones_keep_theirs() -> None:
     layer.keys[:2] = 1.0
     cache.touch({0: 65536, 1: 65536}, capacity_tokens=1 << 20)
     full = resident_bytes()
-    cache.release(0)
+    cache.release(0, clear=False)
     # Slot 1 has no part in this step, and keeps what it has.
     cache.touch({2: 10}, capacity_tokens=70000)
     assert full - resident_bytes() > 20 << 20
@@ -87,6 +87,6 @@ def test_a_slot_that_was_loaded_counts_as_written_and_is_not_given_back() -> Non
     cache.load(1, tuple(Pair(n, n) for n in range(1024)))
     cache.touch({0: 65536}, capacity_tokens=65536)
     assert layer.keys[1].min() == 1.0
-    cache.release(1)
+    cache.release(1, clear=False)
     cache.touch({0: 65536}, capacity_tokens=65536)
     assert layer.keys[1].max() == 0.0
