@@ -3,10 +3,12 @@
 16 bits, for CPUs with instructions for them: the product is of rounded inputs, all around it is fp32.
 
 int8 is W8A8: a weight scale per output channel, an activation scale per token, integer sums. One token's scale does
-not depend on its neighbours', so an answer does not depend on the batch. Which kernel multiplies depends on the CPU:
-- with VNNI instructions, `torch._int_mm` (oneDNN): both sides use all 8 bits;
-- with AVX2 alone, FBGEMM: its `vpmaddubsw` adds two products in 16 bits, which must not overflow, so the weights use
-  7 bits (255 × 64 × 2 = 32,640). `_int_mm` is a plain loop there, 20 times slower than fp32.
+not depend on its neighbours', so an answer does not depend on the batch. FBGEMM multiplies, in the CPU's best way:
+- with AVX512-VNNI, four products at once into 32 bits: weights use all 8 bits;
+- without, `vpmaddubsw` adds two products in 16 bits, which must not overflow: weights use 7 (255 × 64 × 2 = 32,640).
+
+`torch._int_mm` (oneDNN) lays the weight out anew for each product: with VNNI it is up to three times slower for less
+than 64 rows, and without it a plain loop, 20 times slower than fp32.
 
 Kernels are modules that TorchScript can compile, all with the same three methods: `forward` gives `W x`, `normed` gives
 `W (x / rms(x))`, `added` gives `residual + W x`. `x` is fp32 `[tokens, in]`.
@@ -106,69 +108,16 @@ class HalfKernel(nn.Module):
 
 
 class Int8Kernel(nn.Module):
-    """What int8 products share: a row's scale is taken off before the product, and put back behind it.
+    """int8 on FBGEMM: a row's scale is taken off before the product, and put back behind it.
 
-    Subclasses say what the scale is, and multiply.
+    The operator takes one scale for its whole input, so each row is brought to [-1, 1] first. A row of zeros is divided
+    by zero; whatever that is quantised to, it is multiplied by zero in the end.
     """
 
-    def __init__(self, bias: torch.Tensor | None) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         super().__init__()
         self.bias = bias
-
-    @override
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scale = self.scale_of(x)
-        return self._biased(self.product(x, scale).mul_(scale))
-
-    def normed(self, x: torch.Tensor, eps: float) -> torch.Tensor:
-        # A row's scale, and with it the norm, cancels before the product.
-        scale = self.scale_of(x)
-        return self._biased(self.product(x, scale).mul_(scale * inverse_rms(x, eps)))
-
-    def added(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        scale = self.scale_of(x)
-        return self._biased(torch.addcmul(residual, self.product(x, scale), scale))
-
-    def scale_of(self, x: torch.Tensor) -> torch.Tensor:
-        """`[tokens, 1]`."""
-        raise NotImplementedError
-
-    def product(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """`W (x / scale)`, of integers."""
-        raise NotImplementedError
-
-    def _biased(self, out: torch.Tensor) -> torch.Tensor:
-        return out if self.bias is None else out.add_(self.bias)
-
-
-class VnniKernel(Int8Kernel):
-    """int8 on `torch._int_mm`."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        super().__init__(bias)
-        scale = weight.abs().amax(dim=-1, keepdim=True).clamp_min_(_TINY).div_(_EIGHT_BITS)
-        self.weight = torch.round(weight / scale).to(torch.int8).t()
-        self.scale = scale.t().contiguous()
-
-    @override
-    def scale_of(self, x: torch.Tensor) -> torch.Tensor:
-        return x.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-30).mul_(1 / 127)
-
-    @override
-    def product(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        quantised = torch.round(x / scale).to(torch.int8)
-        return torch._int_mm(quantised, self.weight).float().mul_(self.scale)  # noqa: SLF001  # no public name
-
-
-class FbgemmKernel(Int8Kernel):
-    """int8 on FBGEMM. The operator takes one scale for its whole input, so each row is brought to [-1, 1] first.
-
-    A row of zeros is divided by zero; whatever that is quantised to, it is multiplied by zero in the end.
-    """
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        super().__init__(bias)
-        scale = weight.abs().amax(dim=-1).clamp_min_(_TINY).div_(_SEVEN_BITS)
+        scale = weight.abs().amax(dim=-1).clamp_min_(_TINY).div_(largest_weight())
         zeros = torch.zeros(weight.shape[0], dtype=torch.long)
         before = torch.backends.quantized.engine
         with warnings.catch_warnings():
@@ -182,22 +131,38 @@ class FbgemmKernel(Int8Kernel):
                 torch.backends.quantized.engine = before
 
     @override
-    def scale_of(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self._scale(x)
+        return self._biased(self._product(x, scale).mul_(scale))
+
+    def normed(self, x: torch.Tensor, eps: float) -> torch.Tensor:
+        # A row's scale, and with it the norm, cancels before the product.
+        scale = self._scale(x)
+        return self._biased(self._product(x, scale).mul_(scale * inverse_rms(x, eps)))
+
+    def added(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        scale = self._scale(x)
+        return self._biased(torch.addcmul(residual, self._product(x, scale), scale))
+
+    def _scale(self, x: torch.Tensor) -> torch.Tensor:
+        """`[tokens, 1]`."""
         return x.abs().amax(dim=-1, keepdim=True)
 
-    @override
-    def product(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    def _product(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """`W (x / scale)`, of integers."""
         # One step of the integer grid is 1/127 of the row's largest; 128 is zero.
         out: torch.Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             x / scale, 1 / 127, 128, self.packed
         )
         return out
 
+    def _biased(self, out: torch.Tensor) -> torch.Tensor:
+        return out if self.bias is None else out.add_(self.bias)
 
-def has_vnni() -> bool:
-    """Whether this CPU multiplies 8-bit integers without a 16-bit sum in between."""
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni"))
+
+def largest_weight() -> int:
+    """The largest integer that a weight may be on this CPU; the module's docstring says why."""
+    return _EIGHT_BITS if torch.cpu.get_capabilities().get("avx512_vnni") else _SEVEN_BITS
 
 
 def make_kernel(weight: torch.Tensor, bias: torch.Tensor | None, precision: str) -> Kernel:
@@ -206,7 +171,7 @@ def make_kernel(weight: torch.Tensor, bias: torch.Tensor | None, precision: str)
     if precision == PLAIN:
         return PlainKernel(weight, bias)
     if precision == "int8":
-        return VnniKernel(weight, bias) if has_vnni() else FbgemmKernel(weight, bias)
+        return Int8Kernel(weight, bias)
     if precision in _HALVES:
         return HalfKernel(weight.to(_HALVES[precision]), bias)
     return Fp32Kernel(weight, bias)

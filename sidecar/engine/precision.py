@@ -44,13 +44,14 @@ class PrecisionError(Exception):
 class Machine:
     """What a decision depends on. `bf16`, `fp16`: whether the device multiplies them with instructions of its own.
 
-    `packages`: those of PACKAGES that are installed.
+    `packages`: those of PACKAGES that are installed. `int8`: whether this PyTorch has FBGEMM, which is for x86.
     """
 
     device: str
     bf16: bool
     fp16: bool
     packages: frozenset[str]
+    int8: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,8 @@ def plan(precision: str, machine: Machine, method: str | None = None) -> Plan:
     if precision == "int8":
         if machine.device != "cpu":
             raise PrecisionError("precision int8 is for CPUs: take bnb_int8")
+        if not machine.int8:
+            raise PrecisionError("precision int8 needs FBGEMM, which this PyTorch has not (it is for x86): take fp32")
         return Plan("int8", pack="int8")
     return _plain(precision, machine)
 

@@ -15,6 +15,8 @@ from typing_extensions import override
 from sidecar.engine.precision import PACKAGES, Machine, Plan
 
 _LARGEST_INT8: Final = 127
+# Rows and columns of what bitsandbytes' 4-bit kernel for AVX-512 BF16 takes; the columns are those of a scale.
+_TILE_4BIT: Final = (32, 64)
 _MODULES: Final = {"optimum-quanto": "optimum.quanto"}
 
 
@@ -48,7 +50,8 @@ def look(device: str) -> Machine:
     if device == "cpu":
         found = torch.cpu.get_capabilities()
         bf16 = bool(found.get("amx_bf16") or found.get("avx512_bf16") or found.get("bf16"))
-        return Machine(device, bf16, bool(found.get("amx_fp16") or found.get("avx512_fp16")), installed)
+        fp16 = bool(found.get("amx_fp16") or found.get("avx512_fp16"))
+        return Machine(device, bf16, fp16, installed, int8="fbgemm" in torch.backends.quantized.supported_engines)
     return Machine(device, torch.cuda.is_bf16_supported(including_emulation=False), fp16=True, packages=installed)
 
 
@@ -96,8 +99,9 @@ def read(folder: Path, plan: Plan, device: str) -> PreTrainedModel:
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as exc:
         raise UnreadableError(f"Transformers cannot load this model: {exc}") from exc
-    if quantised:
-        _unpack_int8(model, device)
+    if quantised and device == "cpu":
+        _unpack_int8(model)
+        _spare_4bit(model)
     return model.eval().requires_grad_(requires_grad=False)
 
 
@@ -110,9 +114,18 @@ def _bitsandbytes(plan: Plan) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
 
 
-def _unpack_int8(model: PreTrainedModel, device: str) -> None:
+def _spare_4bit(model: PreTrainedModel) -> None:
+    """Not each layer has the whole tiles that bitsandbytes' 4-bit kernel for AVX-512 BF16 takes; it fails on others."""
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            linear: Any = module
+            if linear.out_features % _TILE_4BIT[0] or linear.in_features % _TILE_4BIT[1]:
+                linear.support_avx512bf16_for_cpu = False
+
+
+def _unpack_int8(model: PreTrainedModel) -> None:
     """See UnpackedInt8."""
-    if device != "cpu" or not getattr(model, "is_loaded_in_8bit", False):
+    if not getattr(model, "is_loaded_in_8bit", False):
         return
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

@@ -1,5 +1,7 @@
 """What is asked for, what the folder brings and what the machine can do give one plan, or a refusal that says why."""
 
+from dataclasses import replace
+
 import pytest
 
 from sidecar.engine.precision import PACKAGES, Machine, Plan, PrecisionError, plan
@@ -38,6 +40,13 @@ def test_16_bits_without_instructions_for_them_run_as_fp32_and_say_so(precision:
         f"precision {precision} runs as fp32, which is faster: this CPU has no {precision} instructions",
     )
     assert plan(precision, AMX_CPU).notes == ()
+
+
+def test_int8_is_refused_where_nothing_multiplies_it() -> None:
+    with pytest.raises(PrecisionError, match=r"needs FBGEMM.*take fp32"):
+        plan("int8", replace(BARE_CPU, int8=False))
+    with pytest.raises(PrecisionError, match="take bnb_int8"):
+        plan("int8", GPU)
 
 
 def test_an_old_gpu_has_no_bf16() -> None:

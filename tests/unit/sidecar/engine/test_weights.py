@@ -63,6 +63,9 @@ def test_weights_that_come_quantised_are_served_as_they_are(
         tiny_folder, dtype=torch.float32, quantization_config=told, device_map={"": "cpu"}
     )
     stock.save_pretrained(tmp_path)
+    for module in stock.modules():
+        # Its kernel for CPUs with AVX-512 BF16 fails on layers as small as these.
+        module.support_avx512bf16_for_cpu = False
     assert weights.method(tmp_path) == "bitsandbytes"
     loaded = loader.load(engine_config(model_path=str(tmp_path)))
     assert loaded.precision == "bitsandbytes"
