@@ -146,7 +146,8 @@ def embedding_config(settings: Sidecar, embedding: Embedding, folder: Path) -> E
         model_path=str(folder),
         slots_path=str(Path(settings.socket).absolute().with_suffix(".embedding.slots")),
         precision=embedding.precision,
-        device=settings.engine.device,
+        # Encoders are small, and a chat model wants all of a GPU's memory.
+        device="cpu",
         max_sequences=embedding.max_sequences,
         step_token_budget=settings.engine.step_token_budget,
         max_context=embedding.max_context,

@@ -41,6 +41,8 @@ class Embedding(Model, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How the model runs. `threads` of None leaves torch's own choice.
 
+    `device`: `cuda` is the first GPU that the process sees (CUDA_VISIBLE_DEVICES names another).
+
     `step_token_budget` bounds the tokens of one step: running sequences take one each, prompts share the rest.
     `kv_tokens` bounds the tokens that all sequences together may hold in the KV cache; None is a share of free memory.
     `prefix_cache_tokens` bounds what is kept of prompts beyond that; None is a quarter of `kv_tokens`, 0 nothing.
@@ -48,7 +50,7 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """
 
     precision: Literal["fp32", "bf16", "fp16", "int8", "bnb_int8", "nf4"] = "fp32"
-    device: Literal["cpu"] = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
     max_sequences: Annotated[int, Meta(ge=1, le=1024)] = 64
     step_token_budget: Annotated[int, Meta(ge=16)] = 512
     kv_tokens: Positive | None = None

@@ -9,7 +9,7 @@ read a whole number of `READ` keys, prompts are computed in blocks of `BLOCK_TOK
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -18,7 +18,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from sidecar.engine.batch import Batch, Chunk
 from sidecar.engine.kv_cache import LayerCache, SlotCache, places
 from sidecar.engine.prefix_cache import BLOCK_TOKENS
-from sidecar.engine.sight import Sight, UnsupportedAttentionError, learn
+from sidecar.engine.sight import Sight, UnsupportedAttentionError, additive, learn
 
 NAME: Final = "tollhouse_slots"
 # With a whole number of so many keys a product with zeros at its end is the same as without them, in every bit.
@@ -46,6 +46,17 @@ class Scoring:
         return self.softcap is None and self.sinks is None
 
 
+class Bags(NamedTuple):
+    """The values that queries read, as `torch.embedding_bag` takes them; a bag for each query head.
+
+    `at` are rows of a layer's values, counted through slots, heads and places, a bag after the other; `starts`, where
+    in `at` each begins. Both are int64.
+    """
+
+    at: torch.Tensor
+    starts: torch.Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class DecodeRun:
     """Rows `[row, row + count)` of the batch, in slots `[slot, slot + count)`; `lengths`: their tokens in the cache.
@@ -57,6 +68,7 @@ class DecodeRun:
     slot: int
     lengths: tuple[int, ...]
     _masks: dict[tuple[Sight, int], torch.Tensor] = field(default_factory=dict)
+    _bags: dict[tuple[int, int], Bags] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -72,9 +84,16 @@ class DecodeRun:
         if found is None:
             queries = torch.tensor(self.lengths)[:, None] - 1
             seen = sight.seen(queries, torch.arange(self.longest)[None])
-            found = _additive(seen, dtype).repeat_interleave(kv_heads, 0)[:, None]
+            found = additive(seen, dtype).repeat_interleave(kv_heads, 0)[:, None]
             self._masks[sight, kv_heads] = found
         return found
+
+    def bags(self, layer: LayerCache, heads: int) -> Bags:
+        """Of all that is read, for so many query heads."""
+        shape = layer.kv_heads, heads
+        if shape not in self._bags:
+            self._bags[shape] = bags(layer, self.slot, self.count, heads, self.longest)
+        return self._bags[shape]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +110,7 @@ class PrefillRun:
     count: int
     drafted: bool = False
     _masks: dict[Sight, torch.Tensor] = field(default_factory=dict)
+    _bags: dict[tuple[int, int], Bags] = field(default_factory=dict)
 
     @property
     def end(self) -> int:
@@ -112,8 +132,15 @@ class PrefillRun:
         if found is None:
             first, end = (self.start, self.end) if self.drafted else (self.block, self.block + BLOCK_TOKENS)
             queries = torch.arange(first, end)[:, None]
-            found = self._masks[sight] = _additive(sight.seen(queries, torch.arange(self.longest)[None]), dtype)
+            found = self._masks[sight] = additive(sight.seen(queries, torch.arange(self.longest)[None]), dtype)
         return found
+
+    def bags(self, layer: LayerCache, heads: int) -> Bags:
+        """Of all that is read, for so many query heads."""
+        shape = layer.kv_heads, heads
+        if shape not in self._bags:
+            self._bags[shape] = bags(layer, self.slot, 1, heads, self.longest)
+        return self._bags[shape]
 
 
 @dataclass(slots=True)
@@ -162,6 +189,29 @@ class StepContext:
             self._places[kv_heads] = places(self._slots, self.positions, kv_heads, self.cache.context)
         return self._places[kv_heads]
 
+    def attend(  # noqa: PLR0917  # called once a layer and step
+        self,
+        layer_idx: int,
+        rows: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        scoring: Scoring,
+        sight: Sight,
+    ) -> torch.Tensor:
+        """Store keys and values, `[T, kv_heads, head_dim]`, and give what the queries see, `[T, heads, head_dim]`."""
+        layer = self.cache.layer(layer_idx, keys, values)
+        layer.write(self.places(layer.kv_heads), keys, values)
+        if (single := self.single) is not None:
+            return _decode(layer, single, rows, scoring, sight)
+        out = rows.new_empty(rows.shape[0], rows.shape[1], values.shape[-1])
+        for run in self.decodes:
+            at = slice(run.row, run.row + run.count)
+            out[at] = _decode(layer, run, rows[at], scoring, sight)
+        for block in self.prefills:
+            at = slice(block.row, block.row + block.count)
+            out[at] = _prefill(layer, block, rows[at], scoring, sight)
+        return out
+
 
 def rounded(tokens: int, to: int = READ) -> int:
     """Up to a multiple."""
@@ -200,15 +250,35 @@ def decode_runs(decodes: tuple[Chunk, ...]) -> list[DecodeRun]:
     return runs
 
 
-def install(model: PreTrainedModel, context: StepContext) -> None:
-    """Make every attention layer of `model` use the cache of `context`.
+class Context(Protocol):
+    """What attention is told of the step under way, and where its keys and values are; see `StepContext`.
+
+    `positions`: int64 `[T]`, of each token of the step in its sequence.
+    """
+
+    @property
+    def positions(self) -> torch.Tensor: ...
+    def begin(self, batch: Batch, positions: torch.Tensor) -> None: ...
+    def attend(  # noqa: PLR0917  # called once a layer and step
+        self,
+        layer_idx: int,
+        rows: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        scoring: Scoring,
+        sight: Sight,
+    ) -> torch.Tensor: ...
+
+
+def install(model: PreTrainedModel, context: Context, tokens: int) -> None:
+    """Make every attention layer of `model` use the cache of `context`, for sequences of up to `tokens` tokens.
 
     Raises UnsupportedAttentionError if the model does not go through the attention interface, or sees other tokens than
     a `Sight` can say. The model is then as it was.
     """
     if not getattr(model, "_supports_attention_backend", False):
         raise UnsupportedAttentionError(f"{type(model).__name__} does not use Transformers' attention interface")
-    sights = learn(model, context.cache.context)
+    sights = learn(model, tokens)
     # Transformers' registry is global, and what we put there holds no state: a layer's context hangs on the layer.
     # No mask function is registered beside it, so Transformers makes no masks.
     AttentionInterface.register(NAME, attend)
@@ -252,7 +322,8 @@ def attend(  # noqa: PLR0917  # the signature is Transformers'
     if told.step_temperature is not None:
         rows = rows * _temperatures(told.step_context.positions, *told.step_temperature)[:, None, None]
     scoring = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
-    return attend_rows(told.step_context, told.layer_idx, rows, keys, values, scoring, told.step_sight)[None], None
+    seen: torch.Tensor = told.step_context.attend(told.layer_idx, rows, keys, values, scoring, told.step_sight)
+    return seen[None], None
 
 
 def _temperatures(positions: torch.Tensor, floor_scale: float, attn_scale: float) -> torch.Tensor:
@@ -260,42 +331,16 @@ def _temperatures(positions: torch.Tensor, floor_scale: float, attn_scale: float
     return torch.log1p(torch.floor((positions.float() + 1) / floor_scale)) * attn_scale + 1
 
 
-def attend_rows(  # noqa: PLR0917  # called once a layer and step
-    context: StepContext,
-    layer_idx: int,
-    rows: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    scoring: Scoring,
-    sight: Sight,
-) -> torch.Tensor:
-    """Store keys and values, `[T, kv_heads, head_dim]`, and give what the queries see, `[T, heads, head_dim]`."""
-    layer = context.cache.layer(layer_idx, keys, values)
-    layer.write(context.places(layer.kv_heads), keys, values)
-    if (single := context.single) is not None:
-        return _decode(layer, single, rows, scoring, sight)
-    out = rows.new_empty(rows.shape[0], rows.shape[1], values.shape[-1])
-    for run in context.decodes:
-        at = slice(run.row, run.row + run.count)
-        out[at] = _decode(layer, run, rows[at], scoring, sight)
-    for block in context.prefills:
-        at = slice(block.row, block.row + block.count)
-        out[at] = _prefill(layer, block, rows[at], scoring, sight)
-    return out
-
-
 def _decode(layer: LayerCache, run: DecodeRun, rows: torch.Tensor, scoring: Scoring, sight: Sight) -> torch.Tensor:
     """`rows` `[count, heads, head_dim]`; the heads that share a key head stand in for query positions.
 
     Written out as two products: PyTorch's fused kernel is made for many queries, and with few it is up to twice slower.
     """
-    slots = slice(run.slot, run.slot + run.count)
-    keys = layer.keys[slots].flatten(0, 1)[:, : run.longest]
-    values = layer.values[slots].flatten(0, 1)[:, : run.longest]
+    keys = layer.keys[run.slot : run.slot + run.count].flatten(0, 1)[:, : run.longest]
     queries = rows.reshape(keys.shape[0], -1, rows.shape[-1])
     mask = run.mask(sight, layer.kv_heads, rows.dtype)
-    weights = _weights(queries, keys, mask, scoring, layer.kv_heads)
-    return weighted(weights, values).view(run.count, rows.shape[1], -1)
+    weights = weights_of(queries, keys, mask, scoring, layer.kv_heads)
+    return weighted(weights, layer.values, run.bags(layer, rows.shape[1])).view(run.count, rows.shape[1], -1)
 
 
 def _prefill(layer: LayerCache, run: PrefillRun, rows: torch.Tensor, scoring: Scoring, sight: Sight) -> torch.Tensor:
@@ -303,8 +348,9 @@ def _prefill(layer: LayerCache, run: PrefillRun, rows: torch.Tensor, scoring: Sc
     keys, values = layer.keys[run.slot, :, : run.longest], layer.values[run.slot, :, : run.longest]
     mask = run.mask(sight, rows.dtype)
     if run.drafted:
-        seen = [_one(keys, values, row, mask[at : at + 1], scoring) for at, row in enumerate(rows)]
-        return torch.stack(seen)
+        each = [_weights_of_one(keys, row, mask[at : at + 1], scoring) for at, row in enumerate(rows)]
+        own = run.bags(layer, rows.shape[1])
+        return torch.stack([weighted(one, layer.values, own) for one in each])
     at = slice(run.start - run.block, run.end - run.block)
     if run.count < BLOCK_TOKENS:
         rows = pad(rows, (0, 0, 0, 0, at.start, BLOCK_TOKENS - at.stop))
@@ -316,36 +362,37 @@ def _prefill(layer: LayerCache, run: PrefillRun, rows: torch.Tensor, scoring: Sc
     # The query heads of a key head side by side: `[kv_heads, group × BLOCK_TOKENS, head_dim]`.
     group = rows.shape[1] // layer.kv_heads
     queries = rows.transpose(0, 1).reshape(layer.kv_heads, -1, rows.shape[-1])
-    weights = _weights(queries, keys, mask.repeat(group, 1)[None], scoring, layer.kv_heads)
+    weights = weights_of(queries, keys, mask.repeat(group, 1)[None], scoring, layer.kv_heads)
     return torch.bmm(weights, values).view(rows.shape[1], BLOCK_TOKENS, -1).transpose(0, 1)[at]
 
 
-def _one(
-    keys: torch.Tensor, values: torch.Tensor, row: torch.Tensor, mask: torch.Tensor, scoring: Scoring
-) -> torch.Tensor:
-    """One query, `[heads, head_dim]`, as `_decode` computes it; `mask` is `[1, longest]`."""
+def _weights_of_one(keys: torch.Tensor, row: torch.Tensor, mask: torch.Tensor, scoring: Scoring) -> torch.Tensor:
+    """Of one query, `[heads, head_dim]`, as `_decode` computes them; `mask` is `[1, longest]`."""
     queries = row.reshape(keys.shape[0], -1, row.shape[-1])
-    weights = _weights(queries, keys, mask, scoring, keys.shape[0])
-    return weighted(weights, values).view(row.shape[0], -1)
+    return weights_of(queries, keys, mask, scoring, keys.shape[0])
 
 
-def weighted(weights: torch.Tensor, values: torch.Tensor, step: int = 192) -> torch.Tensor:
-    """The sum of `values` `[n, seen, head_dim]` by `weights` `[n, rows, seen]`, for one token of a sequence.
+def bags(layer: LayerCache, slot: int, count: int, heads: int, longest: int) -> Bags:
+    """The first `longest` values that each query head of neighbouring slots reads."""
+    _, kv_heads, context, _ = layer.values.shape
+    first = torch.arange(slot * kv_heads, (slot + count) * kv_heads) * context
+    at = first.repeat_interleave(heads // kv_heads)[:, None] + torch.arange(longest)
+    return Bags(at.flatten(), torch.arange(0, at.numel(), longest))
 
-    With 4 rows and more, MKL cuts a sum of more than 192 into parts that depend on how many there are, and so a
-    neighbour's length would show in the last bit. `step` is an argument because TorchScript, which compiles this too,
-    knows no constants.
+
+def weighted(weights: torch.Tensor, values: torch.Tensor, own: Bags) -> torch.Tensor:
+    """The sums of `values` `[slots, kv_heads, context, head_dim]` by `weights` `[n, rows, seen]`.
+
+    Gives `[n × rows, head_dim]`, a row for each of the bags. PyTorch has a kernel of FBGEMM's for this: each value is
+    read where it is, in order, so that nothing depends on a neighbour; with few rows a batched product takes twice as
+    long.
     """
-    if weights.shape[1] < 4 or weights.shape[2] <= step:
-        return torch.bmm(weights, values)
-    out = torch.bmm(weights[:, :, :step], values[:, :step])
-    for start in range(step, weights.shape[2], step):
-        end = start + step
-        out = torch.baddbmm(out, weights[:, :, start:end], values[:, start:end])
-    return out
+    rows = values.view(-1, values.shape[-1])
+    # A sum, without gradients: F.embedding_bag says the same, and takes as long again to say it.
+    return torch.embedding_bag(rows, own.at, own.starts, False, 0, False, weights.flatten())[0]
 
 
-def _weights(
+def weights_of(
     queries: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, scoring: Scoring, kv_heads: int
 ) -> torch.Tensor:
     """`queries` `[n, rows, head_dim]`, `keys` `[n, seen, head_dim]`, `mask` broadcast to `[n, rows, seen]`.
@@ -363,7 +410,3 @@ def _weights(
     sinks = scoring.sinks.to(scores.dtype).view(kv_heads, -1).repeat(scores.shape[0] // kv_heads, 1)
     sinks = sinks.repeat_interleave(scores.shape[1] // sinks.shape[1], 1)[..., None]
     return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
-
-
-def _additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))

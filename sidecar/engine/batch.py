@@ -6,6 +6,10 @@ from sidecar.engine.prefix_cache import Pair
 from sidecar.engine.sequence import Sequence
 
 
+class DeviceLostError(Exception):
+    """The GPU has failed this process, and whatever it would do there next fails too."""
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """`count` tokens of one sequence from position `start` on; `samples` if they give the next token.

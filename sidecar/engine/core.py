@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Final, Protocol
 
-from sidecar.engine.batch import Batch, Chunk, Load, Save
+from sidecar.engine.batch import Batch, Chunk, DeviceLostError, Load, Save
 from sidecar.engine.scheduler import Scheduler
 from sidecar.engine.sequence import Phase, Sequence
 from sidecar.wire.frames import Cancel, Command, Delta, Finish, Logprobs, Report, Shutdown, Step, Submit
@@ -168,6 +168,9 @@ class Core:
         """Run a batch; if that fails, each of its chunks alone, so that only the culprit is lost."""
         try:
             sampled = self._runner.run(batch)
+        except DeviceLostError as exc:
+            self._on_step_error(exc, len(batch.chunks))
+            raise EngineBrokenError("the GPU has failed") from exc
         except Exception as exc:  # noqa: BLE001  # whatever a model raises must not end its neighbours
             self._on_step_error(exc, len(batch.chunks))
         else:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import silu
 from typing_extensions import override
 
-from sidecar.engine.attention import Scoring, StepContext, attend_rows, weighted
+from sidecar.engine.attention import Bags, Scoring, StepContext, weighted
 from sidecar.engine.kernels import PLAIN, make_kernel, packed_bytes
 from sidecar.engine.linears import is_plain, joined
 from sidecar.engine.norms import NativeNorm
@@ -89,20 +89,20 @@ class Body(nn.Module):
         values: torch.Tensor,
         places: torch.Tensor,
         mask: torch.Tensor,
+        own: Bags,
         slot: int,
         longest: int,
     ) -> torch.Tensor:
         """A decode step of neighbouring slots from `slot` on, a token each, with nothing else in the batch.
 
-        `keys` and `values` are a layer's cache, `[slots, kv_heads, context, head_dim]`; `places` and `mask` as
+        `keys` and `values` are a layer's cache, `[slots, kv_heads, context, head_dim]`; `places`, `mask` and `own` as
         `attention` has them; the first `longest` keys are read.
         """
         count = x.shape[0]
         query = self._stored(x, turns, keys, values, places)
         seen = keys[slot : slot + count].flatten(0, 1)[:, :longest]
-        read = values[slot : slot + count].flatten(0, 1)[:, :longest]
-        attended = self._seen(query.reshape(count * self.kv_heads, -1, self.head_dim), seen, read, mask)
-        return self.finish(x, attended.view(count, -1))
+        weights = self._weights(query.reshape(count * self.kv_heads, -1, self.head_dim), seen, mask)
+        return self.finish(x, weighted(weights, values, own).view(count, -1))
 
     @torch.jit.export
     def guess(  # noqa: PLR0917  # as forward
@@ -113,6 +113,7 @@ class Body(nn.Module):
         values: torch.Tensor,
         places: torch.Tensor,
         mask: torch.Tensor,
+        own: Bags,
         slot: int,
         longest: int,
     ) -> torch.Tensor:
@@ -121,11 +122,11 @@ class Body(nn.Module):
         `mask` is `[T, longest]`.
         """
         query = self._stored(x, turns, keys, values, places)
-        seen, read = keys[slot, :, :longest], values[slot, :, :longest]
+        seen = keys[slot, :, :longest]
         attended: list[torch.Tensor] = []
         for token in range(x.shape[0]):
             one = query[token].reshape(self.kv_heads, -1, self.head_dim)
-            attended.append(self._seen(one, seen, read, mask[token]).view(1, -1))
+            attended.append(weighted(self._weights(one, seen, mask[token]), values, own).view(1, -1))
         return self.finish(x, torch.cat(attended))
 
     def _stored(
@@ -137,10 +138,9 @@ class Body(nn.Module):
         values.view(-1, self.head_dim).index_copy_(0, places, value.reshape(-1, self.head_dim))
         return query
 
-    def _seen(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Attention as two batched products, `[n, rows, head_dim]`, as `attention` has them."""
-        scores = torch.baddbmm(mask, query, keys.transpose(1, 2), alpha=self.scaling)
-        return weighted(scores.softmax(-1), values)
+    def _weights(self, query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """`[n, rows, seen]`, as `attention.weights_of` has it."""
+        return torch.baddbmm(mask, query, keys.transpose(1, 2), alpha=self.scaling).softmax(-1)
 
 
 class FusedLayer(nn.Module):
@@ -166,13 +166,15 @@ class FusedLayer(nn.Module):
             told = (x, turns, cached.keys, cached.values, context.places(cached.kv_heads))
             out: torch.Tensor
             if run is not None:
-                out = body(*told, run.mask(self._sight, cached.kv_heads, x.dtype), run.slot, run.longest)
+                mask = run.mask(self._sight, cached.kv_heads, x.dtype)
+                out = body(*told, mask, run.bags(cached, self._plain.heads), run.slot, run.longest)
             else:
-                out = body.guess(*told, guess.mask(self._sight, x.dtype), guess.slot, guess.longest)
+                mask = guess.mask(self._sight, x.dtype)
+                out = body.guess(*told, mask, guess.bags(cached, self._plain.heads), guess.slot, guess.longest)
             return out
         queries, keys, values = body.project(x, turns)
         scoring = Scoring(self._plain.scaling)
-        attended = attend_rows(context, self._layer_idx, queries, keys, values, scoring, self._sight)
+        attended = context.attend(self._layer_idx, queries, keys, values, scoring, self._sight)
         finished: torch.Tensor = body.finish(x, attended.view(x.shape[0], -1))
         return finished
 

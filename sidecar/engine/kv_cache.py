@@ -74,7 +74,8 @@ class LayerCache:
 
 class SlotCache:
     """All layers. Mutable: `layers` (made when a layer first sees a key), `_touched` (tokens of memory a slot has),
-    `_live` (the slots that hold a sequence), `_unclean` (those to be zeroed before they are written again).
+    `_live` (the slots that hold a sequence), `_unclean` (those to be zeroed before they are written again), `_capacity`
+    (how many tokens of memory all slots may have together).
     """
 
     def __init__(self, slots: int, context: int) -> None:
@@ -84,6 +85,7 @@ class SlotCache:
         self._touched = [0] * slots
         self._live: set[int] = set()
         self._unclean: set[int] = set()
+        self._capacity = slots * context
 
     @property
     def bytes_per_token(self) -> int:
@@ -123,12 +125,16 @@ class SlotCache:
         if clear:
             self._unclean.add(slot)
 
-    def touch(self, ends: dict[int, int], capacity_tokens: int) -> None:
+    def keep(self, tokens: int) -> None:
+        """Have room for so many tokens of all sequences together."""
+        self._capacity = tokens
+
+    def touch(self, ends: dict[int, int]) -> None:
         """Note that slots are about to hold tokens up to `ends`; free slots give back what is over the capacity."""
         self._clean()
         for slot, end in ends.items():
             self._hold(slot, end)
-        over = sum(self._touched) - capacity_tokens
+        over = sum(self._touched) - self._capacity
         if over > 0:
             self._trim(over)
 

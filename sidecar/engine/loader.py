@@ -12,13 +12,10 @@ from typing import Final
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from sidecar.engine import attention, linears, parity, precision, rotary, tiers, weights
+from sidecar.engine import linears, parity, precision, rotary, tiers, weights
 from sidecar.engine.config import EngineConfig
-from sidecar.engine.kv_cache import SlotCache
 from sidecar.engine.memory import available_bytes
 from sidecar.engine.model_runner import ModelRunner
-from sidecar.engine.packed import PackedForward
-from sidecar.engine.prefix_cache import BLOCK_TOKENS
 from sidecar.wire.frames import Ready
 
 # What a model without positions of its own may be asked for.
@@ -60,6 +57,11 @@ def load(config: EngineConfig) -> Loaded:
     """Raises ModelUnusableError."""
     seconds: dict[str, float] = {}
     folder = Path(config.model_path)
+    if config.device != "cpu" and not torch.cuda.is_available():
+        raise ModelUnusableError(
+            f"engine.device is {config.device}, but this PyTorch ({torch.__version__}) finds no GPU: take cpu, or look "
+            "whether nvidia-smi lists one and PyTorch is a CUDA build (TOLLHOUSE_TORCH=cuda)"
+        )
     try:
         plan = precision.plan(config.precision, weights.look(config.device), weights.method(folder))
     except precision.PrecisionError as exc:
@@ -73,10 +75,9 @@ def load(config: EngineConfig) -> Loaded:
         tier, weights_bytes, worst = _proven(source, context, wanted)
     except tiers.NoTierError as exc:
         raise ModelUnusableError(f"{folder}: this model gives wrong answers on every tier: {exc}") from exc
-    capacity = config.kv_tokens or int(available_bytes() * KV_MEMORY_SHARE) // tier.forward.bytes_per_token
-    capacity = min(capacity, config.max_sequences * context)
-    if isinstance(tier.forward, PackedForward):
-        tier.forward.capacity_tokens = capacity
+    room = int(available_bytes(config.device) * KV_MEMORY_SHARE) // tier.forward.bytes_per_token
+    capacity = min(config.kv_tokens or room, config.max_sequences * context)
+    tier.forward.keep(capacity)
     return Loaded(
         runner=ModelRunner(tier.forward),
         tier=tier,
@@ -137,12 +138,11 @@ def _proven(source: _Source, context: int, wanted: list[parity.Reference]) -> tu
     """
     config, plan, seconds = source.config, source.plan, source.seconds
 
-    def cache() -> SlotCache:
-        return SlotCache(config.max_sequences, attention.rounded(context, BLOCK_TOKENS))
-
     def choose(fastest: str) -> tiers.Tier:
+        tolerance = parity.TOLERANCES[plan.rounding]
+        ways = tiers.ways(config.max_sequences, context, fastest, config.device, tolerance)
         with _timed(seconds, "parity"):
-            return tiers.choose(source.take, cache, wanted, fastest, tolerance=parity.TOLERANCES[plan.rounding])
+            return tiers.choose(source.take, ways, wanted, tolerance=tolerance)
 
     tier = choose(config.tier)
     try:

@@ -9,7 +9,17 @@ _CGROUP: Final = Path("/sys/fs/cgroup")
 _ASSUMED_BYTES: Final = 8 << 30
 
 
-def available_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int:
+def available_bytes(device: str = "cpu") -> int:
+    """What a device has free."""
+    if device == "cpu":
+        return free_bytes()
+    import torch  # noqa: PLC0415  # only where there is a GPU to ask
+
+    free: int = torch.cuda.mem_get_info()[0]
+    return free
+
+
+def free_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int:
     """Linux's MemAvailable, capped by what the control group (version 2) has left."""
     if not meminfo.is_file():
         return _ASSUMED_BYTES

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from sidecar.engine.batch import Batch, Chunk, Load, Save
+from sidecar.engine.batch import Batch, Chunk, DeviceLostError, Load, Save
 from sidecar.engine.prefix_cache import BLOCK_TOKENS, Pair, PrefixCache
 from sidecar.engine.sampler import Picked, Row, sample, score
 from sidecar.wire.frames import Logprobs
@@ -57,6 +57,9 @@ class Forward(Protocol):
         A chunk that starts at 0 finds nothing kept of its slot.
         """
 
+    def keep(self, tokens: int) -> None:
+        """From here on all sequences together hold up to so many tokens; none holds any now."""
+
     def release(self, slot: int, *, spoiled: bool = False) -> None:
         """What is kept of a slot's sequence is not needed any more. `spoiled`: it holds numbers that are none."""
 
@@ -97,9 +100,12 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Sampled:
-        """One step."""
+        """One step. Raises DeviceLostError, and what the model raises."""
         started = time.perf_counter()
-        logits = self.forward.logits(batch)
+        try:
+            logits = self.forward.logits(batch)
+        except torch.AcceleratorError as exc:
+            raise DeviceLostError(str(exc)) from exc
         forward_s = time.perf_counter() - started
         outcomes = tuple(_outcomes(batch, logits))
         for outcome in outcomes:

@@ -69,7 +69,7 @@ def prompts(folder: Path, vocabulary: int) -> list[tuple[int, ...]]:
 
 
 def _generate(model: PreTrainedModel, prompt: tuple[int, ...]) -> Reference:
-    ids = torch.tensor([prompt])
+    ids = torch.tensor([prompt], device=model.device)
     out = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),

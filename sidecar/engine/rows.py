@@ -53,11 +53,11 @@ class RowsForward(SequentialForward):
         if not chunks:
             return []
         joined = self._join(chunks)
-        past = torch.tensor(joined.lengths)[:, None]
+        past = self._tensor([joined.lengths]).t()
         mask = None
         if joined.padded:
-            mask = (torch.arange(joined.longest + 1)[None] >= joined.longest - past).long()
-        tokens = torch.tensor([chunk.tokens for chunk in chunks])
+            mask = (torch.arange(joined.longest + 1, device=past.device)[None] >= joined.longest - past).long()
+        tokens = self._tensor([chunk.tokens for chunk in chunks])
         logits = self._forward(tokens, joined.cache, mask, past, 1)[:, -1].float()
         joined.lengths = [length + 1 for length in joined.lengths]
         return [logits]

@@ -53,6 +53,9 @@ class SequentialForward:
     def store(self) -> None:
         """A state cannot be cut into blocks."""
 
+    def keep(self, tokens: int) -> None:
+        """Each sequence takes memory as it grows."""
+
     def release(self, slot: int, *, spoiled: bool = False) -> None:  # noqa: ARG002  # spoiled or not, it goes
         self._rows.pop(slot, None)
 
@@ -73,9 +76,9 @@ class SequentialForward:
     def _alone(self, chunk: Chunk) -> torch.Tensor:
         """Logits, `[chunk.logit_rows, vocabulary]`."""
         if not self._cached:
-            return self._call(torch.tensor([chunk.sequence.tokens[: chunk.end]]), None, 0, chunk.logit_rows)[0]
+            return self._call(self._tensor([chunk.sequence.tokens[: chunk.end]]), None, 0, chunk.logit_rows)[0]
         row = self._row(chunk)
-        logits = self._call(torch.tensor([chunk.tokens]), row.cache, row.computed, chunk.logit_rows)
+        logits = self._call(self._tensor([chunk.tokens]), row.cache, row.computed, chunk.logit_rows)
         row.computed = chunk.end
         self._bytes_per_token = self._bytes_per_token or _bytes_per_token(row)
         return logits[0]
@@ -87,7 +90,7 @@ class SequentialForward:
         if row is None or row.computed != chunk.start:
             row = self._rows[slot] = Row(_new_cache(self._model))
             if chunk.start:
-                self._call(torch.tensor([chunk.sequence.tokens[: chunk.start]]), row.cache, 0, 0)
+                self._call(self._tensor([chunk.sequence.tokens[: chunk.start]]), row.cache, 0, 0)
                 row.computed = chunk.start
         return row
 
@@ -106,12 +109,17 @@ class SequentialForward:
         if cache is not None:
             told[self._cache_name] = cache
         if self._takes_positions:
-            told["position_ids"] = (torch.arange(tokens.shape[1])[None] + past).expand(tokens.shape)
+            told["position_ids"] = (torch.arange(tokens.shape[1], device=tokens.device)[None] + past).expand(
+                tokens.shape
+            )
         if self._keeps:
             # 0 would keep all of them.
             told["logits_to_keep"] = max(1, keep)
         logits: torch.Tensor = self._model(**told).logits
         return logits
+
+    def _tensor(self, numbers: list[list[int]]) -> torch.Tensor:
+        return torch.tensor(numbers, device=self._model.device)
 
 
 def _new_cache(model: PreTrainedModel) -> Any:

@@ -41,6 +41,11 @@ class Sight:
 FULL: Final = Sight()
 
 
+def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask to add to scores: 0 where a key is seen and -inf where not."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+
+
 @dataclass(frozen=True, slots=True)
 class Mask:
     """In the place of a mask: `function(batch, head, query, key)` says whether a query sees a key, by their positions.
@@ -61,7 +66,7 @@ def learn(model: PreTrainedModel, tokens: int) -> dict[torch.nn.Module, Sight]:
     AttentionMaskInterface.register(_NAME, _mask)
     before = model.config._attn_implementation  # noqa: SLF001  # no public name
     model.set_attn_implementation(_NAME)
-    two = torch.arange(2)[None]
+    two = torch.arange(2, device=model.device)[None]
     try:
         with torch.inference_mode():
             model(input_ids=two, position_ids=two, use_cache=False)

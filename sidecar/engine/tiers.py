@@ -7,19 +7,24 @@
 | sequential | the model's own | every sequence alone |
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from functools import partial
+from typing import Final
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from sidecar.engine import attention, parity
 from sidecar.engine.fused_model import FusedModel, fuse
+from sidecar.engine.graphs import CudaRecorder, GraphedNetwork, Recorder
 from sidecar.engine.kv_cache import SlotCache
 from sidecar.engine.model_runner import Forward
 from sidecar.engine.norms import use_native_norms
 from sidecar.engine.packed import PackedForward, StockNetwork
+from sidecar.engine.paged_attention import FLASH_BLOCK_TOKENS, PagedContext, PagedKernel, flash_kernel
+from sidecar.engine.paged_cache import PagedCache
+from sidecar.engine.prefix_cache import BLOCK_TOKENS
 from sidecar.engine.rows import RowsForward
 from sidecar.engine.sequential import SequentialForward
 
@@ -57,78 +62,121 @@ class Built:
     changed: bool = False
 
 
-class Build(Protocol):
-    """Makes a tier of a stock model. Raises UnsupportedAttentionError before it changes anything."""
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a model may be run: a tier, what is special about it, and what makes it of a stock model.
 
-    def __call__(self, model: PreTrainedModel, cache: SlotCache) -> Built: ...
+    `build` raises UnsupportedAttentionError before it changes anything. `refines`: if the way before was the stock
+    model's layers already, this one is no other.
+    """
+
+    tier: str
+    how: str
+    build: Callable[[PreTrainedModel], Built]
+    refines: bool = False
 
 
 def choose(
     read: Callable[[], PreTrainedModel],
-    cache: Callable[[], SlotCache],
+    ways: Iterable[Way],
     wanted: list[parity.Reference],
-    fastest: str = "auto",
     *,
     tolerance: float = parity.TOLERANCE,
 ) -> Tier:
-    """The fastest tier, from `fastest` on, that gives what is wanted. Raises NoTierError.
+    """The first of the ways that gives what is wanted. Raises NoTierError.
 
     `read` gives the stock model, and keeps no hold of it: one that a tier has changed is let go before the next comes.
     """
     steps_down: list[str] = []
     stock: PreTrainedModel | None = None
     fused = False
-    for name, way, build in _ways(fastest):
-        if build is _packed and not fused:
-            # What failed was the model with its own layers already.
+    for way in ways:
+        if way.refines and not fused:
             continue
         stock = stock or read()
         built: Built | None = None
         try:
-            built = build(stock, cache())
+            built = way.build(stock)
             fused = isinstance(built.network, FusedModel)
             worst = parity.check(built.forward, wanted, tolerance, chunks=built.chunks)
         except Exception as exc:  # noqa: BLE001  # a model's code may raise anything; the next way may be right
-            steps_down.append(f"{name} with {way}: {type(exc).__name__}: {exc}")
+            steps_down.append(f"{way.tier} with {way.how}: {type(exc).__name__}: {exc}")
         else:
-            return Tier(name, built.forward, built.network, worst, fused, built.chunks, tuple(steps_down))
+            return Tier(way.tier, built.forward, built.network, worst, fused, built.chunks, tuple(steps_down))
         if built is not None and built.changed:
             stock = None
     raise NoTierError("; ".join(steps_down))
 
 
-def _ways(fastest: str) -> Iterator[tuple[str, str, Build]]:
-    """All ways in order of speed, from a tier on."""
-    ways: tuple[tuple[str, str, Build], ...] = (
-        ("packed", "our attention", _fused),
-        ("packed", "the model's own layers", _packed),
-        ("rows", "prompts in chunks", lambda model, _: Built(RowsForward(model), model)),
-        ("rows", "whole prompts", lambda model, _: Built(RowsForward(model, chunks=False), model, chunks=False)),
-        ("sequential", "prompts in chunks", lambda model, _: Built(SequentialForward(model), model)),
-        (
+def ways(slots: int, context: int, fastest: str = "auto", device: str = "cpu", tolerance: float = 0.0) -> list[Way]:
+    """All ways in order of speed, from a tier on, for `slots` sequences of up to `context` tokens.
+
+    `tolerance` is for what runs on a GPU as a graph: how much a log-probability may differ from that without.
+    """
+    packed = ways_over_slots(slots, context)
+    if device != "cpu":
+        packed = ways_over_blocks(
+            slots, context, device, kernel=flash_kernel(), recorder=CudaRecorder(), tolerance=tolerance
+        )
+    found = [
+        *packed,
+        Way("rows", "prompts in chunks", lambda model: Built(RowsForward(model), model)),
+        Way("rows", "whole prompts", lambda model: Built(RowsForward(model, chunks=False), model, chunks=False)),
+        Way("sequential", "prompts in chunks", lambda model: Built(SequentialForward(model), model)),
+        Way(
             "sequential",
             "whole prompts",
-            lambda model, _: Built(SequentialForward(model, chunks=False), model, chunks=False),
+            lambda model: Built(SequentialForward(model, chunks=False), model, chunks=False),
         ),
-        (
+        Way(
             "sequential",
             "no cache",
-            lambda model, _: Built(SequentialForward(model, chunks=False, cached=False), model, chunks=False),
+            lambda model: Built(SequentialForward(model, chunks=False, cached=False), model, chunks=False),
         ),
-    )
+    ]
     first = 0 if fastest == "auto" else NAMES.index(fastest)
-    return (way for way in ways if NAMES.index(way[0]) >= first)
+    return [way for way in found if NAMES.index(way.tier) >= first]
 
 
-def _fused(model: PreTrainedModel, cache: SlotCache) -> Built:
-    """Our attention and, where the model looks as expected, our layers."""
-    return _packed(model, cache, fuses=True)
+def ways_over_slots(slots: int, context: int) -> list[Way]:
+    """For a CPU: our attention and, where the model looks as expected, our layers."""
+
+    def build(model: PreTrainedModel, *, fuses: bool) -> Built:
+        cache = SlotCache(slots, attention.rounded(context, BLOCK_TOKENS))
+        told = attention.StepContext(cache)
+        attention.install(model, told, context)
+        use_native_norms(model)
+        network = (fuse(model, told) if fuses else None) or StockNetwork(model)
+        return Built(PackedForward(network, told, cache), network, changed=True)
+
+    return [
+        Way("packed", "our attention", partial(build, fuses=True)),
+        Way("packed", "the model's own layers", partial(build, fuses=False), refines=True),
+    ]
 
 
-def _packed(model: PreTrainedModel, cache: SlotCache, *, fuses: bool = False) -> Built:
-    """Our attention, in the model's own layers unless it `fuses`."""
-    context = attention.StepContext(cache)
-    attention.install(model, context)
-    use_native_norms(model)
-    network = (fuse(model, context) if fuses else None) or StockNetwork(model)
-    return Built(PackedForward(network, context), network, changed=True)
+def ways_over_blocks(
+    slots: int,
+    context: int,
+    device: str,
+    *,
+    kernel: PagedKernel | None,
+    recorder: Recorder | None,
+    tolerance: float,
+) -> list[Way]:
+    """For a GPU: attention over paged blocks, by flash-attention's `kernel` if there is one, and decodes as graphs."""
+
+    def build(model: PreTrainedModel, kernel: PagedKernel | None) -> Built:
+        cache = PagedCache(slots, context, device, BLOCK_TOKENS if kernel is None else FLASH_BLOCK_TOKENS)
+        told = PagedContext(cache, kernel)
+        attention.install(model, told, context)
+        use_native_norms(model)
+        network: nn.Module = StockNetwork(model)
+        if recorder is not None:
+            network = GraphedNetwork(network, told, recorder, tolerance)
+        return Built(PackedForward(network, told, cache, cache.device), network, changed=True)
+
+    made = [Way("packed", "paged blocks", partial(build, kernel=None))]
+    if kernel is not None:
+        made.insert(0, Way("packed", "flash-attention over paged blocks", partial(build, kernel=kernel)))
+    return made

@@ -1,16 +1,28 @@
 """Runs sequences through a loaded engine, step by step, as the core does it; and through `generate`, to compare."""
 
+from typing import Protocol
+
 import torch
 from transformers import PreTrainedModel
 
-from sidecar.engine.loader import Loaded
+from sidecar.engine.model_runner import ModelRunner
 from sidecar.engine.prefix_cache import PrefixCache
 from sidecar.engine.scheduler import Scheduler
 from sidecar.engine.sequence import Phase, Sequence
 from sidecar.engine.slot_pool import SlotPool
+from sidecar.engine.tiers import Tier
 from sidecar.wire.frames import Finish, Logprobs, Sampling, Submit
 
 NEW_TOKENS = 12
+
+
+class Loaded(Protocol):
+    """A model ready to run; see `loader.Loaded`."""
+
+    @property
+    def runner(self) -> ModelRunner: ...
+    @property
+    def tier(self) -> Tier: ...
 
 
 class Bench:

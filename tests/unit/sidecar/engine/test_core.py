@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.engine.batch import Batch, Chunk, Load, Save
+from sidecar.engine.batch import Batch, Chunk, DeviceLostError, Load, Save
 from sidecar.engine.core import MOST_FAILED_STEPS, Core, EngineBrokenError
 from sidecar.engine.prefix_cache import PrefixCache
 from sidecar.engine.scheduler import Scheduler
@@ -41,6 +41,7 @@ class FakeRunner:
     broken: bool = False
     copies: list[Load | Save] = field(default_factory=list)
     copy_error: Exception | None = None
+    device_lost: bool = False
 
     def copy(self, copies: tuple[Load | Save, ...]) -> None:
         if self.copy_error is not None:
@@ -48,6 +49,8 @@ class FakeRunner:
         self.copies += copies
 
     def run(self, batch: Batch) -> Sampled:
+        if self.device_lost:
+            raise DeviceLostError("CUDA error: an illegal memory access was encountered")
         if self.broken or any(chunk.sequence.tokens[0] == 666 for chunk in batch.chunks):
             raise RuntimeError("the model fell over")
         return Sampled(tuple(self._outcome(chunk) for chunk in batch.chunks))
@@ -208,6 +211,17 @@ def test_a_model_that_fails_step_after_step_ends_the_engine(slots: SlotWriter) -
         core.run()
     # The last one too is told why: who only loses its engine tries the same again.
     assert [channel.deltas(str(n))[-1].finish for n in range(MOST_FAILED_STEPS)] == [Finish.ERROR] * MOST_FAILED_STEPS
+
+
+def test_a_lost_gpu_ends_the_engine_at_once_and_no_sequence_is_blamed(slots: SlotWriter) -> None:
+    channel = FakeChannel([[submit("a"), submit("b")], []])
+    told: list[int] = []
+    scheduler = Scheduler(SlotPool(4, 100), 16)
+    core = Core(FakeRunner(device_lost=True), scheduler, slots, channel, lambda _, sequences: told.append(sequences))
+    with pytest.raises(EngineBrokenError, match="the GPU has failed"):
+        core.run()
+    assert told == [2]
+    assert channel.deltas("a") == channel.deltas("b") == []
 
 
 def test_a_shutdown_cancels_what_runs(slots: SlotWriter, usage: Callable[[str], RequestUsage | None]) -> None:

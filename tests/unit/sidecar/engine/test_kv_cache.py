@@ -37,11 +37,12 @@ def test_free_slots_give_memory_back_and_live_ones_keep_theirs() -> None:
     layer = cache.layer(0, SHAPE, SHAPE)
     assert cache.layer(0, SHAPE, SHAPE) is layer
     layer.keys[:2] = 1.0
-    cache.touch({0: 65536, 1: 65536}, capacity_tokens=1 << 20)
+    cache.touch({0: 65536, 1: 65536})
     full = resident_bytes()
     cache.release(0, clear=False)
     # Slot 1 has no part in this step, and keeps what it has.
-    cache.touch({2: 10}, capacity_tokens=70000)
+    cache.keep(70000)
+    cache.touch({2: 10})
     assert full - resident_bytes() > 20 << 20
     assert layer.keys[1].min() == 1.0
     assert layer.keys[0].max() == 0.0
@@ -51,8 +52,8 @@ def test_nothing_is_given_back_below_the_capacity() -> None:
     cache = SlotCache(2, 1024)
     layer = cache.layer(0, SHAPE, SHAPE)
     layer.keys[0] = 1.0
-    cache.touch({0: 1024}, capacity_tokens=2048)
-    cache.touch({1: 1024}, capacity_tokens=2048)
+    cache.touch({0: 1024})
+    cache.touch({1: 1024})
     assert layer.keys[0].min() == 1.0
 
 
@@ -85,8 +86,9 @@ def test_a_slot_that_was_loaded_counts_as_written_and_is_not_given_back() -> Non
     layer.keys[0] = 1.0
     cache.save(0, tuple(Pair(n, n) for n in range(1024)))
     cache.load(1, tuple(Pair(n, n) for n in range(1024)))
-    cache.touch({0: 65536}, capacity_tokens=65536)
+    cache.keep(65536)
+    cache.touch({0: 65536})
     assert layer.keys[1].min() == 1.0
     cache.release(1, clear=False)
-    cache.touch({0: 65536}, capacity_tokens=65536)
+    cache.touch({0: 65536})
     assert layer.keys[1].max() == 0.0

@@ -19,7 +19,8 @@ from transformers import (
 )
 from transformers.models.llama import modeling_llama
 
-from sidecar.engine import attention, fused_layer, loader, parity
+from sidecar.engine import loader, parity
+from sidecar.engine.attention import StepContext
 from sidecar.engine.config import EngineConfig
 from sidecar.engine.loader import ModelUnusableError, fingerprint
 from sidecar.engine.norms import use_native_norms
@@ -73,14 +74,13 @@ def test_int8_does_not_depend_on_the_batch(engine_config: Callable[..., EngineCo
 
 def wrong_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plant a mistake in our attention: five per cent too much."""
-    attend_rows = attention.attend_rows
+    attend = StepContext.attend
 
     def wrong(*args: Any) -> torch.Tensor:
         *before, scoring, sight = args
-        return attend_rows(*before, replace(scoring, scale=scoring.scale * 1.05), sight)
+        return attend(*before, replace(scoring, scale=scoring.scale * 1.05), sight)
 
-    monkeypatch.setattr(attention, "attend_rows", wrong)
-    monkeypatch.setattr(fused_layer, "attend_rows", wrong)
+    monkeypatch.setattr(StepContext, "attend", wrong)
 
 
 def test_a_wrong_attention_steps_down_and_the_answers_stay_right(
@@ -207,3 +207,8 @@ def test_a_fingerprint_tells_weights_and_precision(tiny_folder: Path, tmp_path: 
     weights.write_bytes(data)
     assert fingerprint(copy, "fp32", "packed") != fingerprint(tiny_folder, "fp32", "packed")
     assert json.loads((copy / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_a_gpu_that_is_not_there_is_refused(engine_config: Callable[..., EngineConfig]) -> None:
+    with pytest.raises(ModelUnusableError, match="finds no GPU: take cpu"):
+        loader.load(engine_config(device="cuda"))

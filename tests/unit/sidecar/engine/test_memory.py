@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sidecar.engine.memory import available_bytes
+from sidecar.engine.memory import free_bytes
 
 
 def files(folder: Path, limit: str | None) -> tuple[Path, Path]:
@@ -15,14 +15,14 @@ def files(folder: Path, limit: str | None) -> tuple[Path, Path]:
 
 
 def test_a_machine_has_what_the_kernel_calls_available(tmp_path: Path) -> None:
-    assert available_bytes(*files(tmp_path, None)) == 8000000 * 1024
-    assert available_bytes(*files(tmp_path, "max\n")) == 8000000 * 1024
+    assert free_bytes(*files(tmp_path, None)) == 8000000 * 1024
+    assert free_bytes(*files(tmp_path, "max\n")) == 8000000 * 1024
 
 
 def test_a_container_has_what_its_limit_leaves(tmp_path: Path) -> None:
-    assert available_bytes(*files(tmp_path, "5000\n")) == 4000
-    assert available_bytes(*files(tmp_path, "500\n")) == 0
+    assert free_bytes(*files(tmp_path, "5000\n")) == 4000
+    assert free_bytes(*files(tmp_path, "500\n")) == 0
 
 
 def test_without_the_kernels_file_a_fixed_amount_is_assumed(tmp_path: Path) -> None:
-    assert available_bytes(tmp_path / "absent", tmp_path) == 8 << 30
+    assert free_bytes(tmp_path / "absent", tmp_path) == 8 << 30

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from sidecar.engine import attention
-from sidecar.engine.batch import Batch, Chunk, Save
+from sidecar.engine.batch import Batch, Chunk, DeviceLostError, Save
 from sidecar.engine.kv_cache import SlotCache
 from sidecar.engine.model_runner import BlockStore, ModelRunner
 from sidecar.engine.packed import PackedForward, StockNetwork
@@ -24,9 +25,10 @@ class Engine:
     """A runner and a scheduler without the process around them. Mutable: both, `arrivals` and `cached`."""
 
     def __init__(self, model: PreTrainedModel, *, slots: int, capacity: int, prefix_tokens: int) -> None:
-        context = attention.StepContext(SlotCache(slots, CONTEXT))
-        attention.install(model, context)
-        self.runner = ModelRunner(PackedForward(StockNetwork(model), context))
+        cache = SlotCache(slots, CONTEXT)
+        context = attention.StepContext(cache)
+        attention.install(model, context, CONTEXT)
+        self.runner = ModelRunner(PackedForward(StockNetwork(model), context, cache))
         warm = Sequence(Submit("warm", 0, [1, 2], 1, Sampling(), []), 0, record=0, slot=0)
         self.runner.run(Batch((), (Chunk(warm, 0, 2),)))
         pool = SlotPool(slots, capacity, self.runner.forward.release)
@@ -122,6 +124,9 @@ class Storeless:
     def logits(self, batch: Batch) -> torch.Tensor:
         raise NotImplementedError
 
+    def keep(self, tokens: int) -> None:
+        raise NotImplementedError
+
     def release(self, slot: int, *, spoiled: bool = False) -> None:
         raise NotImplementedError
 
@@ -131,3 +136,16 @@ def test_a_tier_without_a_store_has_no_prefix_cache() -> None:
     assert runner.keep_prefixes(1 << 20) is None
     with pytest.raises(RuntimeError):
         runner.copy((Save(0, (Pair(0, 0),)),))
+
+
+class Lost(Storeless):
+    """On a GPU that has failed."""
+
+    @override
+    def logits(self, batch: Batch) -> torch.Tensor:
+        raise torch.AcceleratorError(f"CUDA error, with {len(batch.chunks)} chunks")
+
+
+def test_what_a_gpu_raises_is_no_fault_of_a_request() -> None:
+    with pytest.raises(DeviceLostError, match="CUDA error, with 0 chunks"):
+        ModelRunner(Lost()).run(Batch((), ()))

@@ -27,9 +27,15 @@ def forward(tiny_model: PreTrainedModel) -> PackedForward:
     embedding = model.model.embed_tokens.weight
     model.lm_head.weight = torch.nn.Parameter(embedding.clone(), requires_grad=False)
     embedding[POISON] = torch.nan
-    context = StepContext(SlotCache(2, 256))
-    install(tiny_model, context)
-    return PackedForward(StockNetwork(tiny_model), context)
+    cache = SlotCache(2, 256)
+    context = StepContext(cache)
+    install(tiny_model, context, cache.context)
+    return PackedForward(StockNetwork(tiny_model), context, cache)
+
+
+def cache_of(forward: PackedForward) -> SlotCache:
+    assert isinstance(forward.store, SlotCache)
+    return forward.store
 
 
 def beside_a_longer_neighbour(forward: PackedForward) -> torch.Tensor:
@@ -79,7 +85,7 @@ def test_what_a_forward_left_half_done_is_gone(forward: PackedForward, monkeypat
 
 def test_only_a_prompt_that_was_given_up_costs_a_clearing(forward: PackedForward) -> None:
     def written(slot: int, place: int) -> bool:
-        return bool(forward.store.layers[0].keys[slot, :, place].any())
+        return bool(cache_of(forward).layers[0].keys[slot, :, place].any())
 
     tokens = list(range(3, 12))
     for start, end in ((0, 5), (5, 9)):
