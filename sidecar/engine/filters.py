@@ -8,7 +8,6 @@ No sum runs over a whole row at once: PyTorch cuts such a sum between threads if
 an answer would depend on the row's neighbours.
 """
 
-import enum
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ import torch
 
 from sidecar.wire.frames import Sampling
 
-# How many of the heaviest tokens are looked at first.
+# How many of the heaviest tokens are looked at first; more, up to the second number, where top_k says so.
 _CANDIDATES: Final = 64
+_MOST_CANDIDATES: Final = 1024
 _BLOCK: Final = 64
 _SUM_BLOCK: Final = 256
 # Rows that are worked on together on a CPU: their weights stay in its cache.
@@ -29,6 +29,9 @@ _GROUP: Final = 16
 _LARGEST_DRAW: Final = 1 - 2**-52
 # The smallest temperature that a quotient by it can be told from one by zero.
 _COLDEST: Final = 1e-30
+# Instead of a number of candidates.
+_ALL: Final = 0
+_TOO_MANY: Final = -1
 _LN_2: Final = log(2)
 
 
@@ -135,44 +138,44 @@ def _draw(logits: torch.Tensor, samplings: Rows[Sampling], draws: Rows[float]) -
         for at, token in zip(rows, found[:, 0].tolist(), strict=True):
             tokens[at] = token
 
-    ways = [_way(sampling) for sampling in samplings]
-    narrow = [at for at, way in enumerate(ways) if way is _Way.NARROW]
-    wide = [at for at, way in enumerate(ways) if way is _Way.WIDE]
-    if narrow:
+    ways: dict[int, list[int]] = {}
+    for at, sampling in enumerate(samplings):
+        ways.setdefault(_candidates(sampling), []).append(at)
+    unfiltered, wide = ways.pop(_ALL, []), ways.pop(_TOO_MANY, [])
+    for count, narrow in ways.items():
         shares = [n for n, at in enumerate(narrow) if samplings[at].top_p < 1 and not samplings[at].top_k]
-        found, is_short = _among_heaviest(select(logits, narrow), wishes.only(narrow), shares)
+        found, is_short = _among_heaviest(select(logits, narrow), wishes.only(narrow), shares, count)
         give(narrow, found)
-        wide = sorted([*wide, *(at for at, more in zip(narrow, is_short[:, 0].tolist(), strict=True) if more)])
+        wide += [at for at, more in zip(narrow, is_short[:, 0].tolist(), strict=True) if more]
     if wide:
+        wide.sort()
         own = wishes.only(wide)
         give(wide, _by_weight(_filtered(_all_weights(select(logits, wide), own), own), own.draws))
-    unfiltered = [at for at, way in enumerate(ways) if way is _Way.UNFILTERED]
     if unfiltered:
         own = wishes.only(unfiltered)
         give(unfiltered, _by_weight(_all_weights(select(logits, unfiltered), own), own.draws))
     return tokens
 
 
-class _Way(enum.Enum):
-    UNFILTERED = enum.auto()
-    NARROW = enum.auto()
-    WIDE = enum.auto()
-
-
-def _way(sampling: Sampling) -> _Way:
+def _candidates(sampling: Sampling) -> int:
+    """How many of the heaviest tokens tell what is drawn, as a rule; _ALL, or _TOO_MANY."""
     if sampling.top_p >= 1 and sampling.top_k == 0 and sampling.min_p == 0:
-        return _Way.UNFILTERED
-    # top_p is a share of what top_k leaves, which the first candidates do not tell then.
-    return _Way.WIDE if sampling.top_p < 1 and sampling.top_k > _CANDIDATES else _Way.NARROW
+        return _ALL
+    if sampling.top_p >= 1 or sampling.top_k <= _CANDIDATES:
+        return _CANDIDATES
+    # top_p is a share of what top_k leaves: fewer candidates do not tell that. Few sizes, so that rows share a call.
+    return 1 << (sampling.top_k - 1).bit_length() if sampling.top_k <= _MOST_CANDIDATES else _TOO_MANY
 
 
-def _among_heaviest(logits: torch.Tensor, wishes: _Wishes, shares: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def _among_heaviest(
+    logits: torch.Tensor, wishes: _Wishes, shares: list[int], candidates: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A token of each row from its heaviest, `[rows, 1]`, and whether its filters may let through more than those.
 
     Of the rows in `shares`, top_p is a share of the whole vocabulary.
     """
     vocabulary = logits.shape[1]
-    count = min(_CANDIDATES, vocabulary)
+    count = min(candidates, vocabulary)
     values, ids = top(logits, count)
     weights = _scaled(values - values[:, :1], wishes.temperatures).double()
     sums = weights.cumsum(-1)

@@ -120,8 +120,9 @@ async def weights(session: aiohttp.ClientSession, prompts: Prompts, rounds: int)
             for name, all_ in timed.items()
             for one in (all_[at],)
         ]
-        # Both have some waiting until the first one's last has begun.
-        await until(lambda: any(all(one.pieces_s for one in all_) for all_ in timed.values()))  # noqa: B023  # not kept
+        # Both have some waiting: who has none leaves all places to the other, from the same step on.
+        begun = QUEUED - PLACES
+        await until(lambda: any(sum(bool(one.pieces_s) for one in all_) >= begun for all_ in timed.values()))  # noqa: B023  # not kept
         until_s = time.perf_counter()
         # The prompt's tokens count once each, the answer's twice, as the scheduler has it.
         served = {
