@@ -26,7 +26,7 @@ from proxy.record import Ended, Record
 from proxy.settings import Limits, Timeouts
 from proxy.upstream import Upstreams
 from sidecar.wire.errors import ApiError
-from sidecar.wire.internal import ModelState
+from sidecar.wire.listing import entries, entry
 
 MODELS: Final = "/v1/models"
 MODEL: Final = "/v1/models/{id}"
@@ -40,28 +40,6 @@ METHODS: Final = {
 MAX_CLIENT_REQUEST_ID: Final = 512
 # After the drain, an exchange that is told to end still stops its sidecar and settles.
 ENDING_S: Final = 10.0
-
-
-class _Details(msgspec.Struct, frozen=True):
-    precision: str
-    tier: str
-    capabilities: list[str]
-
-
-class _Model(msgspec.Struct, frozen=True):
-    """OpenAI's model object, with what we say beside it (WIRE, "Our own additions")."""
-
-    id: str
-    created: int
-    max_model_len: int
-    tollhouse: _Details
-    object: str = "model"
-    owned_by: str = "tollhouse"
-
-
-class _Models(msgspec.Struct, frozen=True):
-    data: list[_Model]
-    object: str = "list"
 
 
 class Front:
@@ -173,7 +151,7 @@ class Front:
         """Raises ApiError 503 as long as no sidecar has said what it serves."""
         self._upstreams.check_told()
         allowed = [model for model in self._upstreams.served() if self._allows(principal, model.id)]
-        return msgspec.json.encode(_Models([_entry(model) for model in allowed]))
+        return msgspec.json.encode(entries(allowed))
 
     def _one(self, path: str) -> Callable[[Principal], bytes]:
         name = unquote(path.removeprefix(f"{MODELS}/"))
@@ -184,7 +162,7 @@ class Front:
             model = self._upstreams.find(name)
             if model is None or not self._allows(principal, name):
                 raise model_not_found(name)
-            return msgspec.json.encode(_entry(model))
+            return msgspec.json.encode(entry(model))
 
         return page
 
@@ -218,8 +196,3 @@ def _client_request_id(given: str | None) -> str | None:
     """The client's own id of a request (WIRE 1.1): ASCII of 512 characters at most, or none of our business."""
     fits = given is not None and given.isascii() and given.isprintable() and len(given) <= MAX_CLIENT_REQUEST_ID
     return given if fits else None
-
-
-def _entry(model: ModelState) -> _Model:
-    details = _Details(model.precision, model.tier, model.capabilities)
-    return _Model(model.id, model.created, model.max_context, details)

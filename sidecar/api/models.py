@@ -6,32 +6,7 @@ from aiohttp import web
 from sidecar.api.front import LOADING, Front, not_ready
 from sidecar.protocol.plan import model_not_found
 from sidecar.wire.internal import ModelState
-
-
-class Details(msgspec.Struct, frozen=True):
-    """What Tollhouse tells of a model beyond OpenAI's fields."""
-
-    precision: str
-    tier: str
-    capabilities: list[str]
-
-
-class Model(msgspec.Struct, frozen=True):
-    """OpenAI's model object, with the context window as others name it."""
-
-    id: str
-    created: int
-    max_model_len: int
-    tollhouse: Details
-    object: str = "model"
-    owned_by: str = "tollhouse"
-
-
-class ModelList(msgspec.Struct, frozen=True):
-    """OpenAI's list of models; it has no pages."""
-
-    data: list[Model]
-    object: str = "list"
+from sidecar.wire.listing import entries, entry
 
 
 class Models:
@@ -44,13 +19,13 @@ class Models:
         states = [state for front in self._fronts if (state := front.model()) is not None]
         if not states:
             raise not_ready(self._fronts[0].engine.reason or LOADING)
-        return json_response(ModelList([_model(state) for state in states]))
+        return json_response(entries(states))
 
     async def one(self, request: web.Request) -> web.Response:
         name = request.match_info["id"]
         for front in self._fronts:
             if front.served == name:
-                return json_response(_model(_known(front)))
+                return json_response(entry(_known(front)))
         raise model_not_found(name)
 
 
@@ -63,8 +38,3 @@ def _known(front: Front) -> ModelState:
 
 def json_response(document: msgspec.Struct) -> web.Response:
     return web.Response(body=msgspec.json.encode(document), content_type="application/json")
-
-
-def _model(state: ModelState) -> Model:
-    details = Details(state.precision, state.tier, state.capabilities)
-    return Model(state.id, state.created, state.max_context, details)

@@ -78,6 +78,8 @@ async def test_models_lists_what_the_key_may_use(build: Build) -> None:
             "id": MODEL,
             "created": 1_700_000_000,
             "max_model_len": 2048,
+            "root": MODEL,
+            "parent": None,
             "tollhouse": {"precision": "fp32", "tier": "packed", "capabilities": ["chat"]},
             "object": "model",
             "owned_by": "tollhouse",

@@ -94,6 +94,8 @@ async def test_the_model_is_told_with_its_window(serve: Serve, path: str) -> Non
         "created": 1700000000,
         "owned_by": "tollhouse",
         "max_model_len": 100,
+        "root": "org/m",
+        "parent": None,
         "tollhouse": {"precision": "fp32", "tier": "packed", "capabilities": ["chat", "completions"]},
     }
     assert (await desk.ask("GET", path)).json == model
