@@ -14,6 +14,10 @@ from sidecar.wire.errors import bad_request
 # OpenAI's API reference, completions: `max_tokens` defaults to 16.
 COMPLETIONS_DEFAULT_MAX_TOKENS: Final = 16
 _MAX_INT: Final = 2**63 - 1
+# By these a chat template may add words that it adds to no other chat.
+_TEMPLATE_FIELDS: Final = (
+    *("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "reasoning_effort", "documents"),
+)
 
 _decoder: Final = msgspec.json.Decoder(dict[str, object])
 
@@ -39,6 +43,7 @@ def read_call(endpoint: Endpoint, body: bytes, *, max_choices: int, max_prompts:
         max_output_param=max_output_param,
         messages=messages,
         body=_encode(fields),
+        plain=all(fields.get(name) is None for name in _TEMPLATE_FIELDS),
     )
 
 

@@ -56,6 +56,7 @@ class Call:
 
     `max_output_tokens` is what the client asked for, per choice; None if it asked for nothing. `choices` counts all
     sequences: prompts × n. `prompt_bytes` is the length of `body`, `messages` how many messages or prompts it holds.
+    `plain`: beside these nothing makes its prompt longer, so that bytes bound its tokens.
     """
 
     endpoint: Endpoint
@@ -66,6 +67,7 @@ class Call:
     max_output_param: str
     messages: int
     body: bytes = field(repr=False)
+    plain: bool = True
 
     @property
     def prompt_bytes(self) -> int:

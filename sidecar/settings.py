@@ -4,7 +4,7 @@ Relative paths are relative to the working directory. Units are in the names.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -15,6 +15,20 @@ ENV_PREFIX = "TOLLHOUSE_SIDECAR__"
 
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
+VariableName = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
+
+# What Transformers' renderer takes or a template has from it: `apply_chat_template`, `render_jinja_template` and the
+# globals of its Jinja environment. Names that end as in TOKEN_ENDINGS are those of the tokenizer's special tokens.
+RENDERER_NAMES: Final = frozenset(
+    {
+        *("self", "conversation", "conversations", "messages", "tools", "documents", "chat_template"),
+        *("add_generation_prompt", "continue_final_message", "tokenize", "sanitize_control_tokens", "padding"),
+        *("truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+        *("tokenizer_kwargs", "kwargs", "loop"),
+        *("cycler", "dict", "joiner", "lipsum", "namespace", "raise_exception", "range", "strftime_now"),
+    }
+)
+TOKEN_ENDINGS: Final = ("_token", "_tokens")
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -61,13 +75,23 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Api(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Bounds of the OpenAI surface. Fields that OpenAI does not have: `refuse` answers 400, `ignore` names them."""
+    """Bounds of the OpenAI surface. Fields that OpenAI does not have: `refuse` answers 400, `ignore` names them.
+
+    `chat_template_kwargs`: the variables of a chat template that clients may set. Raises ValueError for a name that is
+    the renderer's own.
+    """
 
     unknown_fields: Literal["refuse", "ignore"] = "refuse"
     max_choices: Annotated[int, Meta(ge=1, le=128)] = 8
     max_prompts: Annotated[int, Meta(ge=1, le=2048)] = 32
     max_messages: Positive = 2048
     max_body_bytes: Positive = 4 * 1024 * 1024
+    chat_template_kwargs: tuple[VariableName, ...] = ("enable_thinking", "thinking", "reasoning_effort")
+
+    def __post_init__(self) -> None:
+        for name in self.chat_template_kwargs:
+            if name in RENDERER_NAMES or name.endswith(TOKEN_ENDINGS):
+                raise ValueError(f"api.chat_template_kwargs: '{name}' is the renderer's own and can never be allowed")
 
 
 class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

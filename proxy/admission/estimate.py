@@ -26,7 +26,7 @@ class Sizing:
         wanted, n choices: p + n × min(w, context - p) is never more than (context - w) + n × w.
         """
         bound = self.model.bound
-        if bound is None:
+        if bound is None or not self.call.plain:
             return None
         prompt = bound.per_request + bound.per_message * self.call.messages + self.call.prompt_bytes
         if self.call.endpoint is Endpoint.COMPLETIONS:

@@ -9,6 +9,7 @@ from typing import Final
 from sidecar.protocol.fields import Fields, as_text, check_length, invalid_value, not_one_of, unsupported
 from sidecar.protocol.messages import read_messages
 from sidecar.protocol.options import MOST_TOKENS, Neutral, read_options, refuse_unsupported
+from sidecar.protocol.rendering import read_rendering
 from sidecar.protocol.requests import ChatRequest
 from sidecar.settings import Api
 from sidecar.wire.errors import bad_request
@@ -31,7 +32,6 @@ REFUSED: Final[dict[str, Neutral]] = {
     "web_search_options": (),
 }
 _FORMATS: Final = ("text", "json_object", "json_schema")
-_EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _VERBOSITIES: Final = ("low", "medium", "high")
 _MODALITIES: Final = ("text", "audio")
 
@@ -39,6 +39,7 @@ _MODALITIES: Final = ("text", "audio")
 def read_chat(fields: Fields, api: Api) -> ChatRequest:
     """Raises ApiError 400."""
     messages = read_messages(fields, api)
+    rendering = read_rendering(fields, api, messages)
     max_tokens = _max_tokens(fields)
     _pass_over(fields)
     _check_tools(fields)
@@ -46,7 +47,7 @@ def read_chat(fields: Fields, api: Api) -> ChatRequest:
     _check_format(fields)
     _check_modalities(fields)
     refuse_unsupported(fields, REFUSED)
-    return ChatRequest(read_options(fields, api, max_tokens, logprobs), messages)
+    return ChatRequest(read_options(fields, api, max_tokens, logprobs), messages, rendering)
 
 
 def _max_tokens(fields: Fields) -> tuple[int | None, str]:
@@ -64,7 +65,6 @@ def _max_tokens(fields: Fields) -> tuple[int | None, str]:
 
 def _pass_over(fields: Fields) -> None:
     """Fields that have no effect on an answer from here, checked for their types only."""
-    fields.choice("reasoning_effort", _EFFORTS)
     fields.choice("verbosity", _VERBOSITIES)
     fields.flag("store")
     for name in ("prediction", "moderation", "prompt_cache_options"):

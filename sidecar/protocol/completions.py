@@ -3,13 +3,20 @@
 from typing import Final
 
 from sidecar.protocol.fields import Fields, check_length, invalid_value, missing, unsupported, wrong_type
-from sidecar.protocol.options import MOST_TOKENS, read_options
+from sidecar.protocol.options import MOST_TOKENS, Neutral, read_options, refuse_unsupported
 from sidecar.protocol.requests import CompletionRequest
 from sidecar.settings import Api
 from sidecar.wire.errors import bad_request
 
 MAX_LOGPROBS: Final = 20
 MAX_BEST_OF: Final = 20
+# A prompt meets no chat template.
+REFUSED: Final[dict[str, Neutral]] = {
+    "add_generation_prompt": (True,),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "documents": ([],),
+}
 
 Prompt = str | tuple[int, ...]
 
@@ -23,6 +30,7 @@ def read_completion(fields: Fields, api: Api) -> CompletionRequest:
     logprobs = fields.integer("logprobs", 0, MAX_LOGPROBS)
     if fields.text("suffix"):
         raise unsupported("suffix")
+    refuse_unsupported(fields, REFUSED)
     best_of = fields.integer("best_of", 1, min(MAX_BEST_OF, api.max_choices))
     options = read_options(fields, api, (max_tokens, "max_tokens"), logprobs)
     if best_of is None:

@@ -29,13 +29,9 @@ COMPLETION_DEFAULT_TOKENS: Final = 16  # OpenAI's, for /v1/completions
 # Fields that are not supported, with the values that ask for nothing: those pass.
 Neutral = tuple[object, ...]
 REFUSED: Final[dict[str, Neutral]] = {
-    "add_generation_prompt": (True,),
     "allowed_token_ids": (),
     "bad_words": ([],),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
-    "documents": ([],),
     "guided_choice": (),
     "guided_grammar": (),
     "guided_json": (),

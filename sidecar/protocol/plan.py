@@ -11,7 +11,7 @@ from sidecar.protocol.choices import Echo, Telling
 from sidecar.protocol.options import COMPLETION_DEFAULT_TOKENS
 from sidecar.protocol.requests import ChatRequest, CompletionRequest, GenerationRequest, Options, choice_seeds
 from sidecar.protocol.ticket import Ticket
-from sidecar.tokenizer.messages import Message
+from sidecar.tokenizer.messages import PLAIN, Message, Rendering
 from sidecar.wire.errors import ApiError, bad_request
 from sidecar.wire.frames import Sampling, Submit
 
@@ -27,7 +27,7 @@ class Encoder(Protocol):
     """What makes tokens of text; see `sidecar.tokenizer.model_tokenizer`."""
 
     def encode_text(self, text: str) -> list[int]: ...
-    def encode_chat(self, messages: tuple[Message, ...]) -> list[int]: ...
+    def encode_chat(self, messages: tuple[Message, ...], rendering: Rendering = PLAIN) -> list[int]: ...
     def decode_text(self, ids: list[int]) -> tuple[str, list[int]]: ...
     def text_offsets(self, text: str) -> list[int]: ...
 
@@ -76,8 +76,8 @@ def model_not_found(name: str) -> ApiError:
 def encode(request: GenerationRequest, encoder: Encoder, limits: Limits) -> Prompts:
     """The prompts as tokens. Raises ApiError 400 for one that is empty, too long or not of this vocabulary."""
     if isinstance(request, ChatRequest):
-        check_bytes(sum(_size(message) for message in request.messages), "messages", limits)
-        prompts: Prompts = (tuple(encoder.encode_chat(request.messages)),)
+        _check_chat_bytes(request, limits)
+        prompts: Prompts = (tuple(encoder.encode_chat(request.messages, request.rendering)),)
     else:
         prompts = tuple(_encode_prompt(prompt, encoder, limits) for prompt in request.prompts)
     for ids in prompts:
@@ -128,7 +128,9 @@ def _tellings(request: GenerationRequest, prompts: Prompts, encoder: Encoder) ->
     """What the choices of each prompt tell."""
     logprobs = request.options.logprobs is not None
     if isinstance(request, ChatRequest):
-        return [Telling(logprobs)]
+        # What begins a message has nothing before it.
+        continued = request.rendering.continue_final_message
+        return [Telling(logprobs, before=prompts[0][-_LOOKED_BACK_AT:] if continued else ())]
     tellings: list[Telling] = []
     for prompt, ids in zip(request.prompts, prompts, strict=True):
         before = ids[-_LOOKED_BACK_AT:]
@@ -180,9 +182,23 @@ def _encode_prompt(prompt: str | tuple[int, ...], encoder: Encoder, limits: Limi
     return prompt
 
 
-def _size(message: Message) -> int:
-    calls = sum(len(call.name.encode()) + len(call.arguments.encode()) for call in message.tool_calls)
-    return len(message.content.encode()) + calls
+def _check_chat_bytes(request: ChatRequest, limits: Limits) -> None:
+    """Raises ApiError 400 as `check_bytes`, for all that the chat template is given."""
+    rendering = request.rendering
+    documents = sum(_size(*document, *document.values()) for document in rendering.documents)
+    check_bytes(documents, "documents", limits)
+    variables = _size(*rendering.variables, *map(str, rendering.variables.values()))
+    messages = sum(_message_size(message) for message in request.messages)
+    check_bytes(messages + documents + variables, "messages", limits)
+
+
+def _message_size(message: Message) -> int:
+    return _size(message.content, *(text for call in message.tool_calls for text in (call.name, call.arguments)))
+
+
+def _size(*texts: str) -> int:
+    """In bytes."""
+    return sum(len(text.encode()) for text in texts)
 
 
 def check_bytes(size: int, param: str, limits: Limits) -> None:

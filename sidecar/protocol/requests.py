@@ -4,7 +4,7 @@ import secrets
 
 import msgspec
 
-from sidecar.tokenizer.messages import Message
+from sidecar.tokenizer.messages import PLAIN, Message, Rendering
 
 _MASK = (1 << 64) - 1
 
@@ -46,6 +46,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
 
     options: Options
     messages: tuple[Message, ...]
+    rendering: Rendering = PLAIN
 
 
 class CompletionRequest(msgspec.Struct, frozen=True):

@@ -1,6 +1,10 @@
-"""The messages of a chat, as the protocol reads them and the chat template gets them. Plain records, no behaviour."""
+"""A chat, as the protocol reads it and the chat template gets it. Plain records, no behaviour."""
+
+from typing import Final
 
 import msgspec
+
+Scalar = str | int | float | bool
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -19,3 +23,20 @@ class Message(msgspec.Struct, frozen=True):
     name: str | None = None
     tool_call_id: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+
+
+class Rendering(msgspec.Struct, frozen=True):
+    """What a chat template is given beside the messages.
+
+    `continue_final_message`: the last message stays open, and the answer goes on from it. `reasoning_effort` is only
+    for a template that knows it; `variables` are for any.
+    """
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    variables: dict[str, Scalar] = {}
+    reasoning_effort: str | None = None
+    documents: tuple[dict[str, str], ...] = ()
+
+
+PLAIN: Final = Rendering()

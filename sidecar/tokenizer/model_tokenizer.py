@@ -5,22 +5,19 @@ Everything here may take long: call it in a thread, never on the event loop.
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
 
 import tokenizers
-from jinja2 import TemplateError
 
 from sidecar.tokenizer import bound
 from sidecar.tokenizer.control import ControlToken, ControlTokens, Disguise
-from sidecar.tokenizer.messages import Message, ToolCall
+from sidecar.tokenizer.messages import PLAIN, Message, Rendering
 from sidecar.tokenizer.spelling import Spelling
+from sidecar.tokenizer.template import ChatTemplate, client_texts
 from sidecar.tokenizer.text import Detokenizer
 from sidecar.wire.errors import bad_request
 from sidecar.wire.internal import TokenBound
-
-MAX_RENDERED_CHARS: Final = 8 * 1024 * 1024
 
 
 class TokenizerUnusableError(Exception):
@@ -41,7 +38,6 @@ class ModelTokenizer:
         if not tokenizer.is_fast:
             raise TokenizerUnusableError(f"{folder}: there is no fast tokenizer (tokenizer.json)")
         self._folder = folder
-        self._template: Any = tokenizer
         self._backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
         # A tokenizer may have been saved to pad or to cut what it encodes.
         self._backend.no_padding()
@@ -57,9 +53,12 @@ class ModelTokenizer:
         # A second tokenizer for which special tokens are words like any other.
         self._plain = tokenizers.Tokenizer.from_str(self._backend.to_str())
         self._plain.encode_special_tokens = True
-        self.has_chat_template = bool(tokenizer.chat_template)
-        self._knows_developer = "developer" in json.dumps(tokenizer.chat_template or "")
+        self._template = ChatTemplate(tokenizer, frozenset(token.text for token in specials))
         self._stop_ids = _stop_ids(folder, tokenizer.eos_token_id)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._template.exists
 
     @property
     def stop_token_ids(self) -> list[int]:
@@ -71,15 +70,15 @@ class ModelTokenizer:
         ids: list[int] = self._backend.encode(text).ids
         return ids
 
-    def encode_chat(self, messages: tuple[Message, ...]) -> list[int]:
+    def encode_chat(self, messages: tuple[Message, ...], rendering: Rendering = PLAIN) -> list[int]:
         """The template's rendering of a chat, ready for the answer. Raises ApiError 400 if the template refuses it.
 
         The ids are those of Transformers' `apply_chat_template`, except where a client's text holds control tokens.
         """
         if not self.has_chat_template:
             raise bad_request("This model has no chat template; use /v1/completions.", param="messages")
-        disguise = Disguise(self._control, [text for message in messages for text in _texts(message)])
-        rendered = self._render(messages, disguise.put_on)
+        disguise = Disguise(self._control, client_texts(messages, rendering))
+        rendered = self._template.render(messages, rendering, disguise.put_on)
         if not disguise.used:
             ids: list[int] = self._backend.encode(rendered, add_special_tokens=False).ids
             return ids
@@ -125,7 +124,7 @@ class ModelTokenizer:
 
         def render(messages: tuple[Message, ...]) -> str | None:
             with contextlib.suppress(Exception):
-                return self._render(messages, str)
+                return self._template.render(messages, PLAIN, str)
             return None
 
         def overhead(rendered: str) -> int:
@@ -144,71 +143,6 @@ class ModelTokenizer:
 
     def _decode(self, ids: list[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=False)
-
-    def _render(self, messages: tuple[Message, ...], put_on: Callable[[str], str]) -> str:
-        chat = [self._shown(message, put_on) for message in messages]
-        try:
-            rendered: str = self._template.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        except TemplateError as exc:
-            raise bad_request(f"The model's chat template refuses these messages: {exc}", param="messages") from exc
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError) as exc:
-            raise bad_request("The model's chat template cannot render these messages.", param="messages") from exc
-        if len(rendered) > MAX_RENDERED_CHARS:
-            raise bad_request("The rendered messages are too long.", param="messages")
-        return rendered
-
-    def _shown(self, message: Message, put_on: Callable[[str], str]) -> dict[str, object]:
-        """A message as templates know it, with `put_on` applied to each text of the client."""
-        developer = message.role == "developer" and not self._knows_developer
-        shown: dict[str, object] = {"role": "system" if developer else message.role}
-        shown["content"] = put_on(message.content)
-        if message.name is not None:
-            shown["name"] = put_on(message.name)
-        if message.tool_call_id is not None:
-            shown["tool_call_id"] = put_on(message.tool_call_id)
-        if message.tool_calls:
-            shown["tool_calls"] = [_shown_call(call, put_on) for call in message.tool_calls]
-        return shown
-
-
-def _shown_call(call: ToolCall, put_on: Callable[[str], str]) -> dict[str, object]:
-    arguments = _mapped(_parsed(call.arguments), put_on)
-    return {
-        "id": put_on(call.id),
-        "type": "function",
-        "function": {"name": put_on(call.name), "arguments": arguments},
-    }
-
-
-def _texts(message: Message) -> list[str]:
-    texts = [message.content, message.name or "", message.tool_call_id or ""]
-
-    def note(text: str) -> str:
-        texts.append(text)
-        return text
-
-    for call in message.tool_calls:
-        _shown_call(call, note)
-    return texts
-
-
-def _parsed(arguments: str) -> object:
-    """Templates want an object; what is not JSON stays the text it is."""
-    try:
-        return json.loads(arguments)
-    except (ValueError, RecursionError):
-        return arguments
-
-
-def _mapped(value: object, put_on: Callable[[str], str]) -> object:
-    """The same JSON with `put_on` applied to each string in it, the keys too."""
-    if isinstance(value, str):
-        return put_on(value)
-    if isinstance(value, list):
-        return [_mapped(item, put_on) for item in value]
-    if isinstance(value, dict):
-        return {put_on(key): _mapped(item, put_on) for key, item in value.items()}
-    return value
 
 
 def _stop_ids(folder: Path, tokenizer_eos: int | None) -> list[int]:

@@ -40,7 +40,8 @@ class Usage(msgspec.Struct, frozen=True):
 class TokenBound(msgspec.Struct, frozen=True):
     """An upper bound on prompt tokens without tokenising: `per_request + per_message × messages + body bytes`.
 
-    Holds for tokenizers in which no token is shorter than one byte of its text.
+    Holds for tokenizers in which no token is shorter than one byte of its text, and for chats whose template is given
+    nothing but messages.
     """
 
     per_request: int

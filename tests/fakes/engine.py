@@ -8,7 +8,7 @@ from typing import Self
 
 from sidecar.api.front import Language
 from sidecar.supervisor import EngineLostError
-from sidecar.tokenizer.messages import Message
+from sidecar.tokenizer.messages import PLAIN, Message, Rendering
 from sidecar.tokenizer.text import Detokenizer
 from sidecar.wire.errors import ApiError
 from sidecar.wire.frames import Delta, Finish, Logprobs, Ready, Step, Submit
@@ -48,8 +48,10 @@ class LetterTokenizer:
     def spell(self, token: int, *, begins: bool = False) -> bytes:
         return chr(token).encode()
 
-    def encode_chat(self, messages: tuple[Message, ...]) -> list[int]:
-        return self.encode_text("".join(f"{message.role[0]}:{message.content}." for message in messages))
+    def encode_chat(self, messages: tuple[Message, ...], rendering: Rendering = PLAIN) -> list[int]:
+        beside = "".join(f"{name}={value}." for name, value in rendering.variables.items())
+        chat = "".join(f"{message.role[0]}:{message.content}." for message in messages)
+        return self.encode_text(beside + (chat[:-1] if rendering.continue_final_message else chat))
 
     def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
         return Detokenizer(lambda ids: "".join(map(chr, ids)), frozenset({EOS}), before)

@@ -79,6 +79,21 @@ def test_an_echo_alone_reserves_a_token_and_is_forwarded_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("add_generation_prompt", False),
+        ("continue_final_message", True),
+        ("chat_template_kwargs", {"thinking": True}),
+        ("reasoning_effort", "low"),
+        ("documents", [{"text": "a"}]),
+    ],
+)
+def test_a_chat_is_plain_unless_its_template_is_given_more_than_messages(field: str, value: object) -> None:
+    assert read({"model": "m", "messages": [], field: None}).plain
+    assert not read({"model": "m", "messages": [], field: value}).plain
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"",

@@ -236,6 +236,27 @@ async def test_a_counted_body_is_not_tokenised_again(serve: Serve) -> None:
     assert tokenizer.encoded == 1
 
 
+async def test_what_reaches_the_template_is_counted_as_it_is_run(serve: Serve) -> None:
+    desk = await serve(FakeEngine(echo))
+    opened = {"messages": [{"role": "assistant", "content": "One"}], "continue_final_message": True}
+    for fields, prompt in (({"chat_template_kwargs": {"thinking": 1}}, "thinking=1.u:Hi."), (opened, "a:One")):
+        body = {**CHAT, **fields}
+        counted = await desk.ask("POST", "/internal/count", body)
+        assert counted.json["prompt_tokens"] == len(prompt)
+        for stream in (False, True):
+            reply = await desk.ask("POST", "/v1/chat/completions", {**body, "stream": stream})
+            assert (reply.status, reply.headers["x-tollhouse-prompt-tokens"]) == (200, str(len(prompt)))
+            (submit,) = (await desk.engine.opened.get()).submits
+            assert "".join(map(chr, submit.prompt_ids)) == prompt
+
+
+async def test_what_the_settings_do_not_allow_is_refused_when_it_is_counted_too(serve: Serve) -> None:
+    desk = await serve(api=Api(chat_template_kwargs=()))
+    for path in ("/internal/count", "/v1/chat/completions"):
+        reply = await desk.ask("POST", path, {**CHAT, "chat_template_kwargs": {"thinking": True}})
+        assert (reply.status, reply.json["error"]["param"]) == (400, "chat_template_kwargs.thinking")
+
+
 async def test_one_line_is_logged_for_each_request_with_no_word_of_it(serve: Serve) -> None:
     desk = await serve(FakeEngine(echo))
     await desk.ask("POST", "/v1/chat/completions", {**CHAT, "messages": [{"role": "user", "content": "secret words"}]})

@@ -105,6 +105,12 @@ async def test_without_a_bound_everything_is_counted(build: Build) -> None:
     assert (house.counted, grant.estimate.total) == (1, 20)
 
 
+async def test_a_chat_that_is_not_plain_is_counted(build: Build) -> None:
+    house = build(tokens_per_minute=20)
+    grant = await house.admit(plain=False)
+    assert (house.counted, grant.estimate.total, grant.estimate.exact) == (1, 20, True)
+
+
 async def test_a_bound_beyond_the_context_is_no_reason_to_refuse(build: Build) -> None:
     house = build(tokens_per_minute=500)
     grant = await house.admit(body=b"x" * 5000)

@@ -14,7 +14,7 @@ from sidecar.api.preparation import KEPT_S, MOST_KEPT, MOST_KEPT_TOKENS, Counted
 from sidecar.protocol.plan import Limits
 from sidecar.protocol.ticket import Ticket
 from sidecar.settings import Api
-from sidecar.tokenizer.messages import Message
+from sidecar.tokenizer.messages import PLAIN, Message, Rendering
 from sidecar.wire.errors import ApiError
 from tests.fakes.engine import LetterTokenizer
 
@@ -41,7 +41,7 @@ class HeldTokenizer(LetterTokenizer):
         self.thread: int | None = None
 
     @override
-    def encode_chat(self, messages: tuple[Message, ...]) -> list[int]:
+    def encode_chat(self, messages: tuple[Message, ...], rendering: Rendering = PLAIN) -> list[int]:
         assert self.go.wait(10)
         self.thread = threading.get_ident()
         return [1, 2, 3]

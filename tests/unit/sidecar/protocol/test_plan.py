@@ -8,7 +8,7 @@ import pytest
 from sidecar.protocol.plan import Limits, Plan, check_model, encode, make_plan
 from sidecar.protocol.requests import ChatRequest, CompletionRequest, Options
 from sidecar.protocol.ticket import Ticket
-from sidecar.tokenizer.messages import Message
+from sidecar.tokenizer.messages import PLAIN, Message, Rendering
 from sidecar.wire.errors import ApiError
 
 LIMITS = Limits("m", max_context=100, vocab_size=1000, stop_token_ids=(2,))
@@ -42,7 +42,7 @@ class WordEncoder:
     def text_offsets(self, text: str) -> list[int]:
         return [3 * at for at in range(len(text.split()))]
 
-    def encode_chat(self, messages: tuple[Message, ...]) -> list[int]:
+    def encode_chat(self, messages: tuple[Message, ...], rendering: Rendering = PLAIN) -> list[int]:
         return self.encode_text(" ".join(message.content for message in messages))
 
 
@@ -101,6 +101,27 @@ def test_a_prompt_longer_than_the_context_is_refused(content: str) -> None:
         with pytest.raises(ApiError, match="maximum context length is 100 tokens") as caught:
             encode(request, WordEncoder(), LIMITS)
         assert (caught.value.param, caught.value.code) == (param, "context_length_exceeded")
+
+
+def test_all_that_a_chat_template_is_given_counts_against_the_context() -> None:
+    def given(content: str, **rendering: Any) -> ChatRequest:
+        return ChatRequest(OPTIONS, (Message("user", content),), Rendering(**rendering))
+
+    fits = given("x" * 400, documents=({"text": "ü" * 100},), variables={"thinking": "x" * 188})
+    assert encode(fits, WordEncoder(), LIMITS) == ((0,),)
+    for request, param in (
+        (given("x" * 401, documents=({"text": "ü" * 100},), variables={"thinking": "x" * 188}), "messages"),
+        (given("x", documents=({"text": "x" * 797},)), "documents"),
+    ):
+        with pytest.raises(ApiError, match=r"80[01] bytes") as caught:
+            encode(request, WordEncoder(), LIMITS)
+        assert (caught.value.param, caught.value.code) == (param, "context_length_exceeded")
+
+
+def test_an_answer_that_goes_on_follows_its_prompt_and_one_that_begins_follows_nothing() -> None:
+    opened = ChatRequest(OPTIONS, (Message("assistant", "a b"),), Rendering(False, continue_final_message=True))
+    assert [telling.before for telling in plan(opened).tellings] == [(0, 1)]
+    assert [telling.before for telling in plan(chat("a b")).tellings] == [()]
 
 
 def test_a_prompt_without_tokens_or_outside_the_vocabulary_is_refused() -> None:

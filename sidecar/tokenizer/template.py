@@ -1,0 +1,173 @@
+"""The chat template of a model: what it knows, what it is given, and what it makes of a chat.
+
+Transformers renders; here a client's records become what templates expect, with `put_on` applied to each text of the
+client, so that none of them becomes a control token (see `sidecar.tokenizer.control`).
+"""
+
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from jinja2 import Environment, TemplateError, TemplateSyntaxError
+
+from sidecar.tokenizer.messages import Message, Rendering, Scalar, ToolCall
+from sidecar.wire.errors import bad_request
+
+MAX_RENDERED_CHARS: Final = 8 * 1024 * 1024
+# What a template may come to over values that it did not expect, beside errors of its own.
+_RENDERING_ERRORS: Final = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+_NO_WORDS: Final = frozenset({"whitespace", "comment"})
+
+PutOn = Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The words of a template.
+
+    `variables`: the names that it uses. `literals`: its strings and the names of attributes, so what it compares a
+    client's words with or looks up in a client's objects.
+    """
+
+    variables: frozenset[str]
+    literals: frozenset[str]
+
+
+def read_words(source: str) -> Words:
+    """As many as there are before a mistake, if there is one: a template that cannot be read renders nothing."""
+    variables: set[str] = set()
+    literals: set[str] = set()
+    before = ""
+    with contextlib.suppress(TemplateSyntaxError):
+        for _, kind, text in Environment().lex(source):  # noqa: S701  no page is made of it
+            if kind == "string":
+                literals.add(text[1:-1])
+            elif kind == "name":
+                (literals if before == "." else variables).add(text)
+            if kind not in _NO_WORDS:
+                before = text
+    return Words(frozenset(variables), frozenset(literals))
+
+
+class ChatTemplate:
+    """Immutable. Without a template nothing is to be rendered."""
+
+    def __init__(self, tokenizer: Any, control: frozenset[str]) -> None:
+        """`tokenizer` is Transformers'; `control`: the texts of its control tokens."""
+        self.exists = bool(tokenizer.chat_template)
+        self._tokenizer = tokenizer
+        self._knows_developer = "developer" in json.dumps(tokenizer.chat_template or "")
+        words = read_words(_source(tokenizer))
+        self._variables = words.variables
+        # A client's word that is one of the template's own stays as it is, or the template would not know it.
+        self._own_words = {word for word in words.literals if word.isidentifier()} - control
+
+    def render(self, messages: tuple[Message, ...], rendering: Rendering, put_on: PutOn) -> str:
+        """Raises ApiError 400 for what the template refuses or does not know."""
+        if rendering.documents and "documents" not in self._variables:
+            raise bad_request(
+                "Unsupported parameter: this model's chat template knows no documents.",
+                param="documents",
+                code="unsupported_parameter",
+            )
+
+        def shown(text: str) -> str:
+            return text if text in self._own_words else put_on(text)
+
+        variables = {name: _mapped(value, shown) for name, value in self._given(rendering).items()}
+        documents = [_mapped(document, shown) for document in rendering.documents]
+        try:
+            rendered: str = self._tokenizer.apply_chat_template(
+                [self._shown(message, put_on) for message in messages],
+                documents=documents or None,
+                add_generation_prompt=rendering.add_generation_prompt,
+                continue_final_message=rendering.continue_final_message,
+                tokenize=False,
+                **variables,
+            )
+        except TemplateError as exc:
+            raise bad_request(f"The model's chat template refuses these messages: {exc}", param="messages") from exc
+        except _RENDERING_ERRORS as exc:
+            how = " so that the last one stays open" if rendering.continue_final_message else ""
+            raise bad_request(
+                f"The model's chat template cannot render these messages{how}.", param="messages"
+            ) from exc
+        if len(rendered) > MAX_RENDERED_CHARS:
+            raise bad_request("The rendered messages are too long.", param="messages")
+        return rendered
+
+    def _given(self, rendering: Rendering) -> dict[str, Scalar]:
+        """The client's variables."""
+        effort = rendering.reasoning_effort
+        if effort is None or "reasoning_effort" not in self._variables:
+            return rendering.variables
+        return {**rendering.variables, "reasoning_effort": effort}
+
+    def _shown(self, message: Message, put_on: PutOn) -> dict[str, object]:
+        """A message as templates know it."""
+        developer = message.role == "developer" and not self._knows_developer
+        shown: dict[str, object] = {"role": "system" if developer else message.role}
+        shown["content"] = put_on(message.content)
+        if message.name is not None:
+            shown["name"] = put_on(message.name)
+        if message.tool_call_id is not None:
+            shown["tool_call_id"] = put_on(message.tool_call_id)
+        if message.tool_calls:
+            shown["tool_calls"] = [_shown_call(call, put_on) for call in message.tool_calls]
+        return shown
+
+
+def client_texts(messages: tuple[Message, ...], rendering: Rendering) -> list[str]:
+    """Each text of the client that a template may be given."""
+    values = [str(value) for value in rendering.variables.values()]
+    documents = [text for document in rendering.documents for pair in document.items() for text in pair]
+    return [*(text for message in messages for text in _texts(message)), *values, *documents]
+
+
+def _shown_call(call: ToolCall, put_on: PutOn) -> dict[str, object]:
+    arguments = _mapped(_parsed(call.arguments), put_on)
+    return {
+        "id": put_on(call.id),
+        "type": "function",
+        "function": {"name": put_on(call.name), "arguments": arguments},
+    }
+
+
+def _texts(message: Message) -> list[str]:
+    texts = [message.content, message.name or "", message.tool_call_id or ""]
+
+    def note(text: str) -> str:
+        texts.append(text)
+        return text
+
+    for call in message.tool_calls:
+        _shown_call(call, note)
+    return texts
+
+
+def _parsed(arguments: str) -> object:
+    """Templates want an object; what is not JSON stays the text it is."""
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
+
+
+def _mapped(value: object, put_on: PutOn) -> object:
+    """The same JSON with `put_on` applied to each string in it, the keys too."""
+    if isinstance(value, str):
+        return put_on(value)
+    if isinstance(value, list):
+        return [_mapped(item, put_on) for item in value]
+    if isinstance(value, dict):
+        return {put_on(key): _mapped(item, put_on) for key, item in value.items()}
+    return value
+
+
+def _source(tokenizer: Any) -> str:
+    """The template that chats are rendered with; empty without one."""
+    with contextlib.suppress(ValueError):
+        return str(tokenizer.get_chat_template())
+    return ""
