@@ -15,8 +15,8 @@ from sidecar.wire.errors import bad_request
 COMPLETIONS_DEFAULT_MAX_TOKENS: Final = 16
 _MAX_INT: Final = 2**63 - 1
 # By these a chat template may add words that it adds to no other chat.
-_TEMPLATE_FIELDS: Final = (
-    *("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "reasoning_effort", "documents"),
+_TEMPLATE_FIELDS: Final = frozenset(
+    {"add_generation_prompt", "continue_final_message", "chat_template_kwargs", "reasoning_effort", "documents"}
 )
 
 _decoder: Final = msgspec.json.Decoder(dict[str, object])
