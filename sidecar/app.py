@@ -24,6 +24,7 @@ from sidecar.api.internals import Internals
 from sidecar.api.listener import GuardedSite, SocketUnusableError, close_socket, open_socket
 from sidecar.api.models import Models
 from sidecar.api.preparation import Preparation
+from sidecar.api.tokenization import Tokenization
 from sidecar.catalog.errors import CatalogError
 from sidecar.catalog.fetch import resolve
 from sidecar.engine.config import EngineConfig
@@ -167,13 +168,17 @@ def application(front: Front, embedding: Front | None = None) -> web.Application
     preparation = Preparation(api, threads, most_waiting, time.monotonic)
     generation = Generation(front, preparation)
     embeddings = Embeddings(embedding, preparation, front)
-    models = Models((front,) if embedding is None else (front, embedding))
+    fronts = (front,) if embedding is None else (front, embedding)
+    models = Models(fronts)
+    tokens = Tokenization(fronts, preparation)
     internals = Internals(front, embeddings, preparation)
     app.add_routes(
         [
             web.post("/v1/chat/completions", generation.chat),
             web.post("/v1/completions", generation.completions),
             web.post("/v1/embeddings", embeddings.create),
+            web.post("/tokenize", tokens.tokenize),
+            web.post("/detokenize", tokens.detokenize),
             web.get("/v1/models", models.list),
             web.get("/v1/models/{id:.+}", models.one),
             web.post("/internal/count", internals.count),

@@ -163,14 +163,16 @@ def _choices(plan: Plan, language: Language) -> Choices:
 
 def head(prompt_tokens: int, ignored: tuple[str, ...]) -> dict[str, str]:
     """What is told beside an answer, before it."""
-    told = {internal.PROMPT_TOKENS: str(prompt_tokens)}
-    return told | {internal.IGNORED: ignored_header(ignored)} if ignored else told
+    return {internal.PROMPT_TOKENS: str(prompt_tokens), **ignored_headers(ignored)}
 
 
-def ignored_header(names: tuple[str, ...]) -> str:
-    """Names of fields for a header: a stranger chose them, so only plain characters of them are shown."""
+def ignored_headers(names: tuple[str, ...]) -> dict[str, str]:
+    """The header that names fields which were ignored, if any were.
+
+    A stranger chose the names, so only plain characters of them are shown.
+    """
     shown = ("".join(char if "!" <= char <= "~" and char != "," else "?" for char in name[:64]) for name in names[:16])
-    return ", ".join(shown)
+    return {internal.IGNORED: ", ".join(shown)} if names else {}
 
 
 def _stream_options(plan: Plan) -> StreamOptions:

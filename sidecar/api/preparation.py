@@ -12,6 +12,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+import msgspec
+
 from sidecar.api.front import Language
 from sidecar.protocol.chat import read_chat
 from sidecar.protocol.completions import read_completion
@@ -20,6 +22,7 @@ from sidecar.protocol.fields import Fields, decode_object
 from sidecar.protocol.plan import Limits, Plan, Prompts, check_model, encode, make_plan
 from sidecar.protocol.requests import GenerationRequest
 from sidecar.protocol.ticket import Ticket
+from sidecar.protocol.tokenization import TokenizationRequest, read_detokenize, read_tokenize, tokenization
 from sidecar.settings import Api
 from sidecar.wire.errors import unavailable
 
@@ -111,6 +114,15 @@ class Preparation:
     ) -> EmbeddingPlan:
         """As `plan`, for /v1/embeddings; `size` is the length of the model's vectors."""
         return await self.in_thread(lambda: make_embedding_plan(request, ticket, limits, language.tokenizer, size))
+
+    async def tokenization_request(self, body: bytes, *, back: bool) -> TokenizationRequest:
+        """A body of /tokenize, or of /detokenize if `back`. Raises ApiError 400, or 503 as `plan` does."""
+        read = read_detokenize if back else read_tokenize
+        return await self.in_thread(lambda: read(decode_object(body), self._api))
+
+    async def tokenization(self, request: TokenizationRequest, language: Language, limits: Limits) -> bytes:
+        """The JSON answer to such a body. Raises ApiError 400, or 503 as `plan` does."""
+        return await self.in_thread(lambda: msgspec.json.encode(tokenization(request, language.tokenizer, limits)))
 
     async def count(self, body: bytes, language: Language, limits: Limits, decoded: Fields | None = None) -> int:
         """How many tokens the prompts of a body have. Raises as `plan` does. `decoded` is the body, if read."""

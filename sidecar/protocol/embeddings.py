@@ -9,7 +9,7 @@ import numpy as np
 from sidecar.protocol.completions import read_prompt, token_ids
 from sidecar.protocol.fields import Fields, check_length, invalid_value, missing, wrong_type
 from sidecar.protocol.options import MOST_TOKENS, read_model, unknown_fields
-from sidecar.protocol.plan import Encoder, Limits, check_bytes
+from sidecar.protocol.plan import Encoder, Limits, check_bytes, check_tokens
 from sidecar.protocol.ticket import Ticket
 from sidecar.settings import Api
 from sidecar.wire.errors import bad_request
@@ -162,8 +162,7 @@ def _encoded(one: Input, at: int, encoder: Encoder, limits: Limits, several: boo
             raise invalid_value(path, "the text has no tokens.")
     else:
         ids = list(one)
-        if any(token >= limits.vocab_size for token in ids):
-            raise invalid_value(path, f"a token id is outside the vocabulary of {limits.vocab_size} tokens.")
+        check_tokens(ids, path, limits)
     if len(ids) > limits.max_context:
         raise bad_request(
             f"This model's maximum context length is {limits.max_context} tokens, however you requested {len(ids)} "

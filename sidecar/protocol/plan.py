@@ -4,10 +4,12 @@ Everything that can be refused is refused here, before an answer begins. Pure an
 and may take long, so a plan is made in a thread.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from sidecar.protocol.choices import Echo, Telling
+from sidecar.protocol.fields import invalid_value
 from sidecar.protocol.options import COMPLETION_DEFAULT_TOKENS
 from sidecar.protocol.requests import ChatRequest, CompletionRequest, GenerationRequest, Options, choice_seeds
 from sidecar.protocol.ticket import Ticket
@@ -26,8 +28,10 @@ Prompts = tuple[tuple[int, ...], ...]
 class Encoder(Protocol):
     """What makes tokens of text; see `sidecar.tokenizer.model_tokenizer`."""
 
-    def encode_text(self, text: str) -> list[int]: ...
+    def encode_text(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
     def encode_chat(self, messages: tuple[Message, ...], rendering: Rendering = PLAIN) -> list[int]: ...
+    def decode(self, ids: list[int]) -> str: ...
+    def token_strs(self, ids: list[int]) -> list[str]: ...
     def decode_text(self, ids: list[int]) -> tuple[str, list[int]]: ...
     def text_offsets(self, text: str) -> list[int]: ...
 
@@ -76,7 +80,7 @@ def model_not_found(name: str) -> ApiError:
 def encode(request: GenerationRequest, encoder: Encoder, limits: Limits) -> Prompts:
     """The prompts as tokens. Raises ApiError 400 for one that is empty, too long or not of this vocabulary."""
     if isinstance(request, ChatRequest):
-        _check_chat_bytes(request, limits)
+        check_chat_bytes(request.messages, request.rendering, limits)
         prompts: Prompts = (tuple(encoder.encode_chat(request.messages, request.rendering)),)
     else:
         prompts = tuple(_encode_prompt(prompt, encoder, limits) for prompt in request.prompts)
@@ -160,36 +164,31 @@ def stop_token_ids(options: Options, ends: tuple[int, ...]) -> tuple[int, ...]:
 
 def _check_vocabulary(options: Options, limits: Limits) -> None:
     for name, tokens in (("logit_bias", options.logit_bias), ("stop_token_ids", options.stop_token_ids)):
-        for token in tokens:
-            if token >= limits.vocab_size:
-                raise bad_request(
-                    f"Invalid '{name}': token {token} is outside the vocabulary of {limits.vocab_size} tokens.",
-                    param=name,
-                    code="invalid_value",
-                )
+        check_tokens(tokens, name, limits)
 
 
 def _encode_prompt(prompt: str | tuple[int, ...], encoder: Encoder, limits: Limits) -> tuple[int, ...]:
     if isinstance(prompt, str):
         check_bytes(len(prompt.encode()), "prompt", limits)
         return tuple(encoder.encode_text(prompt))
-    if any(token >= limits.vocab_size for token in prompt):
-        raise bad_request(
-            f"Invalid 'prompt': a token id is outside the vocabulary of {limits.vocab_size} tokens.",
-            param="prompt",
-            code="invalid_value",
-        )
+    check_tokens(prompt, "prompt", limits)
     return prompt
 
 
-def _check_chat_bytes(request: ChatRequest, limits: Limits) -> None:
+def check_tokens(ids: Iterable[int], param: str, limits: Limits) -> None:
+    """Raises ApiError 400 for a token that the model does not have."""
+    for token in ids:
+        if token >= limits.vocab_size:
+            raise invalid_value(param, f"token {token} is outside the vocabulary of {limits.vocab_size} tokens.")
+
+
+def check_chat_bytes(messages: tuple[Message, ...], rendering: Rendering, limits: Limits) -> None:
     """Raises ApiError 400 as `check_bytes`, for all that the chat template is given."""
-    rendering = request.rendering
     documents = sum(_size(*document, *document.values()) for document in rendering.documents)
     check_bytes(documents, "documents", limits)
     variables = _size(*rendering.variables, *map(str, rendering.variables.values()))
-    messages = sum(_message_size(message) for message in request.messages)
-    check_bytes(messages + documents + variables, "messages", limits)
+    written = sum(_message_size(message) for message in messages)
+    check_bytes(written + documents + variables, "messages", limits)
 
 
 def _message_size(message: Message) -> int:

@@ -65,15 +65,17 @@ class ModelTokenizer:
         """The tokens that end an answer, by the model's generation config, its config and its tokenizer."""
         return self._stop_ids
 
-    def encode_text(self, text: str) -> list[int]:
+    def encode_text(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """A completion's prompt: special tokens written in it are special, and the tokenizer adds its own."""
-        ids: list[int] = self._backend.encode(text).ids
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
     def encode_chat(self, messages: tuple[Message, ...], rendering: Rendering = PLAIN) -> list[int]:
-        """The template's rendering of a chat, ready for the answer. Raises ApiError 400 if the template refuses it.
+        """The template's rendering of a chat. Raises ApiError 400 if the template refuses it.
 
-        The ids are those of Transformers' `apply_chat_template`, except where a client's text holds control tokens.
+        It ends ready for the answer, or after the last message, or within that one, which is then to be continued: not
+        two of these at once. The ids are those of Transformers' `apply_chat_template`, except where a client's text
+        holds control tokens.
         """
         if not self.has_chat_template:
             raise bad_request("This model has no chat template; use /v1/completions.", param="messages")
@@ -86,7 +88,7 @@ class ModelTokenizer:
 
     def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
         """For what follows the tokens `before`."""
-        return Detokenizer(self._decode, self._special_ids, before)
+        return Detokenizer(self.decode, self._special_ids, before)
 
     def text_offsets(self, text: str) -> list[int]:
         """Where in a completion's prompt each of its tokens begins, in characters.
@@ -100,9 +102,20 @@ class ModelTokenizer:
             last = max(last, end)
         return offsets
 
+    def decode(self, ids: list[int]) -> str:
+        """The text of tokens; control tokens are spelt out, and a number that is no token has no text.
+
+        Of the tokens of a text it is that text, unless the tokenizer normalises (byte-level ones seldom do).
+        """
+        return self._backend.decode(ids, skip_special_tokens=False)
+
+    def token_strs(self, ids: list[int]) -> list[str]:
+        """The tokens as the vocabulary writes them, such as `Ġcat` for " cat"."""
+        return [self._backend.id_to_token(token) or "" for token in ids]
+
     def decode_text(self, ids: list[int]) -> tuple[str, list[int]]:
         """The text of tokens, and where in it each begins, in characters; control tokens are spelt out."""
-        detokenizer = Detokenizer(self._decode, frozenset())
+        detokenizer = Detokenizer(self.decode, frozenset())
         pieces: list[str] = []
         offsets: list[int] = []
         length = 0
@@ -140,9 +153,6 @@ class ModelTokenizer:
             return [part]
         ids: list[int] = self._plain.encode(disguise.take_off(part), add_special_tokens=False).ids
         return ids
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._backend.decode(ids, skip_special_tokens=False)
 
 
 def _stop_ids(folder: Path, tokenizer_eos: int | None) -> list[int]:

@@ -90,10 +90,14 @@ class ChatTemplate:
         except TemplateError as exc:
             raise bad_request(f"The model's chat template refuses these messages: {exc}", param="messages") from exc
         except _RENDERING_ERRORS as exc:
-            how = " so that the last one stays open" if rendering.continue_final_message else ""
-            raise bad_request(
-                f"The model's chat template cannot render these messages{how}.", param="messages"
-            ) from exc
+            if rendering.continue_final_message and isinstance(exc, ValueError):
+                # Transformers' word for a template in whose rendering the last message cannot be found.
+                raise bad_request(
+                    "The model's chat template does not show the last message as it is: it cannot be continued.",
+                    param="continue_final_message",
+                    code="unsupported_parameter",
+                ) from exc
+            raise bad_request("The model's chat template cannot render these messages.", param="messages") from exc
         if len(rendered) > MAX_RENDERED_CHARS:
             raise bad_request("The rendered messages are too long.", param="messages")
         return rendered

@@ -35,9 +35,15 @@ class LetterTokenizer:
     def __init__(self) -> None:
         self.encoded = 0
 
-    def encode_text(self, text: str) -> list[int]:
+    def encode_text(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         self.encoded += 1
         return [ord(letter) for letter in text]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(map(chr, ids))
+
+    def token_strs(self, ids: list[int]) -> list[str]:
+        return [f"<{chr(token)}>" for token in ids]
 
     def decode_text(self, ids: list[int]) -> tuple[str, list[int]]:
         return "".join(map(chr, ids)), list(range(len(ids)))

@@ -69,6 +69,21 @@ async def test_bodies_are_read_off_the_loop_and_only_so_many_at_once(threads: Th
     assert plan.prompt_tokens == 3
 
 
+async def test_tokens_are_made_off_the_loop_and_wait_with_the_bodies(threads: ThreadPoolExecutor) -> None:
+    tokenizer = HeldTokenizer()
+    language = Language(tokenizer, (0,), None, chats=True, created=0)
+    preparation = Preparation(Api(), threads, 1, FakeClock())
+    asked = await preparation.tokenization_request(BODY, back=False)
+    waiting = asyncio.create_task(preparation.tokenization(asked, language, LIMITS))
+    await asyncio.sleep(0)
+    with pytest.raises(ApiError) as caught:
+        await preparation.tokenization_request(b'{"tokens":[]}', back=True)
+    assert (caught.value.status, caught.value.code) == (503, "server_is_overloaded")
+    tokenizer.go.set()
+    assert json.loads(await waiting)["tokens"] == [1, 2, 3]
+    assert tokenizer.thread != threading.get_ident()
+
+
 async def test_a_count_of_one_endpoint_is_not_the_other_s(threads: ThreadPoolExecutor) -> None:
     tokenizer = HeldTokenizer()
     tokenizer.go.set()

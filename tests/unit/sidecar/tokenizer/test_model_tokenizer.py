@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from sidecar.tokenizer.messages import Message, ToolCall
+from sidecar.tokenizer.messages import Message, Rendering, ToolCall
 from sidecar.tokenizer.model_tokenizer import ModelTokenizer, TokenizerUnusableError
 from sidecar.wire.errors import ApiError
 
@@ -31,6 +31,17 @@ def model(folder: Path) -> ModelTokenizer:
 
 def chat(*turns: tuple[str, str]) -> tuple[Message, ...]:
     return tuple(Message(role, content) for role, content in turns)
+
+
+def adding(tmp_path: Path, folder: Path, tokenizer: tokenizers.Tokenizer) -> ModelTokenizer:
+    """The model with a tokenizer that puts a special token at both ends."""
+    shutil.copytree(folder, tmp_path / "model")
+    changed = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+    changed.post_processor = processors.TemplateProcessing(
+        single="<|start|> $A <|end|>", special_tokens=[("<|start|>", START), ("<|end|>", END)]
+    )
+    changed.save(str(tmp_path / "model/tokenizer.json"))
+    return ModelTokenizer(tmp_path / "model")
 
 
 def test_a_chat_is_encoded_as_transformers_does(model: ModelTokenizer, folder: Path) -> None:
@@ -123,19 +134,14 @@ def test_tokens_are_given_back_as_text_with_their_offsets(model: ModelTokenizer)
 def test_a_token_that_the_tokenizer_adds_is_no_part_of_the_text(
     tmp_path: Path, folder: Path, tokenizer: tokenizers.Tokenizer
 ) -> None:
-    shutil.copytree(folder, tmp_path / "model")
-    adding = tokenizers.Tokenizer.from_str(tokenizer.to_str())
-    adding.post_processor = processors.TemplateProcessing(
-        single="<|start|> $A <|end|>", special_tokens=[("<|start|>", START), ("<|end|>", END)]
-    )
-    adding.save(str(tmp_path / "model/tokenizer.json"))
-    adds = ModelTokenizer(tmp_path / "model")
+    adds = adding(tmp_path, folder, tokenizer)
     ids = adds.encode_text("cat")
     assert (ids[0], ids[-1]) == (START, END)
     offsets = adds.text_offsets("cat")
     assert (offsets[:2], offsets[-1]) == ([0, 0], 3)
 
 
+CONTINUED = Rendering(add_generation_prompt=False, continue_final_message=True)
 TOOLS = (
     "{% for message in messages %}{% if message.tool_calls %}{% for call in message.tool_calls %}"
     "<|start|>{{ call.id }} {{ call.function.name }} {{ call.function.arguments | tojson }}{% endfor %}{% else %}"
@@ -164,3 +170,47 @@ def test_a_folder_without_a_tokenizer_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(TokenizerUnusableError, match=str(tmp_path)):
         ModelTokenizer(tmp_path)
+
+
+@given(st.one_of(st.text(), words))
+@settings(deadline=None)
+def test_what_is_tokenised_and_back_is_the_same_text(model: ModelTokenizer, text: str) -> None:
+    assert model.decode(model.encode_text(text, add_special_tokens=False)) == text
+
+
+def test_a_text_can_do_without_the_tokens_that_the_tokenizer_adds(
+    tmp_path: Path, folder: Path, tokenizer: tokenizers.Tokenizer
+) -> None:
+    adds = adding(tmp_path, folder, tokenizer)
+    bare = adds.encode_text("cat", add_special_tokens=False)
+    assert adds.encode_text("cat") == [START, *bare, END]
+    assert adds.decode(bare) == "cat"
+    assert adds.decode([START, *bare, END]) == "<|start|>cat<|end|>"
+
+
+def test_tokens_are_told_as_the_vocabulary_writes_them(model: ModelTokenizer) -> None:
+    ids = [START, *model.encode_text(" the")]
+    assert model.token_strs(ids) == ["<|start|>", "Ġthe"]
+    assert model.token_strs([1 << 20]) == [""]
+
+
+@pytest.mark.parametrize(
+    "flags", [{"add_generation_prompt": False}, {"add_generation_prompt": False, "continue_final_message": True}]
+)
+@pytest.mark.parametrize("last", ["on the", "on the ", ""])
+def test_a_chat_may_end_otherwise_as_transformers_does(
+    model: ModelTokenizer, folder: Path, flags: dict[str, bool], last: str
+) -> None:
+    turns = [("system", "Be kind"), ("user", "the cat sat"), ("assistant", last)]
+    theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        [{"role": role, "content": content} for role, content in turns], return_dict=False, **flags
+    )
+    assert model.encode_chat(chat(*turns), Rendering(**flags)) == theirs
+
+
+@given(words.filter(str.strip))
+@settings(deadline=None)
+def test_a_message_is_continued_where_it_ends(model: ModelTokenizer, text: str) -> None:
+    ids = model.encode_chat(chat(("system", "hi"), ("assistant", text)), CONTINUED)
+    assert model.decode(ids) == f"<|start|>system\nhi<|end|>\n<|start|>assistant\n{text.strip()}"
+    assert (ids.count(START), ids.count(END)) == (2, 1)
