@@ -1,14 +1,15 @@
-"""From a request body to a `Call`: the few fields that admission needs, read strictly, and the body encoded anew.
+"""From a request body to a `Call` or a `Question`: the few fields that admission needs, and the body encoded anew.
 
-Everything else in the body is the sidecar's to judge. What is forwarded is never the client's bytes, so nothing that
-two JSON readers could read differently (duplicate keys, odd whitespace, NaN) gets past here.
+Those are read strictly; everything else in the body is the sidecar's to judge. What is forwarded is never the client's
+bytes, so nothing that two JSON readers could read differently (duplicate keys, odd whitespace, NaN) gets past here.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
-from proxy.exchange import Call, Endpoint
+from proxy.exchange import Call, Endpoint, Question, TextEndpoint
 from sidecar.wire.errors import bad_request
 
 # OpenAI's API reference, completions: `max_tokens` defaults to 16.
@@ -45,6 +46,17 @@ def read_call(endpoint: Endpoint, body: bytes, *, max_choices: int, max_prompts:
         body=_encode(fields),
         plain=all(fields.get(name) is None for name in _TEMPLATE_FIELDS),
     )
+
+
+def read_question(endpoint: TextEndpoint, body: bytes, usable: Sequence[str]) -> Question:
+    """`usable` are the models that the key may use: a body that names none is for the only one.
+
+    Raises ApiError 400 that names the field at fault.
+    """
+    fields = _decode(body)
+    if fields.get("model") is None and len(usable) == 1:
+        fields["model"] = usable[0]
+    return Question(endpoint, _model(fields), _encode(fields))
 
 
 def _decode(body: bytes) -> dict[str, object]:

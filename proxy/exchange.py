@@ -18,6 +18,13 @@ class Endpoint(enum.StrEnum):
     COMPLETIONS = "/v1/completions"
 
 
+class TextEndpoint(enum.StrEnum):
+    """The public routes that a model's tokenizer answers: nothing runs, so nothing is owed."""
+
+    TOKENIZE = "/tokenize"
+    DETOKENIZE = "/detokenize"
+
+
 @dataclass(frozen=True, slots=True)
 class Trace:
     """W3C Trace Context of a request: ids in lower-case hex, and the client's tracestate as it came."""
@@ -72,6 +79,15 @@ class Call:
     @property
     def prompt_bytes(self) -> int:
         return len(self.body)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of a model's tokenizer: the parsed body, decoded and encoded again, with the model named in it."""
+
+    endpoint: TextEndpoint
+    model: str
+    body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

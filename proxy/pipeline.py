@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Protocol, Self
 
-from proxy.body import read_call
+from proxy.body import read_call, read_question
 from proxy.client import Client, LeftError
 from proxy.clock import Clock
-from proxy.exchange import Arrival, Call, Ending, Endpoint, Outcome, Principal
+from proxy.exchange import Arrival, Call, Ending, Endpoint, Outcome, Principal, Question, TextEndpoint
 from proxy.forward import CLIENT_CLOSED, Delivery, Forward, Reserved, Run, Timings, told_on_leaving
 from proxy.metrics import OTHER
 from proxy.policy.schema import CacheScope
@@ -23,7 +23,7 @@ from proxy.settle import Chargeable, Settlement
 from proxy.upstream import Sidecar, Ticket, UpstreamRefusedError, Upstreams
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import ApiError, internal_error
-from sidecar.wire.internal import Count, ModelState
+from sidecar.wire.internal import IGNORED, Count, ModelState
 
 # The codes of our own 503s that are not a sidecar's fault.
 OURS: Final = frozenset({"storage_unavailable"})
@@ -41,6 +41,15 @@ class Granted(Reserved, Chargeable, Protocol):
     def headers(self) -> dict[str, str]: ...
     async def __aenter__(self) -> Self: ...
     async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Pass(Protocol):
+    """A pass of `proxy.admission.meters`: held while a tokenizer is asked. Entering it gives the rate limit headers."""
+
+    def __enter__(self) -> dict[str, str]: ...
+    def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
@@ -69,6 +78,9 @@ class Admits(Protocol):
         upstream: str,
     ) -> Granted:
         """Raises ApiError; then nothing was consumed."""
+
+    def admit_question(self, principal: Principal, question: Question, model: ModelState | None) -> Pass:
+        """Raises ApiError 403, 404 or 429; then nothing was consumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +145,18 @@ class Pipeline:
         notes, timings = Notes(), Timings()
         await self._end(client, template, self._shown(client, authorization, page, notes), notes, timings)
 
+    async def ask(
+        self,
+        client: Client,
+        endpoint: TextEndpoint,
+        authorization: str | None,
+        usable: Callable[[Principal], list[ModelState]],
+    ) -> None:
+        """Serve a request that a model's tokenizer answers, to its end. Nothing runs, so nothing is in the ledger."""
+        notes, timings = Notes(), Timings()
+        work = self._answered(client, endpoint, authorization, usable, notes)
+        await self._end(client, endpoint.value, work, notes, timings)
+
     async def tell(self, client: Client, template: str, status: int, headers: dict[str, str]) -> None:
         """Serve a request that is no secret and has no body, to its end."""
         notes, timings = Notes(), Timings()
@@ -187,6 +211,29 @@ class Pipeline:
             await client.answer(200, page(principal))
         return Outcome(200, Ending.COMPLETE, None, "")
 
+    async def _answered(
+        self,
+        client: Client,
+        endpoint: TextEndpoint,
+        authorization: str | None,
+        usable: Callable[[Principal], list[ModelState]],
+        notes: Notes,
+    ) -> Outcome:
+        async with client.present():
+            principal = await self._identified(client, authorization, notes)
+        with self._at_work(principal.key_id, client):
+            async with client.present():
+                body = await client.body()
+                question = read_question(endpoint, body, [model.id for model in usable(principal)])
+                with self._let_in(principal, question, notes) as headers:
+                    client.announce(headers)
+                    sidecar = notes.sidecar = self._upstreams.choose(question.model)
+                    answer, ignored = await sidecar.tokenizer(question, client.arrival.request_id)
+                if ignored is not None:
+                    client.announce({IGNORED: ignored})
+                await client.answer(200, answer)
+        return Outcome(200, Ending.COMPLETE, None, "")
+
     async def _told(self, client: Client, status: int, headers: dict[str, str]) -> Outcome:
         async with client.present():
             await client.answer(status, b"", headers)
@@ -222,6 +269,18 @@ class Pipeline:
             notes.admit_s = self._clock.monotonic() - begun_s
         notes.admitted = True
         return Admitted(call, sidecar, grant)
+
+    def _let_in(self, principal: Principal, question: Question, notes: Notes) -> Pass:
+        begun_s = self._clock.monotonic()
+        try:
+            found = self._upstreams.find(question.model)
+            if found is None:
+                self._upstreams.check_known(question.model)
+            passed = self._admission.admit_question(principal, question, found)
+        finally:
+            notes.admit_s = self._clock.monotonic() - begun_s
+        notes.model, notes.admitted = question.model, True
+        return passed
 
     async def _forwarded(self, client: Client, principal: Principal, admitted: Admitted, timings: Timings) -> Delivery:
         call, sidecar, grant = admitted.call, admitted.sidecar, admitted.grant

@@ -19,21 +19,25 @@ from proxy.admission.refusal import model_not_found
 from proxy.client import Client
 from proxy.clock import Clock
 from proxy.edge import address_of, common_headers
-from proxy.exchange import Arrival, Ending, Endpoint, Outcome, Principal
+from proxy.exchange import Arrival, Ending, Endpoint, Outcome, Principal, TextEndpoint
 from proxy.metrics import OTHER, Metrics
 from proxy.pipeline import Pipeline
 from proxy.record import Ended, Record
 from proxy.settings import Limits, Timeouts
 from proxy.upstream import Upstreams
 from sidecar.wire.errors import ApiError
+from sidecar.wire.internal import ModelState
 from sidecar.wire.listing import entries, entry
 
 MODELS: Final = "/v1/models"
 MODEL: Final = "/v1/models/{id}"
+TEXT_ENDPOINTS: Final = frozenset(endpoint.value for endpoint in TextEndpoint)
 # The allowed methods of each template; OPTIONS is answered everywhere, and says the same.
 METHODS: Final = {
     Endpoint.CHAT.value: ("POST",),
     Endpoint.COMPLETIONS.value: ("POST",),
+    TextEndpoint.TOKENIZE.value: ("POST",),
+    TextEndpoint.DETOKENIZE.value: ("POST",),
     MODELS: ("GET", "HEAD"),
     MODEL: ("GET", "HEAD"),
 }
@@ -133,6 +137,8 @@ class Front:
             await self._pipeline.show(client, template, authorization, self._list)
         elif template == MODEL:
             await self._pipeline.show(client, template, authorization, self._one(path))
+        elif template in TEXT_ENDPOINTS:
+            await self._pipeline.ask(client, TextEndpoint(template), authorization, self._usable)
         else:
             await self._pipeline.run(client, Endpoint(template), authorization)
 
@@ -147,11 +153,14 @@ class Front:
             utc=self._clock.now(),
         )
 
-    def _list(self, principal: Principal) -> bytes:
-        """Raises ApiError 503 as long as no sidecar has said what it serves."""
+    def _usable(self, principal: Principal) -> list[ModelState]:
+        """The models that the key may use. Raises ApiError 503 as long as no sidecar has said what it serves."""
         self._upstreams.check_told()
-        allowed = [model for model in self._upstreams.served() if self._allows(principal, model.id)]
-        return msgspec.json.encode(entries(allowed))
+        return [model for model in self._upstreams.served() if self._allows(principal, model.id)]
+
+    def _list(self, principal: Principal) -> bytes:
+        """Raises ApiError 503 as `_usable` does."""
+        return msgspec.json.encode(entries(self._usable(principal)))
 
     def _one(self, path: str) -> Callable[[Principal], bytes]:
         name = unquote(path.removeprefix(f"{MODELS}/"))
@@ -180,7 +189,7 @@ def _allowed(template: str) -> str:
 
 def _unknown_url() -> ApiError:
     # The URL itself is not repeated: it is a stranger's.
-    return ApiError(404, "Unknown request URL. See the API's paths under /v1.", code="unknown_url")
+    return ApiError(404, "Unknown request URL. Please check it for typos.", code="unknown_url")
 
 
 def _wrong_method(template: str) -> ApiError:

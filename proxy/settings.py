@@ -19,7 +19,7 @@ Positive = Annotated[int, Meta(ge=1)]
 
 
 class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The public listener: `/v1/*` only."""
+    """The public listener: `/v1/*`, `/tokenize` and `/detokenize` only."""
 
     host: str = "127.0.0.1"
     port: Port = 8000

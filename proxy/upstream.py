@@ -16,7 +16,7 @@ import aiohttp
 import msgspec
 
 from proxy import tracing
-from proxy.exchange import Call, Trace
+from proxy.exchange import Call, Question, Trace
 from proxy.settings import Timeouts, Upstream
 from sidecar.jsonlog import JsonLog
 from sidecar.wire import internal
@@ -202,6 +202,15 @@ class Sidecar:
         except (UpstreamLostError, msgspec.MsgspecError) as exc:
             raise _absent() from exc
 
+    async def tokenizer(self, question: Question, request_id: str) -> tuple[bytes, str | None]:
+        """What the model's tokenizer answers, and the fields that were ignored if any were. Raises ApiError."""
+        path, named = question.endpoint.value, {internal.REQUEST_ID: request_id}
+        try:
+            async with self._asked_for("POST", path, self._timeouts.count_s, question.body, named) as answer:
+                return await answer.whole(), answer.ignored
+        except UpstreamLostError as exc:
+            raise _absent() from exc
+
     async def cancel(self, request_id: str) -> RequestState:
         """End a request, and say what it used once the engine let go. Raises ApiError or UpstreamLostError."""
         body = await self._ask("DELETE", f"/internal/requests/{request_id}", self._timeouts.cancel_s)
@@ -261,7 +270,16 @@ class Sidecar:
 
     async def _ask(self, method: str, path: str, limit_s: float, body: bytes | None = None) -> bytes:
         """One short exchange. Raises ApiError or UpstreamLostError."""
-        headers = {"content-type": "application/json"} if body is not None else {}
+        async with self._asked_for(method, path, limit_s, body, {}) as answer:
+            return await answer.whole()
+
+    @contextlib.asynccontextmanager
+    async def _asked_for(
+        self, method: str, path: str, limit_s: float, body: bytes | None, headers: Mapping[str, str]
+    ) -> AsyncIterator[Answer]:
+        """The answer of one short exchange, all of which has `limit_s`. Raises ApiError or UpstreamLostError."""
+        if body is not None:
+            headers = {"content-type": "application/json", **headers}
         with _translated():
             async with (
                 asyncio.timeout(limit_s),
@@ -269,7 +287,7 @@ class Sidecar:
             ):
                 if response.status != 200:
                     raise await self._refusal(response)
-                return await Answer(response, limit_s).whole()
+                yield Answer(response, limit_s)
 
     @property
     def _client(self) -> aiohttp.ClientSession:

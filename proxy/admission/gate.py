@@ -10,9 +10,9 @@ from typing import Final
 from proxy.admission import refusal
 from proxy.admission.estimate import Sizing
 from proxy.admission.grant import Books, Grant, Terms, storage_unavailable
-from proxy.admission.meters import Looks, Meters, Subject
+from proxy.admission.meters import Looks, Meters, Pass, Subject
 from proxy.clock import Clock, month_of
-from proxy.exchange import Arrival, Call, Endpoint, Estimate, Principal
+from proxy.exchange import Arrival, Call, Endpoint, Estimate, Principal, Question
 from proxy.policy.schema import Policy, Tier
 from proxy.store.database import StorageError
 from proxy.store.posting import Entry
@@ -87,6 +87,22 @@ class Admission:
         hold = self._meters.take(subject, tokens)
         terms = Terms(sizing, arrival, self._clock, self._storage_s)
         return Grant(terms, estimate, hold, self._books, reserved)
+
+    def admit_question(self, principal: Principal, question: Question, model: ModelState | None) -> Pass:
+        """Let in what runs nothing: it counts for the minute and among those at once, and is in no ledger.
+
+        Raises ApiError 403, 404 or 429.
+        """
+        tier = self._policy().tier(principal.tier)
+        if model is None or not _allows(principal, tier, question.model):
+            raise refusal.model_not_found(question.model)
+        requests, concurrency = self._meters.peek_pass(principal.key_id, tier)
+        headers = self._meters.headers(principal.key_id, tier)
+        if requests is not None and not requests.fits:
+            raise refusal.rate(refusal.REQUESTS, requests, tier.name, headers)
+        if not concurrency.fits:
+            raise refusal.concurrency(concurrency, tier.name, headers)
+        return self._meters.take_pass(principal.key_id, tier)
 
     async def _size(self, subject: Subject, sizing: Sizing, counter: Counter) -> Estimate:
         """The bound costs nothing. Only if it does not fit is the exact number worth a round trip to the sidecar."""

@@ -4,6 +4,7 @@ Everything here is synchronous, so between a look and the taking nothing else ru
 """
 
 from dataclasses import dataclass
+from types import TracebackType
 
 from proxy.admission.concurrency import ConcurrencyLook, Lease, Leases
 from proxy.admission.quota import QuotaBook, QuotaLook
@@ -72,6 +73,16 @@ class Meters:
         self.quotas.commit(key_id, subject.period, tokens)
         taken = Taken(requests, tokens_taken, self.leases.take(key_id))
         return Hold(self, subject, tokens, taken)
+
+    def peek_pass(self, key_id: str, tier: Tier) -> tuple[RateLook | None, ConcurrencyLook]:
+        """What the limits say that also hold for what runs nothing: requests a minute, and requests at once."""
+        return _look(self.requests, key_id, tier.requests_per_minute, 1), self.leases.peek(key_id, tier.concurrency)
+
+    def take_pass(self, key_id: str, tier: Tier) -> "Pass":
+        """Take one request from these two. The caller has looked, and not awaited since."""
+        limit = tier.requests_per_minute
+        charge = None if limit is None else self.requests.commit(key_id, Rate(limit), 1)
+        return Pass(self.requests, charge, self.leases.take(key_id), self.headers(key_id, tier))
 
     def headers(self, key_id: str, tier: Tier) -> dict[str, str]:
         """OpenAI's rate limit headers as they stand now, and the IETF pair for requests.
@@ -148,6 +159,29 @@ class Hold:
     def _refund(self, tokens: int) -> None:
         if self._taken.tokens is not None:
             self._meters.tokens.refund(self._taken.tokens, tokens)
+
+
+class Pass:
+    """The right to ask something that runs nothing. Used as `with`: who is refused after all gets the request back.
+
+    Entering it gives the key's rate limit headers, with this request taken.
+    """
+
+    def __init__(self, requests: Cells, charge: Charge | None, lease: Lease, headers: dict[str, str]) -> None:
+        self._requests = requests
+        self._charge = charge
+        self._lease = lease
+        self._headers = headers
+
+    def __enter__(self) -> dict[str, str]:
+        return self._headers
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if exc is not None and self._charge is not None:
+            self._requests.refund(self._charge, 1)
+        self._lease.release()
 
 
 def _look(cells: Cells, key_id: str, limit: int | None, units: int) -> RateLook | None:

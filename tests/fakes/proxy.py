@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final, Self
 
 from proxy.client import LeftError
-from proxy.exchange import Arrival, Call, Ending, Endpoint, Estimate, Outcome, Principal, Trace
+from proxy.exchange import Arrival, Call, Ending, Endpoint, Estimate, Outcome, Principal, Question, Trace
 from proxy.policy.schema import CacheScope
 from proxy.upstream import Slots, Ticket
 from sidecar.wire.internal import RequestState, Usage
@@ -208,6 +208,13 @@ class FakeUpstream:
 
     async def count(self, _call: Call) -> Any:
         raise NotImplementedError
+
+    async def tokenizer(self, _question: Question, _request_id: str) -> tuple[bytes, str | None]:
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.refusal is not None:
+            raise self.refusal
+        return b"{}", self.ignored
 
     async def cancel(self, request_id: str) -> RequestState:
         self.cancelled.append(request_id)

@@ -60,6 +60,7 @@ class FakeSidecar:
         self.prompt_tokens = PROMPT_TOKENS
         self.script: Sequence[Step] = STREAM
         self.whole = WHOLE
+        self.ignored: str | None = None
         self.refusal: tuple[int, dict[str, Any], dict[str, str]] | None = None
         # What a cancelled request used; unknown ids are not known.
         self.produced: dict[str, int] = {}
@@ -75,6 +76,8 @@ class FakeSidecar:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._run)
         app.router.add_post("/v1/completions", self._run)
+        app.router.add_post("/tokenize", self._run)
+        app.router.add_post("/detokenize", self._run)
         app.router.add_post("/internal/count", self._count)
         app.router.add_get("/internal/state", self._state)
         app.router.add_delete("/internal/requests/{id}", self._cancel)
@@ -99,6 +102,8 @@ class FakeSidecar:
             status, error, headers = self.refusal
             return web.json_response({"error": error}, status=status, headers=headers)
         head = {internal.PROMPT_TOKENS: str(self.prompt_tokens)}
+        if self.ignored is not None:
+            head[internal.IGNORED] = self.ignored
         try:
             if not body.get("stream"):
                 for step in self.script:

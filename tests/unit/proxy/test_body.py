@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from proxy.body import read_call
-from proxy.exchange import Call, Endpoint
+from proxy.body import read_call, read_question
+from proxy.exchange import Call, Endpoint, TextEndpoint
 from sidecar.wire.errors import ApiError
 
 
@@ -149,3 +149,37 @@ def test_the_forwarded_body_is_ours_and_not_the_clients_bytes() -> None:
     call = read(b'{ "model":"m",  "stream":false, "stream":true, "messages":[] }')
     assert call.body == b'{"model":"m","stream":true,"messages":[]}'
     assert call.stream
+
+
+@pytest.mark.parametrize("usable", [[], ["m"], ["a", "b"]])
+def test_a_question_is_for_the_model_that_it_names(usable: list[str]) -> None:
+    question = read_question(TextEndpoint.TOKENIZE, b'{"model":"m","prompt":"a","prompt":"b"}', usable)
+    assert (question.endpoint, question.model) == (TextEndpoint.TOKENIZE, "m")
+    assert msgspec.json.decode(question.body) == {"model": "m", "prompt": "b"}
+
+
+@pytest.mark.parametrize("body", [b'{"tokens":[1]}', b'{"tokens":[1],"model":null}'])
+def test_a_question_that_names_no_model_is_for_the_only_one(body: bytes) -> None:
+    question = read_question(TextEndpoint.DETOKENIZE, body, ["m"])
+    assert question.model == "m"
+    assert msgspec.json.decode(question.body) == {"model": "m", "tokens": [1]}
+    for usable in ([], ["m", "n"]):
+        with pytest.raises(ApiError) as caught:
+            read_question(TextEndpoint.DETOKENIZE, body, usable)
+        assert (caught.value.status, caught.value.param) == (400, "model")
+        assert caught.value.code == "missing_required_parameter"
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"[1]", None),
+        (b'{"model":5}', "invalid_type"),
+        (b'{"model":""}', "missing_required_parameter"),
+        (b'{"prompt":NaN}', None),
+    ],
+)
+def test_a_question_that_cannot_be_read_is_refused(body: bytes, code: str | None) -> None:
+    with pytest.raises(ApiError) as caught:
+        read_question(TextEndpoint.TOKENIZE, body, ["m"])
+    assert (caught.value.status, caught.value.code) == (400, code)

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from proxy.clock import Clock
-from proxy.exchange import Ending, Endpoint, Principal
+from proxy.exchange import Ending, Endpoint, Principal, TextEndpoint
 from proxy.pipeline import Pipeline
 from proxy.policy.schema import CacheScope
 from proxy.record import Ended
@@ -42,11 +43,22 @@ class FakeAdmission:
         self.error: Exception | None = None
         self.gate: asyncio.Event | None = None
         self.upstreams: list[str] = []
+        # Questions that were let in, and those of them that were answered.
+        self.passes = self.passed = 0
 
     def check(self, _principal: Any, call: Any, model: Any) -> Any:
         if model is None:
             raise ApiError(404, f"no {call.model}", code="model_not_found", param="model")
         return model
+
+    @contextlib.contextmanager
+    def admit_question(self, _principal: Any, question: Any, model: Any) -> Iterator[dict[str, str]]:
+        self.check(_principal, question, model)
+        if self.error is not None:
+            raise self.error
+        self.passes += 1
+        yield {"x-ratelimit-limit-requests": "10"}
+        self.passed += 1
 
     async def admit(self, *_: Any, upstream: str) -> FakeGrant:
         self.upstreams.append(upstream)
@@ -105,6 +117,12 @@ class Hall:
     def end(self) -> Ended:
         (ended,) = self.record.ended
         return ended
+
+    async def ask(self, usable: tuple[str, ...] = ("org/tiny",)) -> Ended:
+        client: Any = self.client
+        models = [model_state(name) for name in usable]
+        await self.pipeline.ask(client, TextEndpoint.TOKENIZE, "Bearer k", lambda _: models)
+        return self.end
 
     async def run_until_it_waits(self) -> "asyncio.Task[Ended]":
         task = asyncio.create_task(self.run())
@@ -270,3 +288,73 @@ async def test_a_refusal_without_a_room_is_recorded_too() -> None:
     client: Any = hall.client
     await hall.pipeline.refuse(client, "_other", ApiError(404, "no", code="unknown_url"))
     assert (hall.end.endpoint, hall.end.outcome.status, hall.end.outcome.error_code) == ("_other", 404, "unknown_url")
+
+
+async def test_a_question_is_answered_by_a_sidecar_and_charged_to_nobody() -> None:
+    hall = Hall()
+    hall.client.posted = b'{"prompt":"a"}'
+    hall.upstreams.sidecar.ignored = "extra"
+    ended = await hall.ask()
+    assert hall.client.answers == [(200, b"{}")]
+    assert (ended.endpoint, ended.outcome.ending, ended.outcome.usage) == ("/tokenize", Ending.COMPLETE, None)
+    assert (ended.known_model, ended.upstream, ended.admitted) == ("org/tiny", "local", True)
+    assert hall.client.announced == {"x-ratelimit-limit-requests": "10", "x-tollhouse-ignored": "extra"}
+    assert (hall.admission.passes, hall.admission.passed) == (1, 1)
+    assert hall.admission.grant.entered == 0
+
+
+@pytest.mark.parametrize(
+    ("room", "status", "ending", "passes"),
+    [
+        ("identify", 401, Ending.REFUSED, 0),
+        ("body", 400, Ending.REFUSED, 0),
+        ("model", 404, Ending.REFUSED, 0),
+        ("admit", 429, Ending.REFUSED, 0),
+        ("choose", 503, Ending.UPSTREAM_FAILED, 1),
+        ("sidecar", 400, Ending.UPSTREAM_REFUSED, 1),
+    ],
+)
+async def test_a_question_that_is_refused_ends_once_and_its_pass_is_given_up(
+    room: str, status: int, ending: Ending, passes: int
+) -> None:
+    hall = Hall()
+    if room == "identify":
+        hall.identify.error = ApiError(401, "no")
+    elif room == "body":
+        hall.client.posted = b"[]"
+    elif room == "model":
+        hall.client.posted = b'{"model":"gpt-9"}'
+    elif room == "admit":
+        hall.admission.error = ApiError(429, "no", code="rate_limit_exceeded", type="requests")
+    elif room == "choose":
+        hall.upstreams.absent = unavailable("no", code="model_loading", retry_after_s=1)
+    else:
+        hall.upstreams.sidecar.refusal = UpstreamRefusedError(400, "no", param="tokens")
+    ended = await hall.ask()
+    assert [answer[0] for answer in hall.client.answers] == [status]
+    assert (ended.outcome.status, ended.outcome.ending) == (status, ending)
+    assert (hall.admission.passes, hall.admission.passed) == (passes, 0)
+
+
+async def test_who_asks_without_a_model_and_may_use_two_must_name_one() -> None:
+    hall = Hall()
+    hall.client.posted = b'{"prompt":"a"}'
+    assert (await hall.ask(("org/tiny", "org/other"))).outcome.status == 400
+
+
+@pytest.mark.parametrize(("ending", "status"), [(Ending.CLIENT_GONE, 499), (Ending.REVOKED, 401)])
+async def test_who_leaves_while_the_tokenizer_works_is_let_go(ending: Ending, status: int) -> None:
+    hall = Hall()
+    hall.upstreams.sidecar.gate = asyncio.Event()
+    task = asyncio.create_task(hall.ask())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not task.done()
+    if ending is Ending.REVOKED:
+        hall.pipeline.cut("key1")
+    else:
+        hall.client.leave(ending)
+    ended = await task
+    assert (ended.outcome.status, ended.outcome.ending) == (status, ending)
+    assert (hall.admission.passes, hall.admission.passed) == (1, 0)
+    assert hall.pipeline._running == {}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.exchange import Endpoint
+from proxy.exchange import Endpoint, TextEndpoint
 from proxy.routes import METHODS, MODEL, MODELS, _allowed, _client_request_id, _template
 
 
@@ -11,6 +11,11 @@ from proxy.routes import METHODS, MODEL, MODELS, _allowed, _client_request_id, _
     [
         ("/v1/chat/completions", Endpoint.CHAT.value),
         ("/v1/completions", Endpoint.COMPLETIONS.value),
+        ("/tokenize", TextEndpoint.TOKENIZE.value),
+        ("/detokenize", TextEndpoint.DETOKENIZE.value),
+        ("/v1/tokenize", None),
+        ("/v1/detokenize", None),
+        ("/tokenize/", None),
         ("/v1/models", MODELS),
         ("/v1/models/m", MODEL),
         ("/v1/models/org/m", MODEL),
@@ -30,7 +35,7 @@ def test_a_path_is_matched_as_it_was_sent(path: str, template: str | None) -> No
 
 
 def test_every_endpoint_has_its_methods() -> None:
-    assert {endpoint.value for endpoint in Endpoint} <= set(METHODS)
+    assert {endpoint.value for endpoint in (*Endpoint, *TextEndpoint)} <= set(METHODS)
     assert _allowed(MODEL) == "GET, HEAD, OPTIONS"
 
 

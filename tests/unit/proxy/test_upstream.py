@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
+import msgspec
 import pytest
 
+from proxy.exchange import Question, TextEndpoint
 from proxy.settings import Timeouts, Upstream
 from proxy.upstream import Sidecar, UpstreamLostError, UpstreamRefusedError, Upstreams, _translated
 from sidecar.jsonlog import JsonLog
@@ -185,6 +187,33 @@ async def test_counting_and_cancelling(fake: FakeSidecar, sidecar: Sidecar) -> N
         await sidecar.count(call())
     with pytest.raises(ApiError):
         await sidecar.cancel("req_9")
+
+
+async def test_a_tokenizer_is_asked_under_the_request_s_id(fake: FakeSidecar, sidecar: Sidecar) -> None:
+    asked = Question(TextEndpoint.DETOKENIZE, MODEL, b'{"tokens":[1]}')
+    assert await sidecar.tokenizer(asked, "req_1") == (WHOLE, None)
+    fake.ignored = "extra"
+    assert (await sidecar.tokenizer(asked, "req_2"))[1] == "extra"
+    assert [(got.path, got.body) for got in fake.received] == [("/detokenize", {"tokens": [1]})] * 2
+    assert [got.headers[internal.REQUEST_ID] for got in fake.received] == ["req_1", "req_2"]
+
+
+@pytest.mark.parametrize("why", ["refused", "silent", "away"])
+async def test_a_tokenizer_that_gives_no_answer(fake: FakeSidecar, why: str) -> None:
+    asked = Question(TextEndpoint.TOKENIZE, MODEL, b"{}")
+    timeouts = msgspec.structs.replace(QUICK, count_s=0.05 if why == "silent" else 1.0)
+    async with Sidecar(Upstream(name="local", socket=str(fake.socket)), timeouts, JsonLog(io.StringIO())) as sidecar:
+        if why == "refused":
+            fake.refusal = (400, {"message": "m", "type": "t", "param": "tokens", "code": "invalid_value"}, {})
+        elif why == "silent":
+            fake.script = [asyncio.Event()]
+        else:
+            await fake.stop()
+        with pytest.raises(ApiError) as caught:
+            await sidecar.tokenizer(asked, "req_1")
+    expected = (400, "invalid_value") if why == "refused" else (503, "upstream_unavailable")
+    assert (caught.value.status, caught.value.code) == expected
+    assert isinstance(caught.value, UpstreamRefusedError) == (why == "refused")
 
 
 async def test_slots_are_read_beside_the_socket(fake: FakeSidecar, sidecar: Sidecar) -> None:

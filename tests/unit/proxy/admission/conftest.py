@@ -11,10 +11,10 @@ import pytest
 from proxy.admission.concurrency import Leases
 from proxy.admission.gate import Admission
 from proxy.admission.grant import Grant
-from proxy.admission.meters import Meters
+from proxy.admission.meters import Meters, Pass
 from proxy.admission.quota import QuotaBook
 from proxy.admission.rate import Cells
-from proxy.exchange import Arrival, Call, Endpoint, Principal, Trace
+from proxy.exchange import Arrival, Call, Endpoint, Principal, Question, TextEndpoint, Trace
 from proxy.policy.schema import Policy, Tier
 from proxy.store.database import StorageError
 from proxy.store.ledger import Standing
@@ -126,6 +126,11 @@ class Gatehouse:
     async def admit(self, key_id: str = "k", models: frozenset[str] | None = None, **fields: Any) -> Grant:
         principal, call = self.principal(key_id, models), self.call(**fields)
         return await self.gate.admit(principal, call, self.arrival(), self.model, self.count, upstream="local")
+
+    def ask(self, key_id: str = "k", models: frozenset[str] | None = None) -> Pass:
+        """Let a question in."""
+        question = Question(TextEndpoint.TOKENIZE, self.model.id, b"{}")
+        return self.gate.admit_question(self.principal(key_id, models), question, self.model)
 
     async def refused(self, **fields: Any) -> ApiError:
         """A refusal, which has consumed nothing."""
