@@ -158,7 +158,8 @@ def _choices(plan: Plan, language: Language) -> Choices:
     count, stops = len(plan.submits), plan.options.stop
     # A token that is to be ignored as an end is a token like any other.
     ends = stop_token_ids(plan.options, language.stop_token_ids)
-    return Choices(count, language.tokenizer.detokenizer, stops, ends, plan.tellings)
+    tellings, min_tokens = plan.tellings, plan.options.min_tokens
+    return Choices(count, language.tokenizer.detokenizer, stops, ends, tellings, min_tokens=min_tokens)
 
 
 def head(prompt_tokens: int, ignored: tuple[str, ...]) -> dict[str, str]:

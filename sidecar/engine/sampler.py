@@ -3,12 +3,14 @@
 A row's uniform number is a hash of its seed and its position, and the token is where the cumulative distribution passes
 it: the same seed gives the same text whatever else is in the batch, and greedy rows take no part in it.
 
-In order: `logit_bias`, then the penalties, change the logits; then temperature, top_k, top_p and min_p, as the
-`LogitsProcessor`s of Transformers come one after the other. Log-probabilities are of the logits as the model gave them.
+In order: `logit_bias`, then the penalties, change the logits, and what is forbidden is taken out; then temperature,
+top_k, top_p and min_p, as the `LogitsProcessor`s of Transformers come one after the other. Log-probabilities are of the
+logits as the model gave them.
 """
 
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 import numpy as np
@@ -37,10 +39,15 @@ class Row:
     def position(self) -> int:
         return len(self.tokens) + len(self.draft)
 
+    @property
+    def generated(self) -> int:
+        """How many tokens of the answer come before the pick."""
+        return self.position - self.prompt_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """`token` is None where a row has no finite maximum; `logprobs` where none were asked for."""
+    """`token` is None where a row has no finite maximum, changed or not; `logprobs` where none were asked for."""
 
     token: int | None
     logprobs: Logprobs | None = None
@@ -64,22 +71,18 @@ def uniform(seed: int, position: int) -> float:
 
 def sample(logits: torch.Tensor, rows: Rows[Row]) -> list[Picked]:
     """One token a row of `logits`, fp32 `[rows, vocabulary]`."""
-    likeliest = _argmax(logits)
-    largest = logits.gather(1, torch.tensor(likeliest, device=logits.device)[:, None])[:, 0]
-    tokens: list[int | None] = [
-        token if finite else None for token, finite in zip(likeliest, largest.isfinite().tolist(), strict=True)
-    ]
+    tokens = _likeliest(logits)
     sound = [at for at, token in enumerate(tokens) if token is not None]
-    changed = [at for at in sound if _is_changed(rows[at].sampling)]
-    as_they_are = [at for at in sound if not _is_changed(rows[at].sampling) and not is_greedy(rows[at].sampling)]
+    changed = [at for at in sound if _is_changed(rows[at])]
+    as_they_are = [at for at in sound if not _is_changed(rows[at]) and not is_greedy(rows[at].sampling)]
     if as_they_are:
         _draw(select(logits, as_they_are), rows, as_they_are, tokens)
     if changed:
         adjusted = logits.index_select(0, torch.tensor(changed, device=logits.device))
         _adjust(adjusted, [rows[at] for at in changed])
-        for at, token in zip(changed, _argmax(adjusted), strict=True):
+        for at, token in zip(changed, _likeliest(adjusted), strict=True):
             tokens[at] = token
-        drawn = [n for n, at in enumerate(changed) if not is_greedy(rows[at].sampling)]
+        drawn = [n for n, at in enumerate(changed) if tokens[at] is not None and not is_greedy(rows[at].sampling)]
         if drawn:
             _draw(select(adjusted, drawn), rows, [changed[n] for n in drawn], tokens)
     told = _told(logits, rows, tokens)
@@ -123,6 +126,13 @@ def _told(logits: torch.Tensor, rows: Rows[Row], tokens: list[int | None]) -> di
     return told
 
 
+def _likeliest(logits: torch.Tensor) -> list[int | None]:
+    """The first of the largest, by row; None where that is not finite."""
+    likeliest = _argmax(logits)
+    largest = logits.gather(1, torch.tensor(likeliest, device=logits.device)[:, None])[:, 0]
+    return [token if finite else None for token, finite in zip(likeliest, largest.isfinite().tolist(), strict=True)]
+
+
 def _argmax(logits: torch.Tensor) -> list[int]:
     """The first of the largest, by row; of NaN, if there is one."""
     if logits.device.type != "cpu":
@@ -133,17 +143,19 @@ def _argmax(logits: torch.Tensor) -> list[int]:
     return first
 
 
-def _is_changed(sampling: Sampling) -> bool:
+def _is_changed(row: Row) -> bool:
+    sampling = row.sampling
     return bool(
         sampling.logit_bias
         or sampling.repetition_penalty != 1
         or sampling.presence_penalty
         or sampling.frequency_penalty
+        or (sampling.min_tokens and row.generated < sampling.min_tokens)
     )
 
 
 def _adjust(logits: torch.Tensor, rows: Rows[Row]) -> None:
-    """Biases and penalties, in place on `[rows, vocabulary]`.
+    """Biases, penalties and what is forbidden, in place on `[rows, vocabulary]`.
 
     Repetition as Transformers has it (Keskar et al., arXiv 1909.05858), over prompt and answer; presence and frequency
     as OpenAI's reference defines them, over the answer.
@@ -169,6 +181,14 @@ def _adjust(logits: torch.Tensor, rows: Rows[Row]) -> None:
         row_of = found // vocabulary
         taken = (once[row_of] + times * each_time[row_of]).astype(np.float32)
         flat[torch.from_numpy(found).to(flat.device)] -= torch.from_numpy(taken).to(flat.device)
+    forbidden = [at * vocabulary + token for at, row in enumerate(rows) for token in _forbidden(row)]
+    if forbidden:
+        flat[torch.tensor(forbidden, device=flat.device)] = -inf
+
+
+def _forbidden(row: Row) -> list[int]:
+    """The tokens that a row must not pick."""
+    return row.sampling.end_token_ids if row.generated < row.sampling.min_tokens else []
 
 
 def _places(row: Row, start: int, offset: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

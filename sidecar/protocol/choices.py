@@ -73,11 +73,14 @@ class Choice:
         scanner: StopScanner,
         stop_token_ids: tuple[int, ...],
         telling: Telling,
+        min_tokens: int = 0,
     ) -> None:
+        """A stop string that ends before more than `min_tokens` tokens is text."""
         self._detokenizer = detokenizer
         self._scanner = scanner
         self._stop_token_ids = stop_token_ids
         self._telling = telling
+        self._min_tokens = min_tokens
         self._pieces: list[str] = []
         self._silent: list[Entry] = []
         self._waiting: deque[tuple[Entry, int]] = deque()
@@ -160,7 +163,7 @@ class Choice:
         self._silent.clear()
 
     def _scan(self, text: str, pieces: list[str]) -> bool:
-        shown, stopped = self._scanner.feed(text)
+        shown, stopped = self._scanner.feed(text, may_end=self.generated > self._min_tokens)
         pieces.append(shown)
         return stopped
 
@@ -215,10 +218,14 @@ class Choices:
         stops: tuple[str, ...],
         stop_token_ids: tuple[int, ...],
         tellings: tuple[Telling, ...] = (),
+        *,
+        min_tokens: int = 0,
     ) -> None:
         """`detokenizer` is given the tokens before; `tellings`: one for each sequence; none where only text is told."""
         told = tellings or (Telling(),) * count
-        self.all = tuple(Choice(detokenizer(one.before), StopScanner(stops), stop_token_ids, one) for one in told)
+        self.all = tuple(
+            Choice(detokenizer(one.before), StopScanner(stops), stop_token_ids, one, min_tokens) for one in told
+        )
 
     def take(self, delta: Delta) -> Progress:
         """Raises ApiError if the engine gave a sequence up."""

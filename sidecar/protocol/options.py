@@ -38,7 +38,6 @@ REFUSED: Final[dict[str, Neutral]] = {
     "guided_regex": (),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
-    "min_tokens": (0,),
     "priority": (0,),
     "prompt_logprobs": (),
     "return_token_ids": (False,),
@@ -52,7 +51,6 @@ REFUSED: Final[dict[str, Neutral]] = {
 _NUMBERS: Final = frozenset(
     {
         "length_penalty",
-        "min_tokens",
         "priority",
     }
 )
@@ -92,6 +90,7 @@ def read_options(fields: Fields, api: Api, max_tokens: tuple[int | None, str], l
     presence = fields.number("presence_penalty", -_MOST_PENALTY, _MOST_PENALTY)
     frequency = fields.number("frequency_penalty", -_MOST_PENALTY, _MOST_PENALTY)
     repetition = fields.number("repetition_penalty", _LEAST_REPETITION_PENALTY, _MOST_REPETITION_PENALTY)
+    min_tokens = fields.integer("min_tokens", 0, MOST_TOKENS)
     seed = fields.integer("seed", -INT64 - 1, INT64)
     stop = _stop(fields)
     refuse_unsupported(fields, REFUSED)
@@ -108,6 +107,7 @@ def read_options(fields: Fields, api: Api, max_tokens: tuple[int | None, str], l
         frequency_penalty=frequency or 0.0,
         repetition_penalty=1.0 if repetition is None else repetition,
         logit_bias=_logit_bias(fields),
+        min_tokens=min_tokens or 0,
         ignore_eos=fields.flag("ignore_eos") or False,
         stop_token_ids=_stop_token_ids(fields),
         logprobs=logprobs,

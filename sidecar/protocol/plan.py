@@ -110,7 +110,7 @@ def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limi
             index=index,
             prompt_ids=list(ids),
             max_new_tokens=_output(request, len(ids), share, ticket, limits),
-            sampling=_sampling(options, seeds[index]),
+            sampling=_sampling(options, seeds[index], limits),
             stop_token_ids=list(stop_token_ids(options, limits.stop_token_ids)),
             tenant=ticket.tenant,
             weight=ticket.weight,
@@ -251,7 +251,10 @@ def _output(request: GenerationRequest, prompt_tokens: int, share: int | None, t
     if asked is None and isinstance(request, CompletionRequest) and ticket.max_output_tokens is None:
         asked = COMPLETION_DEFAULT_TOKENS
     ceilings = (asked, ticket.max_output_tokens, share, left)
-    return min(ceiling for ceiling in ceilings if ceiling is not None)
+    most = min(ceiling for ceiling in ceilings if ceiling is not None)
+    if request.options.min_tokens > most:
+        raise invalid_value("min_tokens", f"the answer may have {most} tokens at most.")
+    return most
 
 
 def _seeds(options: Options, prompts: int, best_of: int) -> list[int]:
@@ -261,7 +264,7 @@ def _seeds(options: Options, prompts: int, best_of: int) -> list[int]:
     return choice_seeds(options.seed, best_of) * prompts
 
 
-def _sampling(options: Options, seed: int) -> Sampling:
+def _sampling(options: Options, seed: int, limits: Limits) -> Sampling:
     # A top_p of 0 keeps the most likely token and no other.
     greedy = options.temperature == 0 or options.top_p == 0
     return Sampling(
@@ -274,7 +277,15 @@ def _sampling(options: Options, seed: int) -> Sampling:
         frequency_penalty=options.frequency_penalty,
         repetition_penalty=options.repetition_penalty,
         logit_bias=options.logit_bias,
+        min_tokens=options.min_tokens,
+        end_token_ids=_ends(options, limits) if options.min_tokens else [],
     )
+
+
+def _ends(options: Options, limits: Limits) -> list[int]:
+    """What `min_tokens` holds back: also the model's ends that end nothing here, which no answer goes on after."""
+    ends = {*limits.stop_token_ids, *options.stop_token_ids}
+    return sorted(token for token in ends if token < limits.vocab_size)
 
 
 def _param(request: GenerationRequest) -> str:

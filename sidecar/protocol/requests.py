@@ -12,9 +12,9 @@ _MASK = (1 << 64) - 1
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What chats and completions have in common. `max_tokens` of None: nothing was asked for; per choice.
 
-    `max_tokens_param` is the field that said it. `stop_token_ids` end an answer beside the model's own. `logprobs` of
-    None: no log-probabilities; else of so many tokens beside each one picked. `ignored` are fields that nobody knows
-    and the settings let pass.
+    `max_tokens_param` is the field that said it. Nothing but a limit ends an answer before `min_tokens` of it.
+    `stop_token_ids` end an answer beside the model's own. `logprobs` of None: no log-probabilities; else of so many
+    tokens beside each one picked. `ignored` are fields that nobody knows and the settings let pass.
     """
 
     model: str
@@ -29,6 +29,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] = {}
+    min_tokens: int = 0
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None

@@ -79,23 +79,32 @@ class Detokenizer:
 
 
 class StopScanner:
-    """Finds the first stop string in text that comes in pieces. Mutable: `_held`, text that may become one."""
+    """Finds the first stop string in text that comes in pieces.
+
+    Mutable: `_held`, text that may become one, and `_passed`, how much of that is no place for one to end.
+    """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
         self._held = ""
+        self._passed = 0
 
-    def feed(self, piece: str) -> tuple[str, bool]:
-        """Take more text; give what may be shown, and whether a stop string was completed (nothing follows then)."""
+    def feed(self, piece: str, *, may_end: bool = True) -> tuple[str, bool]:
+        """Take more text; give what may be shown, and whether a stop string was completed (nothing follows then).
+
+        `may_end`: whether one that ends in `piece` counts; if not, it is text, and may be the beginning of one.
+        """
         if not self._stops:
             return piece, False
         text = self._held + piece
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        passed = self._passed if may_end else len(text)
+        found = [at for stop in self._stops if (at := text.find(stop, max(0, passed - len(stop) + 1))) >= 0]
         if found:
             self._held = ""
             return text[: min(found)], True
         keep = self._unfinished(text)
         self._held = text[len(text) - keep :]
+        self._passed = max(0, passed - len(text) + keep)
         return text[: len(text) - keep], False
 
     def flush(self) -> str:

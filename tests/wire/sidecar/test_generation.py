@@ -107,6 +107,14 @@ async def test_a_stop_string_ends_the_row_and_only_its_tokens_count(serve: Serve
     assert sequences.cancels == [(0, 4)]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_stop_string_before_enough_tokens_is_text(serve: Serve, stream: bool) -> None:
+    desk = await serve(FakeEngine(lambda _: "aENDbENDc"))
+    reply = await desk.ask("POST", "/v1/completions", {**TEXT, "stop": "END", "min_tokens": 4, "stream": stream})
+    choices = [one["choices"][0] for one in (documents(reply.frames) if stream else [reply.json])]
+    assert ("".join(one["text"] for one in choices), choices[-1]["finish_reason"]) == ("aENDb", "stop")
+
+
 @pytest.mark.parametrize("body", [CHAT, STREAM])
 async def test_a_client_that_leaves_frees_its_rows(serve: Serve, body: dict[str, Any]) -> None:
     desk = await serve()
@@ -372,11 +380,13 @@ async def test_the_engine_is_told_how_to_sample(serve: Serve) -> None:
         "logit_bias": {"98": -100},
         "ignore_eos": True,
         "stop_token_ids": [99],
+        "min_tokens": 2,
     }
     assert (await desk.ask("POST", "/v1/chat/completions", {**CHAT, **asked})).status == 200
     (submit,) = (await desk.engine.opened.get()).submits
     sampling = submit.sampling
     assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (1, -2, 1.5)
     assert (sampling.min_p, sampling.logit_bias, submit.stop_token_ids) == (0.25, {98: -100}, [99])
+    assert (sampling.min_tokens, sampling.end_token_ids) == (2, [0, 99])
     reply = await desk.ask("POST", "/v1/chat/completions", {**CHAT, "logit_bias": {str(0x110000): 1}})
     assert (reply.status, reply.json["error"]["param"]) == (400, "logit_bias")

@@ -56,10 +56,15 @@ def test_guesses_are_kept_where_they_are_right_and_never_change_an_answer(
 ) -> None:
     loaded = loader.load(engine_config())
     repeating = Sampling(temperature=1, seed=3, logit_bias={7: 60.0, 9: 60.0})
-    plain, guessing = Bench(loaded, budget=64), Bench(loaded, budget=64, speculation=4)
-    assert guessing.answers(PROMPTS[:1], repeating) == plain.answers(PROMPTS[:1], repeating)
-    assert guessing.accepted > 0
-    assert plain.drafted == 0
+    # What may be picked changes in the midst of guesses.
+    holding = Sampling(temperature=1, logit_bias={7: 90.0, 9: 60.0}, min_tokens=9, end_token_ids=[7])
+    for how in (repeating, holding):
+        plain, guessing = Bench(loaded, budget=64), Bench(loaded, budget=64, speculation=4)
+        (answer,) = guessing.answers(PROMPTS[:1], how)
+        assert [answer] == plain.answers(PROMPTS[:1], how)
+        assert guessing.accepted > 0
+        assert plain.drafted == 0
+    assert answer == [9] * 9 + [7] * 3
 
 
 def test_int8_does_not_depend_on_the_batch(engine_config: Callable[..., EngineConfig]) -> None:

@@ -162,6 +162,8 @@ SAMPLINGS = st.builds(
     min_p=st.sampled_from([0.0, 0.2]),
     repetition_penalty=st.sampled_from([1.0, 1.3]),
     frequency_penalty=st.sampled_from([0.0, 0.6]),
+    min_tokens=st.sampled_from([0, 4]),
+    end_token_ids=st.just([2, 299]),
     seed=st.integers(0, 99),
 )
 
@@ -198,6 +200,48 @@ def test_greedy_with_a_bias_or_a_penalty_takes_the_changed_maximum() -> None:
     # A guess counts as said.
     (picked,) = pick(row, [Row(Sampling(temperature=0, presence_penalty=1.5), [], 0, draft=(5,))])
     assert picked.token == 6
+
+
+@settings(deadline=None, max_examples=60)
+@given(SAMPLINGS, st.lists(st.integers(0, 299), max_size=6), st.integers(0, 6), st.data())
+def test_before_enough_tokens_the_ends_are_as_if_the_model_ruled_them_out(
+    how: Sampling, said: list[int], prompt: int, data: st.DataObject
+) -> None:
+    scores = torch.randn(1, 300, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 9))))
+    # As likely as they can be.
+    scores[0, how.end_token_ids] = 20.0
+    prompt = min(prompt, len(said))
+    cut = data.draw(st.integers(prompt, len(said)))
+    row = Row(how, said[:cut], prompt, draft=tuple(said[cut:]))
+    (picked,) = pick(scores, [row])
+    if len(said) - prompt < how.min_tokens:
+        scores[0, how.end_token_ids] = float("-inf")
+    assert picked.token not in how.end_token_ids or len(said) - prompt >= how.min_tokens
+    unbound = msgspec.structs.replace(how, min_tokens=0)
+    assert pick(scores, [Row(unbound, said, prompt)])[0] == picked
+
+
+def test_a_bias_or_a_penalty_does_not_bring_back_what_is_forbidden() -> None:
+    row = torch.tensor([[4.0, 3.0, -2.0]])
+    ends = {"min_tokens": 1, "end_token_ids": [0], "temperature": 0}
+    for change in ({"logit_bias": {0: 100.0}}, {"repetition_penalty": 0.1}, {"frequency_penalty": -2.0}):
+        how = msgspec.convert({**ends, **change}, Sampling)
+        (first,) = pick(row, [Row(how, [0], 1, logprobs=3)])
+        (second,) = pick(row, [Row(how, [0, 2], 1)])
+        assert (first.token, second.token) == (1, 0)
+        # What is told is what the model said.
+        assert first.logprobs is not None
+        assert first.logprobs.top_ids == [0, 1, 2]
+
+
+def test_where_nothing_is_left_nothing_is_picked() -> None:
+    forbids = {"min_tokens": 1, "end_token_ids": [0, 1]}
+    for how in ({"temperature": 0}, {"temperature": 1}, {"temperature": 1, "top_p": 0.5}):
+        none, one = pick(
+            torch.zeros(2, 2), [Row(msgspec.convert({**forbids, **how}, Sampling), [], 0), Row(Sampling(), [], 0)]
+        )
+        assert none.token is None
+        assert one.token is not None
 
 
 def test_each_row_has_its_own_bias_and_penalties() -> None:

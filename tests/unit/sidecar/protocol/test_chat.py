@@ -133,7 +133,10 @@ def test_fields_that_ask_for_nothing_pass(fields: dict[str, Any]) -> None:
         ({"repetition_penalty": 0}, "repetition_penalty", "decimal_below_min_value"),
         ({"min_p": 1.1}, "min_p", "decimal_above_max_value"),
         ({"ignore_eos": 1}, "ignore_eos", "invalid_type"),
-        ({"min_tokens": 1}, "min_tokens", "unsupported_parameter"),
+        ({"min_tokens": -1}, "min_tokens", "integer_below_min_value"),
+        ({"min_tokens": 1 << 31}, "min_tokens", "integer_above_max_value"),
+        ({"min_tokens": "1"}, "min_tokens", "invalid_type"),
+        ({"min_tokens": True}, "min_tokens", "invalid_type"),
         ({"stop_token_ids": 5}, "stop_token_ids", "invalid_type"),
         ({"stop_token_ids": [5, -1]}, "stop_token_ids[1]", "integer_below_min_value"),
         ({"stop_token_ids": ["5"]}, "stop_token_ids[0]", "invalid_type"),
@@ -250,9 +253,10 @@ def test_penalties_and_biases_are_read() -> None:
             "min_p": 1,
             "logit_bias": {"5": -100, "0": 2.5},
             "ignore_eos": True,
+            "min_tokens": 3,
             "stop_token_ids": [7, 8.0],
         }
     ).options
-    assert options.stop_token_ids == (7, 8)
+    assert (options.stop_token_ids, options.min_tokens) == ((7, 8), 3)
     assert (options.presence_penalty, options.frequency_penalty, options.repetition_penalty) == (-2, 2, 1.3)
     assert (options.min_p, options.logit_bias, options.ignore_eos) == (1, {5: -100, 0: 2.5}, True)

@@ -75,6 +75,24 @@ def test_after_a_stop_string_the_engine_s_later_deltas_change_nothing() -> None:
     assert (one.completion_tokens, one.all[0].text) == (2, "a")
 
 
+def test_a_stop_string_before_enough_tokens_is_text() -> None:
+    def choice(least: int) -> Choices:
+        return Choices(1, lambda _: Detokenizer(letters, frozenset({EOS})), ("b",), (EOS,), min_tokens=least)
+
+    for least, text, counts in [
+        (0, "a", 2),
+        (1, "a", 2),
+        (2, "abca", 5),
+        (4, "abca", 5),
+        (5, "abcab", 5),
+        (9, "abcab", 5),
+    ]:
+        one = choice(least)
+        one.take(delta("abc", 3))
+        one.take(delta("ab", 5, Finish.LENGTH))
+        assert (one.all[0].text, one.completion_tokens) == (text, counts)
+
+
 def test_a_stop_string_completed_by_the_last_token_needs_no_cancel() -> None:
     one = choices("ab")
     assert one.take(delta("ab", 2, Finish.LENGTH)) == Progress(0, "")

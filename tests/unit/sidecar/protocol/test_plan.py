@@ -218,6 +218,32 @@ def test_an_ignored_end_ends_nothing_and_the_client_s_own_do() -> None:
         plan(chat("a", stop_token_ids=(1000,)))
 
 
+def test_the_least_length_holds_back_every_end_also_the_ignored() -> None:
+    sampling = plan(chat("a", min_tokens=3, stop_token_ids=(9,), ignore_eos=True)).submits[0].sampling
+    assert (sampling.min_tokens, sampling.end_token_ids) == (3, [2, 9])
+    assert plan(chat("a", stop_token_ids=(9,))).submits[0].sampling.end_token_ids == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "ticket", "most"),
+    [
+        (chat("a", max_tokens=5, min_tokens=6), {}, 5),
+        (chat("a", min_tokens=100), {}, 99),
+        (text("a", min_tokens=17), {}, 16),
+        (text("a", min_tokens=9), {"max_output_tokens": 8}, 8),
+        (text("a", echo=True, max_tokens=0, min_tokens=1), {}, 0),
+    ],
+)
+def test_a_least_length_above_the_most_is_refused(
+    request_: ChatRequest | CompletionRequest, ticket: dict[str, int], most: int
+) -> None:
+    with pytest.raises(ApiError, match=f"may have {most} tokens at most") as caught:
+        plan(request_, **ticket)
+    assert (caught.value.param, caught.value.code) == ("min_tokens", "invalid_value")
+    least = msgspec.structs.replace(request_, options=msgspec.structs.replace(request_.options, min_tokens=most))
+    assert outputs(least, **ticket) == [most]
+
+
 def test_a_completion_goes_on_from_its_prompt_and_a_chat_begins() -> None:
     assert [telling.before for telling in plan(text("a b", (5,), choices=2)).tellings] == [(0, 1), (0, 1), (5,), (5,)]
     assert plan(chat("a b")).tellings[0].before == ()

@@ -146,6 +146,32 @@ def test_nothing_is_shown_that_may_yet_be_a_stop_string(parts: list[str], stops:
         )
 
 
+@given(
+    st.lists(st.text(alphabet="ab.", max_size=3), max_size=12),
+    st.lists(letters, min_size=1, max_size=4),
+    st.integers(0, 12),
+)
+def test_a_stop_string_that_ends_too_early_is_text(parts: list[str], stops: list[str], early: int) -> None:
+    scanner = StopScanner(tuple(stops))
+    shown = whole = ""
+    for at, part in enumerate(parts):
+        passed = len(whole)
+        whole += part
+        text, stopped = scanner.feed(part, may_end=at >= early)
+        shown += text
+        ends = [
+            start
+            for stop in stops
+            for start in range(len(whole))
+            if whole.startswith(stop, start) and start + len(stop) > passed and at >= early
+        ]
+        assert stopped == bool(ends)
+        if stopped:
+            assert shown == whole[: min(ends)]
+            return
+    assert shown + scanner.flush() == whole
+
+
 def test_without_stop_strings_text_passes_at_once() -> None:
     scanner = StopScanner(())
     assert scanner.feed("abc") == ("abc", False)
