@@ -155,11 +155,17 @@ class Generation:
 
 
 def _choices(plan: Plan, language: Language) -> Choices:
-    count, stops = len(plan.submits), plan.options.stop
-    # A token that is to be ignored as an end is a token like any other.
-    ends = stop_token_ids(plan.options, language.stop_token_ids)
-    tellings, min_tokens = plan.tellings, plan.options.min_tokens
-    return Choices(count, language.tokenizer.detokenizer, stops, ends, tellings, min_tokens=min_tokens)
+    options = plan.options
+    return Choices(
+        len(plan.submits),
+        language.tokenizer.detokenizer,
+        options.stop,
+        # A token that is to be ignored as an end is a token like any other.
+        stop_token_ids(options, language.stop_token_ids),
+        plan.tellings,
+        min_tokens=options.min_tokens,
+        stop_shown=options.stop_shown,
+    )
 
 
 def head(prompt_tokens: int, ignored: tuple[str, ...]) -> dict[str, str]:

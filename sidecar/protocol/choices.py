@@ -75,7 +75,7 @@ class Choice:
         telling: Telling,
         min_tokens: int = 0,
     ) -> None:
-        """A stop string that ends before more than `min_tokens` tokens is text."""
+        """Of `stop_token_ids` the one that ends it has no text. A stop string that ends within `min_tokens` is text."""
         self._detokenizer = detokenizer
         self._scanner = scanner
         self._stop_token_ids = stop_token_ids
@@ -220,11 +220,17 @@ class Choices:
         tellings: tuple[Telling, ...] = (),
         *,
         min_tokens: int = 0,
+        stop_shown: bool = False,
     ) -> None:
-        """`detokenizer` is given the tokens before; `tellings`: one for each sequence; none where only text is told."""
+        """`detokenizer` is given the tokens before; `tellings`: one for each sequence; none where only text is told.
+
+        `stop_shown`: what ends a choice is part of its text.
+        """
+        silent = () if stop_shown else stop_token_ids
         told = tellings or (Telling(),) * count
         self.all = tuple(
-            Choice(detokenizer(one.before), StopScanner(stops), stop_token_ids, one, min_tokens) for one in told
+            Choice(detokenizer(one.before), StopScanner(stops, shown=stop_shown), silent, one, min_tokens)
+            for one in told
         )
 
     def take(self, delta: Delta) -> Progress:

@@ -36,7 +36,6 @@ REFUSED: Final[dict[str, Neutral]] = {
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
-    "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
     "priority": (0,),
     "prompt_logprobs": (),
@@ -93,6 +92,7 @@ def read_options(fields: Fields, api: Api, max_tokens: tuple[int | None, str], l
     min_tokens = fields.integer("min_tokens", 0, MOST_TOKENS)
     seed = fields.integer("seed", -INT64 - 1, INT64)
     stop = _stop(fields)
+    stop_shown = fields.flag("include_stop_str_in_output") or False
     refuse_unsupported(fields, REFUSED)
     return Options(
         model=model,
@@ -113,6 +113,7 @@ def read_options(fields: Fields, api: Api, max_tokens: tuple[int | None, str], l
         logprobs=logprobs,
         seed=seed,
         stop=stop,
+        stop_shown=stop_shown,
         stream=stream,
         include_usage=include_usage,
         continuous_usage=continuous_usage,

@@ -13,8 +13,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What chats and completions have in common. `max_tokens` of None: nothing was asked for; per choice.
 
     `max_tokens_param` is the field that said it. Nothing but a limit ends an answer before `min_tokens` of it.
-    `stop_token_ids` end an answer beside the model's own. `logprobs` of None: no log-probabilities; else of so many
-    tokens beside each one picked. `ignored` are fields that nobody knows and the settings let pass.
+    `stop_token_ids` end an answer beside the model's own. `stop_shown`: what ends it is part of its text. `logprobs`
+    of None: no log-probabilities; else of so many tokens beside each one picked. `ignored` are fields that nobody
+    knows and the settings let pass.
     """
 
     model: str
@@ -35,6 +36,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: int | None = None
     seed: int | None
     stop: tuple[str, ...]
+    stop_shown: bool = False
     stream: bool
     include_usage: bool
     continuous_usage: bool

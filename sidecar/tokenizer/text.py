@@ -84,8 +84,10 @@ class StopScanner:
     Mutable: `_held`, text that may become one, and `_passed`, how much of that is no place for one to end.
     """
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
+    def __init__(self, stops: tuple[str, ...], *, shown: bool = False) -> None:
+        """`shown`: a stop string is part of the text, which ends with it, and not before it."""
         self._stops = stops
+        self._shown = shown
         self._held = ""
         self._passed = 0
 
@@ -98,10 +100,12 @@ class StopScanner:
             return piece, False
         text = self._held + piece
         passed = self._passed if may_end else len(text)
-        found = [at for stop in self._stops if (at := text.find(stop, max(0, passed - len(stop) + 1))) >= 0]
+        starts = ((text.find(stop, max(0, passed - len(stop) + 1)), len(stop)) for stop in self._stops)
+        found = [(start, start + size) for start, size in starts if start >= 0]
         if found:
             self._held = ""
-            return text[: min(found)], True
+            start, end = min(found)
+            return text[: end if self._shown else start], True
         keep = self._unfinished(text)
         self._held = text[len(text) - keep :]
         self._passed = max(0, passed - len(text) + keep)

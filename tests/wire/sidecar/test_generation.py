@@ -115,6 +115,15 @@ async def test_a_stop_string_before_enough_tokens_is_text(serve: Serve, stream: 
     assert ("".join(one["text"] for one in choices), choices[-1]["finish_reason"]) == ("aENDb", "stop")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_stop_string_is_part_of_the_text_where_that_is_wanted(serve: Serve, stream: bool) -> None:
+    desk = await serve(FakeEngine(lambda _: "aENDb"))
+    body = {**TEXT, "stop": "END", "include_stop_str_in_output": True, "stream": stream}
+    reply = await desk.ask("POST", "/v1/completions", body)
+    choices = [one["choices"][0] for one in (documents(reply.frames) if stream else [reply.json])]
+    assert ("".join(one["text"] for one in choices), choices[-1]["finish_reason"]) == ("aEND", "stop")
+
+
 @pytest.mark.parametrize("body", [CHAT, STREAM])
 async def test_a_client_that_leaves_frees_its_rows(serve: Serve, body: dict[str, Any]) -> None:
     desk = await serve()

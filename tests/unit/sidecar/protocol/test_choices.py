@@ -75,6 +75,27 @@ def test_after_a_stop_string_the_engine_s_later_deltas_change_nothing() -> None:
     assert (one.completion_tokens, one.all[0].text) == (2, "a")
 
 
+def test_what_ends_a_choice_is_shown_where_that_is_wanted() -> None:
+    def choice(skipped: frozenset[int] = frozenset({EOS})) -> Choices:
+        how = Telling(logprobs=True)
+        return Choices(1, lambda _: Detokenizer(letters, skipped), ("bc",), (EOS, ord("z")), (how,), stop_shown=True)
+
+    one = choice()
+    assert one.take(scored("ab", 1)).text == "a"
+    told = one.take(scored("cd", 3))
+    # The letter behind it is not, and the tokens are those of the text.
+    assert (told.text, told.cancel_at, letters([each.token for each in one.all[0].entries])) == ("bc", 3, "abc")
+    for text, skipped, shown in [
+        ("az", frozenset({EOS}), "az"),
+        ("a\0", frozenset({EOS}), "a"),
+        ("a\0", frozenset(), "a\0"),
+    ]:
+        one = choice(skipped)
+        one.take(scored(text, 1, Finish.STOP))
+        assert (one.all[0].text, one.finish_reason, one.completion_tokens) == (shown, "stop", 2)
+        assert letters([each.token for each in one.all[0].entries]) == shown
+
+
 def test_a_stop_string_before_enough_tokens_is_text() -> None:
     def choice(least: int) -> Choices:
         return Choices(1, lambda _: Detokenizer(letters, frozenset({EOS})), ("b",), (EOS,), min_tokens=least)

@@ -98,8 +98,8 @@ def test_the_cost_of_a_token_does_not_grow(tokenizer: Tokenizer) -> None:
     assert longest <= 25
 
 
-def scanned(pieces: list[str], stops: tuple[str, ...]) -> tuple[str, bool]:
-    scanner = StopScanner(stops)
+def scanned(pieces: list[str], stops: tuple[str, ...], *, shown_too: bool = False) -> tuple[str, bool]:
+    scanner = StopScanner(stops, shown=shown_too)
     shown = ""
     for piece in pieces:
         text, stopped = scanner.feed(piece)
@@ -120,11 +120,14 @@ def test_what_is_shown_ends_where_the_first_stop_string_to_be_complete_begins(
     whole = ""
     for part in parts:
         whole += part
-        found = [whole.find(stop) for stop in stops if stop in whole]
+        found = [(start := whole.find(stop), start + len(stop)) for stop in stops if stop in whole]
         if found:
-            assert (shown, stopped) == (whole[: min(found)], True)
+            start, end = min(found)
+            assert (shown, stopped) == (whole[:start], True)
+            assert scanned(parts, tuple(stops), shown_too=True) == (whole[:end], True)
             return
     assert (shown, stopped) == (whole, False)
+    assert scanned(parts, tuple(stops), shown_too=True) == (whole, False)
 
 
 @given(st.lists(st.text(alphabet="ab.", max_size=3), max_size=12), st.lists(letters, min_size=1, max_size=4))
