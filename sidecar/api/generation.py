@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from aiohttp import web
@@ -158,7 +159,7 @@ def _choices(plan: Plan, language: Language) -> Choices:
     options = plan.options
     return Choices(
         len(plan.submits),
-        language.tokenizer.detokenizer,
+        partial(language.tokenizer.detokenizer, specials=options.specials_shown),
         options.stop,
         # A token that is to be ignored as an end is a token like any other.
         stop_token_ids(options, language.stop_token_ids),

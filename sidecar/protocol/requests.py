@@ -13,9 +13,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What chats and completions have in common. `max_tokens` of None: nothing was asked for; per choice.
 
     `max_tokens_param` is the field that said it. Nothing but a limit ends an answer before `min_tokens` of it.
-    `stop_token_ids` end an answer beside the model's own. `stop_shown`: what ends it is part of its text. `logprobs`
-    of None: no log-probabilities; else of so many tokens beside each one picked. `ignored` are fields that nobody
-    knows and the settings let pass.
+    `stop_token_ids` end an answer beside the model's own. `stop_shown`: what ends it is part of its text;
+    `specials_shown`: so are special tokens. `logprobs` of None: no log-probabilities; else of so many tokens beside
+    each one picked. `ignored` are fields that nobody knows and the settings let pass.
     """
 
     model: str
@@ -37,6 +37,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None
     stop: tuple[str, ...]
     stop_shown: bool = False
+    specials_shown: bool = False
     stream: bool
     include_usage: bool
     continuous_usage: bool

@@ -86,9 +86,9 @@ class ModelTokenizer:
             return ids
         return [token for part in self._control.split(rendered) for token in self._encode_part(part, disguise)]
 
-    def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
-        """For what follows the tokens `before`."""
-        return Detokenizer(self.decode, self._special_ids, before)
+    def detokenizer(self, before: Sequence[int] = (), *, specials: bool = False) -> Detokenizer:
+        """For what follows the tokens `before`. `specials`: special tokens have text."""
+        return Detokenizer(self.decode, frozenset() if specials else self._special_ids, before)
 
     def text_offsets(self, text: str) -> list[int]:
         """Where in a completion's prompt each of its tokens begins, in characters.

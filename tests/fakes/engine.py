@@ -59,8 +59,8 @@ class LetterTokenizer:
         chat = "".join(f"{message.role[0]}:{message.content}." for message in messages)
         return self.encode_text(beside + (chat[:-1] if rendering.continue_final_message else chat))
 
-    def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
-        return Detokenizer(lambda ids: "".join(map(chr, ids)), frozenset({EOS}), before)
+    def detokenizer(self, before: Sequence[int] = (), *, specials: bool = False) -> Detokenizer:
+        return Detokenizer(lambda ids: "".join(map(chr, ids)), frozenset() if specials else frozenset({EOS}), before)
 
 
 def language() -> Language:

@@ -124,6 +124,21 @@ async def test_a_stop_string_is_part_of_the_text_where_that_is_wanted(serve: Ser
     assert ("".join(one["text"] for one in choices), choices[-1]["finish_reason"]) == ("aEND", "stop")
 
 
+@pytest.mark.parametrize(("fields", "text"), [({}, "ab"), ({"skip_special_tokens": False}, "a\0b")])
+async def test_special_tokens_are_text_where_they_are_not_to_be_skipped(
+    serve: Serve, fields: dict[str, Any], text: str
+) -> None:
+    desk = await serve(FakeEngine(lambda _: "a\0b"))
+    body = {**CHAT, "logprobs": True, **fields}
+    for stream in (False, True):
+        reply = await desk.ask("POST", "/v1/chat/completions", {**body, "stream": stream})
+        choices = [one["choices"][0] for one in (documents(reply.frames) if stream else [reply.json])]
+        assert "".join(one["delta" if stream else "message"].get("content", "") for one in choices) == text
+        told = [each for one in choices if one["logprobs"] for each in one["logprobs"]["content"]]
+        # The end of sequence that ended it stays without text.
+        assert b"".join(bytes(each["bytes"]) for each in told).decode() == text
+
+
 @pytest.mark.parametrize("body", [CHAT, STREAM])
 async def test_a_client_that_leaves_frees_its_rows(serve: Serve, body: dict[str, Any]) -> None:
     desk = await serve()

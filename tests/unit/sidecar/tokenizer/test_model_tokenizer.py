@@ -110,9 +110,12 @@ def test_a_developer_is_a_system_to_a_template_that_knows_none(model: ModelToken
     assert model.encode_chat(chat(("developer", "hi"))) == model.encode_chat(chat(("system", "hi")))
 
 
-def test_a_detokenizer_gives_the_text_without_special_tokens(model: ModelTokenizer) -> None:
-    fed = model.detokenizer()
-    assert "".join(map(fed.feed, [*model.encode_text("the cat 🙂"), END])) + fed.flush() == "the cat 🙂"
+@pytest.mark.parametrize(("specials", "text"), [(False, "the cat 🙂"), (True, "<|start|>the cat 🙂<|end|>")])
+def test_a_detokenizer_gives_the_text_with_special_tokens_or_without(
+    model: ModelTokenizer, specials: bool, text: str
+) -> None:
+    fed = model.detokenizer(specials=specials)
+    assert "".join(map(fed.feed, [START, *model.encode_text("the cat 🙂"), END])) + fed.flush() == text
 
 
 @pytest.mark.parametrize("text", ["", "the cat 🙂", "<|start|>the  cat<|end|>", " Grüße\n\n你好 🙂🙂"])
