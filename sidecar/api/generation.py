@@ -152,7 +152,8 @@ class Generation:
             echo_service_tier=plan.options.echo_service_tier,
         )
         spell = None if plan.options.logprobs is None else language.tokenizer.spell
-        return ChatShape(head, spell) if plan.chat else TextShape(head, spell)
+        shape = ChatShape if plan.chat else TextShape
+        return shape(head, spell, plan.told_prompts)
 
 
 def _choices(plan: Plan, language: Language) -> Choices:

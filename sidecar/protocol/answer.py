@@ -4,16 +4,21 @@ Shapes and key order are those of OpenAI's API reference; a key that is left out
 one that must be null is null. No decisions: what is sent when is in `stream`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from sidecar.protocol.choices import Progress
 from sidecar.protocol.logprobs import ChatLogprobs, Entry, Spell, TextLogprobs, chat_logprobs, text_logprobs
 
 DONE: Final = b"data: [DONE]\n\n"
 KEEP_ALIVE: Final = b": keep-alive\n\n"
+
+# Where tokens are told: see `ChatShape`.
+TokenIds = Sequence[int] | UnsetType
 
 
 class PromptDetails(msgspec.Struct, frozen=True):
@@ -58,6 +63,7 @@ class ChatChoice(msgspec.Struct, frozen=True):
     message: ChatMessage
     finish_reason: str
     logprobs: ChatLogprobs | None = None
+    token_ids: TokenIds = UNSET
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -75,6 +81,7 @@ class ChunkChoice(msgspec.Struct, frozen=True):
     delta: Delta
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
+    token_ids: TokenIds = UNSET
 
 
 class TextChoice(msgspec.Struct, frozen=True):
@@ -84,6 +91,8 @@ class TextChoice(msgspec.Struct, frozen=True):
     text: str
     logprobs: TextLogprobs | None = None
     finish_reason: str | None = None
+    prompt_token_ids: TokenIds = UNSET
+    token_ids: TokenIds = UNSET
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +106,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     service_tier: str | UnsetType
     choices: tuple[ChatChoice | ChunkChoice | TextChoice, ...]
     usage: TokenUsage | UnsetType | None
+    prompt_token_ids: TokenIds = UNSET
 
 
 ChunkUsage = TokenUsage | UnsetType | None
@@ -120,6 +130,7 @@ class Given:
     text: str
     finish_reason: str
     entries: tuple[Entry, ...] = ()
+    tokens: tuple[int, ...] = ()
 
 
 def token_usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> TokenUsage:
@@ -129,22 +140,32 @@ def token_usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int =
 
 @dataclass(frozen=True, slots=True)
 class ChatShape:
-    """/v1/chat/completions. `spell` is None where no log-probabilities are told."""
+    """/v1/chat/completions. `spell` is None where no log-probabilities are told.
+
+    `prompts` are those of the choices, as tokens; None where no tokens are told. As vLLM has it, a chat's is beside its
+    choices, in the first event of a stream, and each choice and each part of it has the ids of its own tokens.
+    """
 
     head: Head
     spell: Spell | None = None
+    prompts: Sequence[Sequence[int]] | None = None
 
     def opening(self, index: int, usage: ChunkUsage) -> bytes:
         """The event that begins a choice."""
-        return self._event(ChunkChoice(index, Delta("assistant", "", None)), usage)
+        choice = ChunkChoice(index, Delta("assistant", "", None), token_ids=self._tokens(()))
+        return self._event(choice, usage, UNSET if index else self._prompt)
 
-    def part(self, index: int, text: str, entries: tuple[Entry, ...], usage: ChunkUsage) -> bytes:
+    def part(self, progress: Progress, usage: ChunkUsage) -> bytes:
         """An event of one choice: more text, and what is told of its tokens."""
-        return self._event(ChunkChoice(index, Delta(content=text), self._logprobs(entries)), usage)
+        delta, tokens = Delta(content=progress.text), self._tokens(progress.tokens)
+        return self._event(
+            ChunkChoice(progress.index, delta, self._logprobs(progress.entries), token_ids=tokens), usage
+        )
 
     def closing(self, index: int, finish_reason: str, usage: ChunkUsage) -> bytes:
         """The event that ends a choice."""
-        return self._event(ChunkChoice(index, Delta(), finish_reason=finish_reason), usage)
+        choice = ChunkChoice(index, Delta(), finish_reason=finish_reason, token_ids=self._tokens(()))
+        return self._event(choice, usage)
 
     def totals(self, usage: TokenUsage) -> bytes:
         """The event without choices that ends the stream of a client who asked for its usage."""
@@ -153,43 +174,77 @@ class ChatShape:
     def whole(self, choices: list[Given], usage: TokenUsage) -> bytes:
         """The JSON answer."""
         made = tuple(
-            ChatChoice(index, ChatMessage(given.text), given.finish_reason, self._logprobs(given.entries))
+            ChatChoice(
+                index,
+                ChatMessage(given.text),
+                given.finish_reason,
+                self._logprobs(given.entries),
+                self._tokens(given.tokens),
+            )
             for index, given in enumerate(choices)
         )
-        return msgspec.json.encode(_envelope(self.head, "chatcmpl", "chat.completion", made, usage))
+        return msgspec.json.encode(
+            _envelope(self.head, "chatcmpl", "chat.completion", made, usage, prompt=self._prompt)
+        )
+
+    @property
+    def _prompt(self) -> TokenIds:
+        return UNSET if self.prompts is None else self.prompts[0]
+
+    def _tokens(self, tokens: tuple[int, ...]) -> TokenIds:
+        return UNSET if self.prompts is None else tokens
 
     def _logprobs(self, entries: tuple[Entry, ...]) -> ChatLogprobs | None:
         return None if self.spell is None else chat_logprobs(entries, self.spell)
 
-    def _event(self, choice: ChunkChoice, usage: ChunkUsage) -> bytes:
-        return _event(_envelope(self.head, "chatcmpl", "chat.completion.chunk", (choice,), usage))
+    def _event(self, choice: ChunkChoice, usage: ChunkUsage, prompt: TokenIds = UNSET) -> bytes:
+        return _event(_envelope(self.head, "chatcmpl", "chat.completion.chunk", (choice,), usage, prompt=prompt))
 
 
 @dataclass(frozen=True, slots=True)
 class TextShape:
-    """/v1/completions. Its chunks and its whole answer are of one kind. `spell` as in `ChatShape`."""
+    """/v1/completions. Its chunks and its whole answer are of one kind. `spell` and `prompts` as in `ChatShape`, but
+    that each choice has its prompt, in the event that begins it; completions have one only there.
+    """
 
     head: Head
     spell: Spell | None = None
+    prompts: Sequence[Sequence[int]] | None = None
 
-    def opening(self, index: int, usage: ChunkUsage) -> bytes:  # noqa: ARG002  completions have no opening event
-        return b""
+    def opening(self, index: int, usage: ChunkUsage) -> bytes:
+        if self.prompts is None:
+            return b""
+        return self._event(TextChoice(index, "", prompt_token_ids=self._prompt(index), token_ids=()), usage)
 
-    def part(self, index: int, text: str, entries: tuple[Entry, ...], usage: ChunkUsage) -> bytes:
-        return self._event(TextChoice(index, text, self._logprobs(entries)), usage)
+    def part(self, progress: Progress, usage: ChunkUsage) -> bytes:
+        logprobs, tokens = self._logprobs(progress.entries), self._tokens(progress.tokens)
+        return self._event(TextChoice(progress.index, progress.text, logprobs, token_ids=tokens), usage)
 
     def closing(self, index: int, finish_reason: str, usage: ChunkUsage) -> bytes:
-        return self._event(TextChoice(index, "", finish_reason=finish_reason), usage)
+        return self._event(TextChoice(index, "", finish_reason=finish_reason, token_ids=self._tokens(())), usage)
 
     def totals(self, usage: TokenUsage) -> bytes:
         return _event(_envelope(self.head, "cmpl", "text_completion", (), usage))
 
     def whole(self, choices: list[Given], usage: TokenUsage) -> bytes:
         made = tuple(
-            TextChoice(index, given.text, self._logprobs(given.entries), given.finish_reason)
+            TextChoice(
+                index,
+                given.text,
+                self._logprobs(given.entries),
+                given.finish_reason,
+                self._prompt(index),
+                self._tokens(given.tokens),
+            )
             for index, given in enumerate(choices)
         )
         return msgspec.json.encode(_envelope(self.head, "cmpl", "text_completion", made, usage))
+
+    def _prompt(self, index: int) -> TokenIds:
+        return UNSET if self.prompts is None else self.prompts[index]
+
+    def _tokens(self, tokens: tuple[int, ...]) -> TokenIds:
+        return UNSET if self.prompts is None else tokens
 
     def _logprobs(self, entries: tuple[Entry, ...]) -> TextLogprobs | None:
         return None if self.spell is None else text_logprobs(entries, self.spell)
@@ -202,7 +257,13 @@ Shape = ChatShape | TextShape
 
 
 def _envelope(
-    head: Head, prefix: str, kind: str, choices: tuple[ChatChoice | ChunkChoice | TextChoice, ...], usage: ChunkUsage
+    head: Head,
+    prefix: str,
+    kind: str,
+    choices: tuple[ChatChoice | ChunkChoice | TextChoice, ...],
+    usage: ChunkUsage,
+    *,
+    prompt: TokenIds = UNSET,
 ) -> Envelope:
     return Envelope(
         id=f"{prefix}-{head.request_id.removeprefix('req_')}",
@@ -213,6 +274,7 @@ def _envelope(
         service_tier="default" if head.echo_service_tier else UNSET,
         choices=choices,
         usage=usage,
+        prompt_token_ids=prompt,
     )
 
 

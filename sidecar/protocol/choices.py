@@ -38,7 +38,7 @@ class Telling:
 
     `logprobs`: of each token; `end_token`: of the one that ends the answer too, which has no text (completions).
     `echo`: the prompt comes first. `offset`: how many characters the prompt has. `before`: the tokens that the text
-    continues.
+    continues. `tokens`: the ids of all tokens that count.
     """
 
     logprobs: bool = False
@@ -46,6 +46,7 @@ class Telling:
     echo: Echo | None = None
     offset: int = 0
     before: tuple[int, ...] = ()
+    tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +57,16 @@ class Progress:
     text: str = ""
     cancel_at: int | None = None
     entries: tuple[Entry, ...] = ()
+    tokens: tuple[int, ...] = ()
 
 
 class Choice:
     """One choice.
 
-    Mutable: `generated` (tokens that count), `cached_tokens`, `finish_reason` (empty while it runs), `text` and
-    `entries` so far, `logprob_sum` of all its tokens; `_silent` (tokens that have no text yet), `_waiting` (entries
-    whose text was not given yet, with the place where it ends), `_decoded` and `_given` (characters), `_scored` (the
-    prompt's log-probabilities), `_echoed`.
+    Mutable: `generated` (tokens that count), `cached_tokens`, `finish_reason` (empty while it runs), `text`,
+    `entries` and `tokens` so far, `logprob_sum` of all its tokens; `_silent` (tokens that have no text yet), `_waiting`
+    (entries whose text was not given yet, with the place where it ends), `_decoded` and `_given` (characters),
+    `_scored` (the prompt's log-probabilities), `_echoed`.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Choice:
         self._scored: list[Logprobs] = []
         self._echoed = telling.echo is None
         self.entries: list[Entry] = []
+        self.tokens: list[int] = []
         self.logprob_sum = 0.0
         self.generated = 0
         self.cached_tokens = 0
@@ -111,14 +114,14 @@ class Choice:
         pieces: list[str] = []
         shown = self._shown(delta)
         logprobs: list[Logprobs | None] = [*delta.logprobs] or [None] * len(delta.token_ids)
-        for token, told in zip(shown, logprobs, strict=False):
+        for count, (token, told) in enumerate(zip(shown, logprobs, strict=False), start=1):
             self.generated += 1
             if self._scan(self._decode(token, told), pieces):
-                return self._stopped(delta, pieces)
+                return self._stopped(delta, pieces, count)
         self.generated = delta.generated
         if delta.finish is not None:
             self.finish_reason = self._finished(delta, shown, logprobs, pieces)
-        return self._progress(delta, pieces, None)
+        return self._progress(delta, pieces, len(delta.token_ids), None)
 
     def _finished(self, delta: Delta, shown: list[int], logprobs: list[Logprobs | None], pieces: list[str]) -> str:
         reason = finish_reason(delta)
@@ -167,13 +170,14 @@ class Choice:
         pieces.append(shown)
         return stopped
 
-    def _stopped(self, delta: Delta, pieces: list[str]) -> Progress:
+    def _stopped(self, delta: Delta, pieces: list[str], count: int) -> Progress:
         self.finish_reason = "stop"
         # Also of a sequence that has ended by itself meanwhile: its usage slot has all that it produced.
         past = delta.finish is None or self.generated < delta.generated
-        return self._progress(delta, pieces, self.generated if past else None)
+        return self._progress(delta, pieces, count, self.generated if past else None)
 
-    def _progress(self, delta: Delta, pieces: list[str], cancel_at: int | None) -> Progress:
+    def _progress(self, delta: Delta, pieces: list[str], count: int, cancel_at: int | None) -> Progress:
+        """`count` of the delta's tokens are the choice's."""
         text = "".join(pieces)
         self._given += len(text)
         entries = self._due()
@@ -183,7 +187,9 @@ class Choice:
         if text:
             self._pieces.append(text)
         self.entries += entries
-        return Progress(delta.index, text, cancel_at, entries)
+        tokens = tuple(delta.token_ids[:count]) if self._telling.tokens else ()
+        self.tokens += tokens
+        return Progress(delta.index, text, cancel_at, entries, tokens)
 
     def _due(self) -> tuple[Entry, ...]:
         """The entries whose text is out; at the end of the choice those of which any is."""

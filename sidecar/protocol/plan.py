@@ -61,6 +61,14 @@ class Plan:
     best_of: int
     tellings: tuple[Telling, ...]
 
+    @property
+    def told_prompts(self) -> list[list[int]] | None:
+        """The prompt of each choice that is given, if their tokens are to be told."""
+        if not self.options.tokens_told:
+            return None
+        prompts = self.submits[:: self.best_of]
+        return [submit.prompt_ids for submit in prompts for _ in range(self.options.choices)]
+
 
 def check_model(wanted: str, served: str) -> None:
     """Raises ApiError 404 for a model that is not served here."""
@@ -130,20 +138,20 @@ def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limi
 
 def _tellings(request: GenerationRequest, prompts: Prompts, encoder: Encoder) -> list[Telling]:
     """What the choices of each prompt tell."""
-    logprobs = request.options.logprobs is not None
+    logprobs, tokens = request.options.logprobs is not None, request.options.tokens_told
     if isinstance(request, ChatRequest):
         # What begins a message has nothing before it.
         continued = request.rendering.continue_final_message
-        return [Telling(logprobs, before=prompts[0][-_LOOKED_BACK_AT:] if continued else ())]
+        return [Telling(logprobs, tokens=tokens, before=prompts[0][-_LOOKED_BACK_AT:] if continued else ())]
     tellings: list[Telling] = []
     for prompt, ids in zip(request.prompts, prompts, strict=True):
         before = ids[-_LOOKED_BACK_AT:]
         if not logprobs and not request.echo:
-            tellings.append(Telling(before=before))
+            tellings.append(Telling(before=before, tokens=tokens))
             continue
         text, offsets = _prompt_text(prompt, encoder, offsets=logprobs and request.echo)
         echo = Echo(text, ids, tuple(offsets)) if request.echo else None
-        tellings.append(Telling(logprobs, end_token=True, echo=echo, offset=len(text), before=before))
+        tellings.append(Telling(logprobs, end_token=True, echo=echo, offset=len(text), before=before, tokens=tokens))
     return tellings
 
 

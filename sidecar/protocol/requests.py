@@ -15,7 +15,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     `max_tokens_param` is the field that said it. Nothing but a limit ends an answer before `min_tokens` of it.
     `stop_token_ids` end an answer beside the model's own. `stop_shown`: what ends it is part of its text;
     `specials_shown`: so are special tokens. `logprobs` of None: no log-probabilities; else of so many tokens beside
-    each one picked. `ignored` are fields that nobody knows and the settings let pass.
+    each one picked. `tokens_told`: the ids of prompt and answer are given. `ignored` are fields that nobody knows and
+    the settings let pass.
     """
 
     model: str
@@ -34,6 +35,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
+    tokens_told: bool = False
     seed: int | None
     stop: tuple[str, ...]
     stop_shown: bool = False

@@ -1,7 +1,7 @@
 """The order of a stream's events. Pure: progress in, bytes out. The rules (OpenAI's reference, and its SDKs' readers):
 
 - with the first token, each choice is opened in order of index, for a reader may index a list by it;
-- then text, one choice per event; nothing is sent for tokens that have no text yet;
+- then text, one choice per event; nothing is sent for tokens that have no text yet, unless their ids are told;
 - once every choice has ended: the usage comment, if a proxy asked and must settle before the end; the finish events in
   order; the usage event, if the client asked; `[DONE]`. All of it in one piece, so the end is never cut in two.
 """
@@ -49,9 +49,9 @@ class Stream:
         if not self._opened:
             self._opened = True
             opening = b"".join(self._shape.opening(index, usage) for index in range(len(self._choices.all)))
-        if not progress.text and not progress.entries:
+        if not progress.text and not progress.entries and not progress.tokens:
             return opening
-        return opening + self._shape.part(progress.index, progress.text, progress.entries, usage)
+        return opening + self._shape.part(progress, usage)
 
     def end(self) -> bytes:
         """The whole end of the stream, once all choices have ended."""
@@ -88,5 +88,8 @@ class Stream:
 
 def whole(shape: Shape, choices: Choices, prompt_tokens: int, given: int = 1, of: int = 1) -> bytes:
     """The JSON answer of ended choices: the likeliest `given` of the `of` that each prompt has."""
-    made = [Given(choice.text, choice.finish_reason, tuple(choice.entries)) for choice in choices.best(given, of)]
+    made = [
+        Given(choice.text, choice.finish_reason, tuple(choice.entries), tuple(choice.tokens))
+        for choice in choices.best(given, of)
+    ]
     return shape.whole(made, token_usage(prompt_tokens, choices.completion_tokens, choices.cached_tokens(of)))

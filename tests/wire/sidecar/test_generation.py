@@ -394,6 +394,29 @@ async def test_what_the_prefix_cache_had_is_told_to_client_and_proxy(serve: Serv
     assert json.loads(comment.removeprefix(": tollhouse-usage "))["cached_tokens"] == 3
 
 
+async def test_token_ids_are_told_of_the_choices_that_are_given(serve: Serve) -> None:
+    # Longer answers are less likely here, token by token.
+    desk = await serve(FakeEngine(lambda submit: "abcd"[: 4 - submit.index % 3]))
+    body = {**TEXT, "prompt": ["x", [66, 67]], "n": 2, "best_of": 3, "return_token_ids": True}
+    reply = await desk.ask("POST", "/v1/completions", body)
+    assert [(one["prompt_token_ids"], one["token_ids"]) for one in reply.json["choices"]] == [
+        *[([120], [97, 98, 0]), ([120], [97, 98, 99, 0])],
+        *[([66, 67], [97, 98, 0]), ([66, 67], [97, 98, 99, 0])],
+    ]
+
+
+@pytest.mark.parametrize("end", [{}, {"stop": "cd"}, {"stop": "b", "min_tokens": 2}, {"stop": ["c", "zz"]}])
+async def test_a_stream_tells_the_token_ids_of_the_whole_answer(serve: Serve, end: dict[str, Any]) -> None:
+    desk = await serve(FakeEngine(lambda _: "abcd"))
+    body = {**CHAT, "return_token_ids": True, **end}
+    whole = (await desk.ask("POST", "/v1/chat/completions", body)).json
+    chunks = documents((await desk.ask("POST", "/v1/chat/completions", {**body, "stream": True})).frames)
+    assert whole["prompt_token_ids"] == chunks[0]["prompt_token_ids"] == [*b"u:Hi."]
+    ids = whole["choices"][0]["token_ids"]
+    assert [token for chunk in chunks for token in chunk["choices"][0]["token_ids"]] == ids
+    assert len(ids) == whole["usage"]["completion_tokens"]
+
+
 async def test_the_engine_is_told_how_to_sample(serve: Serve) -> None:
     desk = await serve(FakeEngine(echo))
     asked = {

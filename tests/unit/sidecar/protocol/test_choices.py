@@ -279,6 +279,27 @@ def test_however_the_tokens_come_their_entries_are_those_of_the_text(text: str, 
     assert told == one.all[0].entries
 
 
+@given(st.text("abcE", max_size=20), st.lists(st.integers(1, 4), max_size=20), st.sampled_from(["", "cE", "bEc"]))
+def test_the_tokens_told_are_those_that_count(text: str, cuts: list[int], stop: str) -> None:
+    one = Choices(
+        1,
+        lambda _: Detokenizer(letters, frozenset({EOS})),
+        (stop,) if stop else (),
+        (EOS,),
+        (Telling(tokens=True),),
+    )
+    told: list[int] = []
+    at = 0
+    for cut in [*cuts, len(text)]:
+        piece = text[at : at + cut]
+        at += len(piece)
+        told += one.take(delta(piece, at)).tokens
+    told += one.take(delta("", at + 1, Finish.STOP, eos=True)).tokens
+    ends = text.find(stop) + len(stop) if stop and stop in text else None
+    assert told == one.all[0].tokens == [*map(ord, text[:ends]), *([EOS] if ends is None else [])]
+    assert one.completion_tokens == len(told)
+
+
 def test_a_text_goes_on_from_the_tokens_before_it() -> None:
     def words(ids: list[int]) -> str:
         return " ".join("xyz"[token] for token in ids)

@@ -238,6 +238,54 @@ def test_of_the_best_the_likeliest_are_given_and_all_are_counted() -> None:
     assert document["usage"]["prompt_tokens_details"]["cached_tokens"] == 4
 
 
+def with_tokens() -> tuple[Choices, list[Delta]]:
+    """Two choices that tell their tokens, "ab" and "c" with its end; 1 is a token without text."""
+    how = Telling(tokens=True)
+    two = Choices(2, lambda _: Detokenizer(lambda ids: "".join(map(chr, ids)), frozenset({0, 1})), (), (0,), (how, how))
+    return two, [
+        Delta("req_1", 0, [97, 1], 2),
+        Delta("req_1", 1, [99], 1),
+        Delta("req_1", 1, [0], 2, Finish.STOP),
+        Delta("req_1", 0, [1], 3),
+        Delta("req_1", 0, [98], 4, Finish.LENGTH),
+    ]
+
+
+def test_a_chat_tells_its_prompt_once_and_of_each_choice_its_own_tokens() -> None:
+    shape = ChatShape(HEAD, prompts=[[7, 8], [7, 8]])
+    choices, deltas = with_tokens()
+    stream = Stream(shape, choices, 2, StreamOptions(comment=False, include_usage=True, continuous_usage=False))
+    frames = b"".join([*(stream.feed(choices.take(one)) for one in deltas), stream.end()]).decode().split("\n\n")
+    chunks = documents(frames)
+    assert [chunk.get("prompt_token_ids") for chunk in chunks] == [[7, 8], *[None] * 9]
+    told = [(one["index"], one["delta"].get("content"), one["token_ids"]) for c in chunks for one in c["choices"]]
+    parts = [(0, "a", [97, 1]), (1, "c", [99]), (1, "", [0]), (0, "", [1]), (0, "b", [98])]
+    assert told == [(0, "", []), (1, "", []), *parts, (0, None, []), (1, None, [])]
+    document = json.loads(whole(shape, choices, 2))
+    assert document["prompt_token_ids"] == [7, 8]
+    assert [one["token_ids"] for one in document["choices"]] == [[97, 1, 1, 98], [99, 0]]
+
+
+def test_each_choice_of_a_completion_tells_its_prompt_first() -> None:
+    shape = TextShape(HEAD, prompts=[[7], [8, 9]])
+    choices, deltas = with_tokens()
+    stream = Stream(shape, choices, 3, PLAIN)
+    frames = b"".join([*(stream.feed(choices.take(one)) for one in deltas), stream.end()]).decode().split("\n\n")
+    told = [chunk["choices"][0] for chunk in documents(frames)]
+    assert [(one["index"], one.get("prompt_token_ids"), one["token_ids"]) for one in told] == [
+        (0, [7], []),
+        (1, [8, 9], []),
+        *[(0, None, [97, 1]), (1, None, [99]), (1, None, [0]), (0, None, [1]), (0, None, [98])],
+        *[(0, None, []), (1, None, [])],
+    ]
+    document = json.loads(whole(shape, choices, 3))
+    assert "prompt_token_ids" not in document
+    assert [(one["prompt_token_ids"], one["token_ids"]) for one in document["choices"]] == [
+        ([7], [97, 1, 1, 98]),
+        ([8, 9], [99, 0]),
+    ]
+
+
 def test_line_feeds_in_the_text_do_not_break_a_frame() -> None:
     choices = two_choices()
     stream = Stream(TextShape(HEAD), choices, 5, PLAIN)
