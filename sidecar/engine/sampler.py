@@ -79,7 +79,10 @@ def sample(logits: torch.Tensor, rows: Rows[Row]) -> list[Picked]:
         _draw(select(logits, as_they_are), rows, as_they_are, tokens)
     if changed:
         adjusted = logits.index_select(0, torch.tensor(changed, device=logits.device))
-        _adjust(adjusted, [rows[at] for at in changed])
+        changed_rows = [rows[at] for at in changed]
+        _adjust(adjusted, changed_rows)
+        # Last: no bias or penalty brings back what is forbidden.
+        _forbid(adjusted, changed_rows)
         for at, token in zip(changed, _likeliest(adjusted), strict=True):
             tokens[at] = token
         drawn = [n for n, at in enumerate(changed) if tokens[at] is not None and not is_greedy(rows[at].sampling)]
@@ -150,12 +153,13 @@ def _is_changed(row: Row) -> bool:
         or sampling.repetition_penalty != 1
         or sampling.presence_penalty
         or sampling.frequency_penalty
+        or sampling.allowed_token_ids
         or (sampling.min_tokens and row.generated < sampling.min_tokens)
     )
 
 
 def _adjust(logits: torch.Tensor, rows: Rows[Row]) -> None:
-    """Biases, penalties and what is forbidden, in place on `[rows, vocabulary]`.
+    """Biases and penalties, in place on `[rows, vocabulary]`.
 
     Repetition as Transformers has it (Keskar et al., arXiv 1909.05858), over prompt and answer; presence and frequency
     as OpenAI's reference defines them, over the answer.
@@ -181,6 +185,18 @@ def _adjust(logits: torch.Tensor, rows: Rows[Row]) -> None:
         row_of = found // vocabulary
         taken = (once[row_of] + times * each_time[row_of]).astype(np.float32)
         flat[torch.from_numpy(found).to(flat.device)] -= torch.from_numpy(taken).to(flat.device)
+
+
+def _forbid(logits: torch.Tensor, rows: Rows[Row]) -> None:
+    """Take out what may not be picked, in place on `[rows, vocabulary]`."""
+    flat, vocabulary = logits.view(-1), logits.shape[1]
+    limited = [at for at, row in enumerate(rows) if row.sampling.allowed_token_ids]
+    if limited:
+        allowed = [at * vocabulary + token for at in limited for token in rows[at].sampling.allowed_token_ids]
+        places = torch.tensor(allowed, device=flat.device)
+        kept = flat[places]
+        logits.index_fill_(0, torch.tensor(limited, device=flat.device), -inf)
+        flat[places] = kept
     forbidden = [at * vocabulary + token for at, row in enumerate(rows) for token in _forbidden(row)]
     if forbidden:
         flat[torch.tensor(forbidden, device=flat.device)] = -inf

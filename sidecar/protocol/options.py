@@ -29,7 +29,6 @@ COMPLETION_DEFAULT_TOKENS: Final = 16  # OpenAI's, for /v1/completions
 # Fields that are not supported, with the values that ask for nothing: those pass.
 Neutral = tuple[object, ...]
 REFUSED: Final[dict[str, Neutral]] = {
-    "allowed_token_ids": (),
     "bad_words": ([],),
     "chat_template": (),
     "guided_choice": (),
@@ -55,6 +54,7 @@ _OBJECTS: Final = frozenset({"chat_template_kwargs"})
 # GUARDS, C1.
 MAX_BIASES: Final = 300
 MAX_STOP_TOKENS: Final = 64
+MAX_ALLOWED_TOKENS: Final = 1024
 _MOST_BIAS: Final = 100
 _MOST_PENALTY: Final = 2
 # Transformers takes any; past this nothing is left of a distribution.
@@ -108,6 +108,7 @@ def read_options(fields: Fields, api: Api, max_tokens: tuple[int | None, str], l
         min_tokens=min_tokens or 0,
         ignore_eos=fields.flag("ignore_eos") or False,
         stop_token_ids=_stop_token_ids(fields),
+        allowed_token_ids=_allowed_token_ids(fields),
         logprobs=logprobs,
         tokens_told=fields.flag("return_token_ids") or False,
         seed=seed,
@@ -209,10 +210,19 @@ def _logit_bias(fields: Fields) -> dict[int, float]:
 
 
 def _stop_token_ids(fields: Fields) -> tuple[int, ...]:
-    tokens = fields.array("stop_token_ids") or []
-    if tokens:
-        check_length(tokens, "stop_token_ids", MAX_STOP_TOKENS)
-    return tuple(as_integer(token, f"stop_token_ids[{at}]", 0, MOST_TOKENS) for at, token in enumerate(tokens))
+    tokens = fields.array("stop_token_ids")
+    return _tokens(tokens, "stop_token_ids", MAX_STOP_TOKENS) if tokens else ()
+
+
+def _allowed_token_ids(fields: Fields) -> tuple[int, ...]:
+    tokens = fields.array("allowed_token_ids")
+    return () if tokens is None else _tokens(tokens, "allowed_token_ids", MAX_ALLOWED_TOKENS)
+
+
+def _tokens(tokens: list[object], path: str, most: int) -> tuple[int, ...]:
+    """Ids of tokens; whether the model has them is the plan's."""
+    check_length(tokens, path, most)
+    return tuple(as_integer(token, f"{path}[{at}]", 0, MOST_TOKENS) for at, token in enumerate(tokens))
 
 
 def _stop(fields: Fields) -> tuple[str, ...]:

@@ -105,6 +105,7 @@ def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limi
     """Raises ApiError 400 if the answer cannot fit into the context window, or the prompt into its reservation."""
     options = request.options
     _check_vocabulary(options, limits)
+    _check_choice(options, limits)
     prompt_tokens = sum(map(len, prompts))
     best_of = options.choices if isinstance(request, ChatRequest) else request.best_of
     echoes = isinstance(request, CompletionRequest) and request.echo
@@ -171,8 +172,20 @@ def stop_token_ids(options: Options, ends: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _check_vocabulary(options: Options, limits: Limits) -> None:
-    for name, tokens in (("logit_bias", options.logit_bias), ("stop_token_ids", options.stop_token_ids)):
+    named = {
+        "logit_bias": options.logit_bias,
+        "stop_token_ids": options.stop_token_ids,
+        "allowed_token_ids": options.allowed_token_ids,
+    }
+    for name, tokens in named.items():
         check_tokens(tokens, name, limits)
+
+
+def _check_choice(options: Options, limits: Limits) -> None:
+    """Raises ApiError 400 where there may be no token to pick."""
+    forbidden = set(_held_back(options, limits))
+    if all(token in forbidden for token in options.allowed_token_ids or range(limits.vocab_size)):
+        raise invalid_value("allowed_token_ids", "none is left before 'min_tokens'.")
 
 
 def _encode_prompt(prompt: str | tuple[int, ...], encoder: Encoder, limits: Limits) -> tuple[int, ...]:
@@ -286,12 +299,15 @@ def _sampling(options: Options, seed: int, limits: Limits) -> Sampling:
         repetition_penalty=options.repetition_penalty,
         logit_bias=options.logit_bias,
         min_tokens=options.min_tokens,
-        end_token_ids=_ends(options, limits) if options.min_tokens else [],
+        end_token_ids=_held_back(options, limits),
+        allowed_token_ids=sorted(set(options.allowed_token_ids)),
     )
 
 
-def _ends(options: Options, limits: Limits) -> list[int]:
+def _held_back(options: Options, limits: Limits) -> list[int]:
     """What `min_tokens` holds back: also the model's ends that end nothing here, which no answer goes on after."""
+    if not options.min_tokens:
+        return []
     ends = {*limits.stop_token_ids, *options.stop_token_ids}
     return sorted(token for token in ends if token < limits.vocab_size)
 

@@ -13,10 +13,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What chats and completions have in common. `max_tokens` of None: nothing was asked for; per choice.
 
     `max_tokens_param` is the field that said it. Nothing but a limit ends an answer before `min_tokens` of it.
-    `stop_token_ids` end an answer beside the model's own. `stop_shown`: what ends it is part of its text;
-    `specials_shown`: so are special tokens. `logprobs` of None: no log-probabilities; else of so many tokens beside
-    each one picked. `tokens_told`: the ids of prompt and answer are given. `ignored` are fields that nobody knows and
-    the settings let pass.
+    `stop_token_ids` end one beside the model's own; `stop_shown`: what ends it is part of its text; `specials_shown`:
+    so are special tokens. No token but `allowed_token_ids` is picked, if there are any. `logprobs` of None: no
+    log-probabilities; else of so many tokens beside each one picked. `tokens_told`: the ids of prompt and answer are
+    given. `ignored` are fields that nobody knows and the settings let pass.
     """
 
     model: str
@@ -34,6 +34,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     min_tokens: int = 0
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     tokens_told: bool = False
     seed: int | None

@@ -164,6 +164,7 @@ SAMPLINGS = st.builds(
     frequency_penalty=st.sampled_from([0.0, 0.6]),
     min_tokens=st.sampled_from([0, 4]),
     end_token_ids=st.just([2, 299]),
+    allowed_token_ids=st.sampled_from([[], [1, 2, 3, 40, 299], list(range(150))]),
     seed=st.integers(0, 99),
 )
 
@@ -204,7 +205,7 @@ def test_greedy_with_a_bias_or_a_penalty_takes_the_changed_maximum() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(SAMPLINGS, st.lists(st.integers(0, 299), max_size=6), st.integers(0, 6), st.data())
-def test_before_enough_tokens_the_ends_are_as_if_the_model_ruled_them_out(
+def test_what_is_forbidden_is_as_if_the_model_ruled_it_out(
     how: Sampling, said: list[int], prompt: int, data: st.DataObject
 ) -> None:
     scores = torch.randn(1, 300, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 9))))
@@ -214,21 +215,29 @@ def test_before_enough_tokens_the_ends_are_as_if_the_model_ruled_them_out(
     cut = data.draw(st.integers(prompt, len(said)))
     row = Row(how, said[:cut], prompt, draft=tuple(said[cut:]))
     (picked,) = pick(scores, [row])
+    ruled_out = torch.zeros(300, dtype=torch.bool)
+    if how.allowed_token_ids:
+        ruled_out.fill_(True)[how.allowed_token_ids] = False
     if len(said) - prompt < how.min_tokens:
-        scores[0, how.end_token_ids] = float("-inf")
-    assert picked.token not in how.end_token_ids or len(said) - prompt >= how.min_tokens
-    unbound = msgspec.structs.replace(how, min_tokens=0)
+        ruled_out[how.end_token_ids] = True
+    scores[0, ruled_out] = float("-inf")
+    assert picked.token is not None
+    assert not ruled_out[picked.token]
+    unbound = msgspec.structs.replace(how, min_tokens=0, allowed_token_ids=[])
     assert pick(scores, [Row(unbound, said, prompt)])[0] == picked
 
 
 def test_a_bias_or_a_penalty_does_not_bring_back_what_is_forbidden() -> None:
     row = torch.tensor([[4.0, 3.0, -2.0]])
     ends = {"min_tokens": 1, "end_token_ids": [0], "temperature": 0}
+    others = {"allowed_token_ids": [1, 2], "temperature": 0}
     for change in ({"logit_bias": {0: 100.0}}, {"repetition_penalty": 0.1}, {"frequency_penalty": -2.0}):
         how = msgspec.convert({**ends, **change}, Sampling)
         (first,) = pick(row, [Row(how, [0], 1, logprobs=3)])
         (second,) = pick(row, [Row(how, [0, 2], 1)])
         assert (first.token, second.token) == (1, 0)
+        (picked,) = pick(row, [Row(msgspec.convert({**others, **change}, Sampling), [0], 1)])
+        assert picked.token == 1
         # What is told is what the model said.
         assert first.logprobs is not None
         assert first.logprobs.top_ids == [0, 1, 2]

@@ -224,6 +224,21 @@ def test_the_least_length_holds_back_every_end_also_the_ignored() -> None:
     assert plan(chat("a", stop_token_ids=(9,))).submits[0].sampling.end_token_ids == []
 
 
+def test_the_allowed_tokens_are_of_this_vocabulary_and_leave_something() -> None:
+    def allowed(*tokens: int, **options: Any) -> list[int]:
+        return plan(chat("a", allowed_token_ids=tokens, **options)).submits[0].sampling.allowed_token_ids
+
+    assert allowed(999, 5, 5) == [5, 999]
+    assert allowed(2) == [2]
+    assert allowed(2, 9, 5, min_tokens=1, stop_token_ids=(9,)) == [2, 5, 9]
+    with pytest.raises(ApiError, match="token 1000 is outside the vocabulary of 1000") as caught:
+        allowed(1000)
+    assert caught.value.param == "allowed_token_ids"
+    with pytest.raises(ApiError, match="none is left") as caught:
+        allowed(2, 9, min_tokens=1, stop_token_ids=(9,))
+    assert (caught.value.param, caught.value.code) == ("allowed_token_ids", "invalid_value")
+
+
 @pytest.mark.parametrize(
     ("request_", "ticket", "most"),
     [
