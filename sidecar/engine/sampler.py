@@ -44,6 +44,11 @@ class Row:
         """How many tokens of the answer come before the pick."""
         return self.position - self.prompt_tokens
 
+    def last(self, most: int) -> list[int]:
+        """The last tokens of the answer before the pick, `most` at least if there are so many."""
+        start = max(self.prompt_tokens, len(self.tokens) - most)
+        return [*self.tokens[start:], *self.draft]
+
 
 @dataclass(frozen=True, slots=True)
 class Picked:
@@ -154,6 +159,7 @@ def _is_changed(row: Row) -> bool:
         or sampling.presence_penalty
         or sampling.frequency_penalty
         or sampling.allowed_token_ids
+        or sampling.bad_words
         or (sampling.min_tokens and row.generated < sampling.min_tokens)
     )
 
@@ -204,7 +210,16 @@ def _forbid(logits: torch.Tensor, rows: Rows[Row]) -> None:
 
 def _forbidden(row: Row) -> list[int]:
     """The tokens that a row must not pick."""
-    return row.sampling.end_token_ids if row.generated < row.sampling.min_tokens else []
+    sampling = row.sampling
+    ends = sampling.end_token_ids if row.generated < sampling.min_tokens else []
+    if not sampling.bad_words:
+        return ends
+    said = row.last(max(map(len, sampling.bad_words)) - 1)
+    return ends + [
+        word[-1]
+        for word in sampling.bad_words
+        if len(word) <= len(said) + 1 and said[len(said) + 1 - len(word) :] == word[:-1]
+    ]
 
 
 def _places(row: Row, start: int, offset: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

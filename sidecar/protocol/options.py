@@ -29,7 +29,6 @@ COMPLETION_DEFAULT_TOKENS: Final = 16  # OpenAI's, for /v1/completions
 # Fields that are not supported, with the values that ask for nothing: those pass.
 Neutral = tuple[object, ...]
 REFUSED: Final[dict[str, Neutral]] = {
-    "bad_words": ([],),
     "chat_template": (),
     "guided_choice": (),
     "guided_grammar": (),
@@ -55,6 +54,8 @@ _OBJECTS: Final = frozenset({"chat_template_kwargs"})
 MAX_BIASES: Final = 300
 MAX_STOP_TOKENS: Final = 64
 MAX_ALLOWED_TOKENS: Final = 1024
+MAX_BAD_WORDS: Final = 128
+MAX_BAD_WORD_CHARS: Final = 256
 _MOST_BIAS: Final = 100
 _MOST_PENALTY: Final = 2
 # Transformers takes any; past this nothing is left of a distribution.
@@ -109,6 +110,7 @@ def read_options(fields: Fields, api: Api, max_tokens: tuple[int | None, str], l
         ignore_eos=fields.flag("ignore_eos") or False,
         stop_token_ids=_stop_token_ids(fields),
         allowed_token_ids=_allowed_token_ids(fields),
+        bad_words=_bad_words(fields),
         logprobs=logprobs,
         tokens_told=fields.flag("return_token_ids") or False,
         seed=seed,
@@ -223,6 +225,24 @@ def _tokens(tokens: list[object], path: str, most: int) -> tuple[int, ...]:
     """Ids of tokens; whether the model has them is the plan's."""
     check_length(tokens, path, most)
     return tuple(as_integer(token, f"{path}[{at}]", 0, MOST_TOKENS) for at, token in enumerate(tokens))
+
+
+def _bad_words(fields: Fields) -> tuple[str, ...]:
+    found = fields.array("bad_words")
+    if not found:
+        return ()
+    check_length(found, "bad_words", MAX_BAD_WORDS)
+    words = tuple(as_text(word, f"bad_words[{at}]") for at, word in enumerate(found))
+    for at, word in enumerate(words):
+        if not word.strip():
+            raise invalid_value(f"bad_words[{at}]", "white space alone is no word.")
+        if len(word) > MAX_BAD_WORD_CHARS:
+            raise bad_request(
+                f"Invalid 'bad_words[{at}]': it may have {MAX_BAD_WORD_CHARS} characters at most.",
+                param=f"bad_words[{at}]",
+                code="string_above_max_length",
+            )
+    return words
 
 
 def _stop(fields: Fields) -> tuple[str, ...]:

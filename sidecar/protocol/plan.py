@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import msgspec
+
 from sidecar.protocol.choices import Echo, Telling
 from sidecar.protocol.fields import invalid_value
 from sidecar.protocol.options import COMPLETION_DEFAULT_TOKENS
@@ -105,7 +107,8 @@ def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limi
     """Raises ApiError 400 if the answer cannot fit into the context window, or the prompt into its reservation."""
     options = request.options
     _check_vocabulary(options, limits)
-    _check_choice(options, limits)
+    sampling = _sampling(options, encoder, limits)
+    _check_choice(sampling, limits)
     prompt_tokens = sum(map(len, prompts))
     best_of = options.choices if isinstance(request, ChatRequest) else request.best_of
     echoes = isinstance(request, CompletionRequest) and request.echo
@@ -119,7 +122,7 @@ def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limi
             index=index,
             prompt_ids=list(ids),
             max_new_tokens=_output(request, len(ids), share, ticket, limits),
-            sampling=_sampling(options, seeds[index], limits),
+            sampling=msgspec.structs.replace(sampling, seed=seeds[index]),
             stop_token_ids=list(stop_token_ids(options, limits.stop_token_ids)),
             tenant=ticket.tenant,
             weight=ticket.weight,
@@ -181,11 +184,12 @@ def _check_vocabulary(options: Options, limits: Limits) -> None:
         check_tokens(tokens, name, limits)
 
 
-def _check_choice(options: Options, limits: Limits) -> None:
+def _check_choice(sampling: Sampling, limits: Limits) -> None:
     """Raises ApiError 400 where there may be no token to pick."""
-    forbidden = set(_held_back(options, limits))
-    if all(token in forbidden for token in options.allowed_token_ids or range(limits.vocab_size)):
-        raise invalid_value("allowed_token_ids", "none is left before 'min_tokens'.")
+    forbidden = {*sampling.end_token_ids, *(word[-1] for word in sampling.bad_words)}
+    if all(token in forbidden for token in sampling.allowed_token_ids or range(limits.vocab_size)):
+        param = "allowed_token_ids" if sampling.allowed_token_ids else "bad_words"
+        raise invalid_value(param, "'min_tokens' and 'bad_words' may leave no token to pick.")
 
 
 def _encode_prompt(prompt: str | tuple[int, ...], encoder: Encoder, limits: Limits) -> tuple[int, ...]:
@@ -285,14 +289,14 @@ def _seeds(options: Options, prompts: int, best_of: int) -> list[int]:
     return choice_seeds(options.seed, best_of) * prompts
 
 
-def _sampling(options: Options, seed: int, limits: Limits) -> Sampling:
+def _sampling(options: Options, encoder: Encoder, limits: Limits) -> Sampling:
+    """That of every choice, but for its seed."""
     # A top_p of 0 keeps the most likely token and no other.
     greedy = options.temperature == 0 or options.top_p == 0
     return Sampling(
         temperature=0.0 if greedy else options.temperature,
         top_p=options.top_p or 1.0,
         top_k=options.top_k,
-        seed=seed,
         min_p=options.min_p,
         presence_penalty=options.presence_penalty,
         frequency_penalty=options.frequency_penalty,
@@ -301,6 +305,7 @@ def _sampling(options: Options, seed: int, limits: Limits) -> Sampling:
         min_tokens=options.min_tokens,
         end_token_ids=_held_back(options, limits),
         allowed_token_ids=sorted(set(options.allowed_token_ids)),
+        bad_words=_bad_words(options, encoder, limits),
     )
 
 
@@ -310,6 +315,16 @@ def _held_back(options: Options, limits: Limits) -> list[int]:
         return []
     ends = {*limits.stop_token_ids, *options.stop_token_ids}
     return sorted(token for token in ends if token < limits.vocab_size)
+
+
+def _bad_words(options: Options, encoder: Encoder, limits: Limits) -> list[list[int]]:
+    """Each word as its tokens, at the beginning of a text and behind a space: vLLM's reading of it.
+
+    vLLM leaves out the second where it has another number of tokens, and with it some words behind a space.
+    """
+    words = [space + word.lstrip() for word in options.bad_words for space in ("", " ")]
+    found = dict.fromkeys(tuple(encoder.encode_text(word, add_special_tokens=False)) for word in words)
+    return [list(ids) for ids in found if ids and max(ids) < limits.vocab_size]
 
 
 def _param(request: GenerationRequest) -> str:

@@ -82,8 +82,7 @@ class ModelTokenizer:
         disguise = Disguise(self._control, client_texts(messages, rendering))
         rendered = self._template.render(messages, rendering, disguise.put_on)
         if not disguise.used:
-            ids: list[int] = self._backend.encode(rendered, add_special_tokens=False).ids
-            return ids
+            return self.encode_text(rendered, add_special_tokens=False)
         return [token for part in self._control.split(rendered) for token in self._encode_part(part, disguise)]
 
     def detokenizer(self, before: Sequence[int] = (), *, specials: bool = False) -> Detokenizer:

@@ -33,7 +33,8 @@ class Sampling(msgspec.Struct, frozen=True):
     `seed` is an unsigned 64-bit number, already made distinct for each choice of a request. Presence and frequency
     penalties count the generated tokens (OpenAI), the repetition penalty also those of the prompt (Transformers).
     `logit_bias` is added to the logits, by token id. Before `min_tokens` were generated none of `end_token_ids` is;
-    where there are `allowed_token_ids`, no other is.
+    where there are `allowed_token_ids`, no other is. Of `bad_words`, as tokens, the last token is not picked behind the
+    others, if those were generated.
     """
 
     temperature: float = 1.0
@@ -48,6 +49,7 @@ class Sampling(msgspec.Struct, frozen=True):
     min_tokens: int = 0
     end_token_ids: list[int] = []
     allowed_token_ids: list[int] = []
+    bad_words: list[list[int]] = []
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):

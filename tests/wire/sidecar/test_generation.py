@@ -429,6 +429,7 @@ async def test_the_engine_is_told_how_to_sample(serve: Serve) -> None:
         "stop_token_ids": [99],
         "min_tokens": 2,
         "allowed_token_ids": [98, 97],
+        "bad_words": ["xy"],
     }
     assert (await desk.ask("POST", "/v1/chat/completions", {**CHAT, **asked})).status == 200
     (submit,) = (await desk.engine.opened.get()).submits
@@ -436,6 +437,6 @@ async def test_the_engine_is_told_how_to_sample(serve: Serve) -> None:
     assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (1, -2, 1.5)
     assert (sampling.min_p, sampling.logit_bias, submit.stop_token_ids) == (0.25, {98: -100}, [99])
     assert (sampling.min_tokens, sampling.end_token_ids) == (2, [0, 99])
-    assert sampling.allowed_token_ids == [97, 98]
+    assert (sampling.allowed_token_ids, sampling.bad_words) == ([97, 98], [[120, 121], [32, 120, 121]])
     reply = await desk.ask("POST", "/v1/chat/completions", {**CHAT, "logit_bias": {str(0x110000): 1}})
     assert (reply.status, reply.json["error"]["param"]) == (400, "logit_bias")

@@ -58,7 +58,8 @@ def test_guesses_are_kept_where_they_are_right_and_never_change_an_answer(
     repeating = Sampling(temperature=1, seed=3, logit_bias={7: 60.0, 9: 60.0})
     # What may be picked changes in the midst of guesses.
     holding = Sampling(temperature=1, logit_bias={7: 90.0, 9: 60.0}, min_tokens=9, end_token_ids=[7])
-    for how in (repeating, holding):
+    breaking = Sampling(temperature=1, logit_bias={7: 90.0, 9: 60.0}, bad_words=[[7, 7, 7]])
+    for how in (repeating, breaking, holding):
         plain, guessing = Bench(loaded, budget=64), Bench(loaded, budget=64, speculation=4)
         (answer,) = guessing.answers(PROMPTS[:1], how)
         assert [answer] == plain.answers(PROMPTS[:1], how)

@@ -165,6 +165,7 @@ SAMPLINGS = st.builds(
     min_tokens=st.sampled_from([0, 4]),
     end_token_ids=st.just([2, 299]),
     allowed_token_ids=st.sampled_from([[], [1, 2, 3, 40, 299], list(range(150))]),
+    bad_words=st.sampled_from([[], [[1], [3, 40], [3, 3, 3, 7], [4, 40]]]),
     seed=st.integers(0, 99),
 )
 
@@ -204,7 +205,7 @@ def test_greedy_with_a_bias_or_a_penalty_takes_the_changed_maximum() -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(SAMPLINGS, st.lists(st.integers(0, 299), max_size=6), st.integers(0, 6), st.data())
+@given(SAMPLINGS, st.lists(st.sampled_from([3, 4, 40, 299]), max_size=6), st.integers(0, 6), st.data())
 def test_what_is_forbidden_is_as_if_the_model_ruled_it_out(
     how: Sampling, said: list[int], prompt: int, data: st.DataObject
 ) -> None:
@@ -215,15 +216,19 @@ def test_what_is_forbidden_is_as_if_the_model_ruled_it_out(
     cut = data.draw(st.integers(prompt, len(said)))
     row = Row(how, said[:cut], prompt, draft=tuple(said[cut:]))
     (picked,) = pick(scores, [row])
+    answer = said[prompt:]
     ruled_out = torch.zeros(300, dtype=torch.bool)
     if how.allowed_token_ids:
         ruled_out.fill_(True)[how.allowed_token_ids] = False
     if len(said) - prompt < how.min_tokens:
         ruled_out[how.end_token_ids] = True
+    for word in how.bad_words:
+        if [*answer, word[-1]][-len(word) :] == word:
+            ruled_out[word[-1]] = True
     scores[0, ruled_out] = float("-inf")
     assert picked.token is not None
     assert not ruled_out[picked.token]
-    unbound = msgspec.structs.replace(how, min_tokens=0, allowed_token_ids=[])
+    unbound = msgspec.structs.replace(how, min_tokens=0, allowed_token_ids=[], bad_words=[])
     assert pick(scores, [Row(unbound, said, prompt)])[0] == picked
 
 
@@ -241,6 +246,23 @@ def test_a_bias_or_a_penalty_does_not_bring_back_what_is_forbidden() -> None:
         # What is told is what the model said.
         assert first.logprobs is not None
         assert first.logprobs.top_ids == [0, 1, 2]
+
+
+def test_a_bad_word_is_not_completed_where_its_beginning_was_said() -> None:
+    row = torch.tensor([[0.0, 2.0, 1.0, 3.0]])
+    how = Sampling(temperature=0, bad_words=[[1, 2, 3]])
+    for tokens, prompt, draft, token in [
+        ([1, 2], 0, (), 1),
+        ([1], 0, (2,), 1),
+        ([0, 0], 2, (1, 2), 1),
+        # The prompt is nothing that was said, and a word may begin or go on otherwise.
+        ([1, 2], 1, (), 3),
+        ([1, 2], 2, (), 3),
+        ([2, 1], 0, (), 3),
+        ([1, 2, 0], 0, (), 3),
+        ([1, 2], 0, (0,), 3),
+    ]:
+        assert pick(row, [Row(how, tokens, prompt, draft)])[0].token == token
 
 
 def test_where_nothing_is_left_nothing_is_picked() -> None:

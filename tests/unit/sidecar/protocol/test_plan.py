@@ -1,5 +1,6 @@
 """How much each sequence may produce, what is refused before anything runs, and the seeds of the choices."""
 
+import re
 from typing import Any
 
 import msgspec
@@ -35,6 +36,10 @@ class WordEncoder:
 
     def encode_text(self, text: str) -> list[int]:
         return list(range(len(text.split())))
+
+    def encode_text(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """A token for each letter, and for a space and the letter behind it; none for a hyphen."""
+        return [ord(part[-1]) + 100 * part.startswith(" ") for part in re.findall(" ?[^ -]", text)]
 
     def decode_text(self, ids: list[int]) -> tuple[str, list[int]]:
         return " ".join("w" for _ in ids), [2 * at for at in range(len(ids))]
@@ -234,9 +239,26 @@ def test_the_allowed_tokens_are_of_this_vocabulary_and_leave_something() -> None
     with pytest.raises(ApiError, match="token 1000 is outside the vocabulary of 1000") as caught:
         allowed(1000)
     assert caught.value.param == "allowed_token_ids"
-    with pytest.raises(ApiError, match="none is left") as caught:
+    with pytest.raises(ApiError, match="leave no token") as caught:
         allowed(2, 9, min_tokens=1, stop_token_ids=(9,))
     assert (caught.value.param, caught.value.code) == ("allowed_token_ids", "invalid_value")
+
+
+def test_bad_words_are_forbidden_at_a_beginning_and_behind_a_space() -> None:
+    def words(*bad: str, **options: Any) -> list[list[int]]:
+        return plan(chat("a", bad_words=bad, **options)).submits[0].sampling.bad_words
+
+    assert words("ab", " ab", "c") == [[97, 98], [197, 98], [99], [199]]
+    # What has no tokens, or one that the model has not, is never said.
+    assert words("-", chr(950)) == [[950]]
+    assert words("a", allowed_token_ids=(97, 98)) == [[97], [197]]
+    with pytest.raises(ApiError, match="leave no token") as caught:
+        words("a", allowed_token_ids=(97, 2), min_tokens=1)
+    assert (caught.value.param, caught.value.code) == ("allowed_token_ids", "invalid_value")
+    tiny = msgspec.structs.replace(OPTIONS, bad_words=("\x01", "\0"))
+    with pytest.raises(ApiError, match="leave no token") as caught:
+        make_plan(ChatRequest(tiny, ()), ((0,),), Ticket("req_1"), Limits("m", 9, 2, ()), WordEncoder())
+    assert caught.value.param == "bad_words"
 
 
 @pytest.mark.parametrize(
