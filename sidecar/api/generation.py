@@ -153,7 +153,7 @@ class Generation:
         )
         spell = None if plan.options.logprobs is None else language.tokenizer.spell
         shape = ChatShape if plan.chat else TextShape
-        return shape(head, spell, plan.told_prompts)
+        return shape(head, spell, plan.told_prompts, plan.options.tokens_by_id)
 
 
 def _choices(plan: Plan, language: Language) -> Choices:

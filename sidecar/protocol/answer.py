@@ -140,7 +140,7 @@ def token_usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int =
 
 @dataclass(frozen=True, slots=True)
 class ChatShape:
-    """/v1/chat/completions. `spell` is None where no log-probabilities are told.
+    """/v1/chat/completions. `spell` is None where no log-probabilities are told; `by_id`: they have ids for names.
 
     `prompts` are those of the choices, as tokens; None where no tokens are told. As vLLM has it, a chat's is beside its
     choices, in the first event of a stream, and each choice and each part of it has the ids of its own tokens.
@@ -149,6 +149,7 @@ class ChatShape:
     head: Head
     spell: Spell | None = None
     prompts: Sequence[Sequence[int]] | None = None
+    by_id: bool = False
 
     def opening(self, index: int, usage: ChunkUsage) -> bytes:
         """The event that begins a choice."""
@@ -195,7 +196,7 @@ class ChatShape:
         return UNSET if self.prompts is None else tokens
 
     def _logprobs(self, entries: tuple[Entry, ...]) -> ChatLogprobs | None:
-        return None if self.spell is None else chat_logprobs(entries, self.spell)
+        return None if self.spell is None else chat_logprobs(entries, self.spell, by_id=self.by_id)
 
     def _event(self, choice: ChunkChoice, usage: ChunkUsage, prompt: TokenIds = UNSET) -> bytes:
         return _event(_envelope(self.head, "chatcmpl", "chat.completion.chunk", (choice,), usage, prompt=prompt))
@@ -203,13 +204,14 @@ class ChatShape:
 
 @dataclass(frozen=True, slots=True)
 class TextShape:
-    """/v1/completions. Its chunks and its whole answer are of one kind. `spell` and `prompts` as in `ChatShape`, but
-    that each choice has its prompt, in the event that begins it; completions have one only there.
+    """/v1/completions. Its chunks and its whole answer are of one kind. The rest is as in
+    `ChatShape`, but that each choice has its prompt, in the event that begins it; without one there is no such event.
     """
 
     head: Head
     spell: Spell | None = None
     prompts: Sequence[Sequence[int]] | None = None
+    by_id: bool = False
 
     def opening(self, index: int, usage: ChunkUsage) -> bytes:
         if self.prompts is None:
@@ -247,7 +249,7 @@ class TextShape:
         return UNSET if self.prompts is None else tokens
 
     def _logprobs(self, entries: tuple[Entry, ...]) -> TextLogprobs | None:
-        return None if self.spell is None else text_logprobs(entries, self.spell)
+        return None if self.spell is None else text_logprobs(entries, self.spell, by_id=self.by_id)
 
     def _event(self, choice: TextChoice, usage: ChunkUsage) -> bytes:
         return _event(_envelope(self.head, "cmpl", "text_completion", (choice,), usage))

@@ -2,7 +2,8 @@ r"""Log-probabilities as OpenAI's two endpoints tell them, from the engine's num
 
 A token is spelt by its bytes. Where they are part of a character, its string shows them as OpenAI's do: `\xf0\x9f` in
 chats, `bytes:\xf0\x9f` in completions, whose `top_logprobs` would else have one key for all such tokens. JSON has no
-infinity: where a probability is zero, OpenAI sends -9999.
+infinity: where a probability is zero, OpenAI sends -9999. Where tokens are called by their ids, the string is vLLM's
+`token_id:7`; its bytes stay the token's own.
 """
 
 import math
@@ -68,41 +69,49 @@ class TextLogprobs(msgspec.Struct, frozen=True):
     text_offset: list[int]
 
 
-def chat_logprobs(entries: tuple[Entry, ...], spell: Spell) -> ChatLogprobs:
-    return ChatLogprobs([_chat_entry(entry, spell) for entry in entries])
+def chat_logprobs(entries: tuple[Entry, ...], spell: Spell, *, by_id: bool = False) -> ChatLogprobs:
+    return ChatLogprobs([_chat_entry(entry, spell, by_id=by_id) for entry in entries])
 
 
-def text_logprobs(entries: tuple[Entry, ...], spell: Spell) -> TextLogprobs:
+def text_logprobs(entries: tuple[Entry, ...], spell: Spell, *, by_id: bool = False) -> TextLogprobs:
     return TextLogprobs(
-        tokens=[_key(spell(entry.token, begins=entry.begins)) for entry in entries],
+        tokens=[_id(entry.token) if by_id else _key(spell(entry.token, begins=entry.begins)) for entry in entries],
         token_logprobs=[None if entry.logprobs is None else _finite(entry.logprobs.token) for entry in entries],
-        top_logprobs=[_tops(entry, spell) for entry in entries],
+        top_logprobs=[_tops(entry, spell, by_id=by_id) for entry in entries],
         text_offset=[entry.offset for entry in entries],
     )
 
 
-def _chat_entry(entry: Entry, spell: Spell) -> TokenLogprob:
+def _chat_entry(entry: Entry, spell: Spell, *, by_id: bool) -> TokenLogprob:
     # Only the first token of an echoed prompt has none, and chats echo nothing.
     found = entry.logprobs or Logprobs(0.0)
-    spelt = spell(entry.token, begins=entry.begins)
-    others = (spell(token, begins=entry.begins) for token in found.top_ids)
-    tops = [
-        TopLogprob(_shown(other), _finite(logprob), list(other))
-        for other, logprob in zip(others, found.top, strict=True)
-    ]
-    return TokenLogprob(_shown(spelt), _finite(found.token), list(spelt), tops)
+
+    def told(token: int) -> tuple[str, list[int]]:
+        spelt = spell(token, begins=entry.begins)
+        return _id(token) if by_id else _shown(spelt), list(spelt)
+
+    tops: list[TopLogprob] = []
+    for other, logprob in zip(found.top_ids, found.top, strict=True):
+        name, spelt = told(other)
+        tops.append(TopLogprob(name, _finite(logprob), spelt))
+    name, spelt = told(entry.token)
+    return TokenLogprob(name, _finite(found.token), spelt, tops)
 
 
-def _tops(entry: Entry, spell: Spell) -> dict[str, float] | None:
+def _tops(entry: Entry, spell: Spell, *, by_id: bool) -> dict[str, float] | None:
     """The likeliest tokens and the one that stands there; of two with one text the likelier."""
     found = entry.logprobs
     if found is None:
         return None
     tops: dict[str, float] = {}
     for token, value in [*zip(found.top_ids, found.top, strict=True), (entry.token, found.token)]:
-        text = _key(spell(token, begins=entry.begins))
+        text = _id(token) if by_id else _key(spell(token, begins=entry.begins))
         tops[text] = max(_finite(value), tops.get(text, -math.inf))
     return tops
+
+
+def _id(token: int) -> str:
+    return f"token_id:{token}"
 
 
 def _shown(spelt: bytes) -> str:

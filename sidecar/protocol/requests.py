@@ -15,9 +15,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     `max_tokens_param` is the field that said it. Nothing but a limit ends an answer before `min_tokens` of it.
     `stop_token_ids` end one beside the model's own; `stop_shown`: what ends it is part of its text; `specials_shown`:
     so are special tokens. No token but `allowed_token_ids` is picked, if there are any, and none that completes
-    one of `bad_words`. `logprobs` of None: no log-probabilities; else of so many tokens beside each one picked.
-    `tokens_told`: the ids of prompt and answer are given. `ignored` are fields that nobody knows and the settings let
-    pass.
+    one of `bad_words`. `logprobs` of None: no log-probabilities; else of so many tokens beside each one picked,
+    called by their ids if `tokens_by_id`. `tokens_told`: the ids of prompt and answer are given. `ignored` are fields
+    that nobody knows and the settings let pass.
     """
 
     model: str
@@ -38,6 +38,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     allowed_token_ids: tuple[int, ...] = ()
     bad_words: tuple[str, ...] = ()
     logprobs: int | None = None
+    tokens_by_id: bool = False
     tokens_told: bool = False
     seed: int | None
     stop: tuple[str, ...]

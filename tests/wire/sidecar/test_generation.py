@@ -394,6 +394,25 @@ async def test_what_the_prefix_cache_had_is_told_to_client_and_proxy(serve: Serv
     assert json.loads(comment.removeprefix(": tollhouse-usage "))["cached_tokens"] == 3
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_log_probabilities_may_call_tokens_by_their_ids(serve: Serve, stream: bool) -> None:
+    desk = await serve(FakeEngine(lambda _: "ab"))
+    asked = {"return_tokens_as_token_ids": True, "stream": stream}
+    for path, body in [
+        ("/v1/completions", {**TEXT, "logprobs": 0, **asked}),
+        ("/v1/chat/completions", {**CHAT, "logprobs": True, **asked}),
+    ]:
+        reply = await desk.ask("POST", path, body)
+        told = [one["choices"][0]["logprobs"] for one in (documents(reply.frames) if stream else [reply.json])]
+        names = [
+            name
+            for one in told
+            if one
+            for name in one.get("tokens", [entry["token"] for entry in one.get("content", ())])
+        ]
+        assert names[:2] == ["token_id:97", "token_id:98"]
+
+
 async def test_token_ids_are_told_of_the_choices_that_are_given(serve: Serve) -> None:
     # Longer answers are less likely here, token by token.
     desk = await serve(FakeEngine(lambda submit: "abcd"[: 4 - submit.index % 3]))

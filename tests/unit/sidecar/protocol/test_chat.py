@@ -71,7 +71,13 @@ def test_either_name_sets_the_output_limit(fields: dict[str, Any], expected: tup
         {"logit_bias": {}, "presence_penalty": 0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "min_p": 0},
         {"ignore_eos": False, "min_tokens": 0, "echo": False, "top_k": -1, "chat_template_kwargs": {}},
         {"moderation": {"model": "x"}, "prompt_cache_options": {"mode": "explicit"}},
-        {"bad_words": [], "allowed_token_ids": None, "skip_special_tokens": True, "return_token_ids": False},
+        {
+            "return_tokens_as_token_ids": False,
+            "bad_words": [],
+            "allowed_token_ids": None,
+            "skip_special_tokens": True,
+            "return_token_ids": False,
+        },
         {"stop_token_ids": [], "logit_bias": None, "include_stop_str_in_output": False},
     ],
 )
@@ -151,6 +157,7 @@ def test_fields_that_ask_for_nothing_pass(fields: dict[str, Any]) -> None:
         ({"bad_words": [" \n"]}, "bad_words[0]", "invalid_value"),
         ({"bad_words": ["a" * 257]}, "bad_words[0]", "string_above_max_length"),
         ({"bad_words": ["a"] * 129}, "bad_words", "array_above_max_length"),
+        ({"return_tokens_as_token_ids": "yes"}, "return_tokens_as_token_ids", "invalid_type"),
         ({"min_tokens": True}, "min_tokens", "invalid_type"),
         ({"stop_token_ids": 5}, "stop_token_ids", "invalid_type"),
         ({"stop_token_ids": [5, -1]}, "stop_token_ids[1]", "integer_below_min_value"),
@@ -271,6 +278,7 @@ def test_penalties_and_biases_are_read() -> None:
             "min_tokens": 3,
             "include_stop_str_in_output": True,
             "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
             "allowed_token_ids": [5, 6.0],
             "bad_words": ["a", " b"],
             "skip_special_tokens": False,
@@ -279,6 +287,6 @@ def test_penalties_and_biases_are_read() -> None:
     ).options
     assert (options.stop_token_ids, options.min_tokens, options.stop_shown) == ((7, 8), 3, True)
     assert (options.allowed_token_ids, options.bad_words) == ((5, 6), ("a", " b"))
-    assert (options.specials_shown, options.tokens_told) == (True, True)
+    assert (options.specials_shown, options.tokens_told, options.tokens_by_id) == (True, True, True)
     assert (options.presence_penalty, options.frequency_penalty, options.repetition_penalty) == (-2, 2, 1.3)
     assert (options.min_p, options.logit_bias, options.ignore_eos) == (1, {5: -100, 0: 2.5}, True)

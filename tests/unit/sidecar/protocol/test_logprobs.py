@@ -56,3 +56,15 @@ def test_a_completion_tells_parallel_arrays_and_nothing_of_the_first_token() -> 
         "top_logprobs": [None, {"a": -0.1, " b": -1.0}, {"a": -2.0}],
         "text_offset": [0, 1, 3],
     }
+
+
+def test_tokens_may_be_called_by_their_ids() -> None:
+    entries = (Entry(1, None, 0), Entry(5, Logprobs(-2.0, [1], [-3.0]), 1))
+    told = chat_logprobs(entries[1:], spell, by_id=True).content[0]
+    assert (told.token, told.bytes) == ("token_id:5", [97])
+    assert [(one.token, one.bytes) for one in told.top_logprobs] == [("token_id:1", [97])]
+    text = text_logprobs(entries, spell, by_id=True)
+    assert text.tokens == ["token_id:1", "token_id:5"]
+    # Two tokens with one text are two here.
+    assert text.top_logprobs == [None, {"token_id:1": -3.0, "token_id:5": -2.0}]
+    assert text.text_offset == [0, 1]
