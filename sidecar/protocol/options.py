@@ -38,16 +38,10 @@ REFUSED: Final[dict[str, Neutral]] = {
     "priority": (0,),
     "prompt_logprobs": (),
     "structured_outputs": (),
-    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
 }
 # What each of them must be, where it is neutral or not: a wrong type is told as one.
-_NUMBERS: Final = frozenset(
-    {
-        "length_penalty",
-        "priority",
-    }
-)
+_NUMBERS: Final = frozenset({"length_penalty", "priority"})
 _OBJECTS: Final = frozenset({"chat_template_kwargs"})
 # GUARDS, C1.
 MAX_BIASES: Final = 300
@@ -97,6 +91,7 @@ def read_options(fields: Fields, api: Api, max_tokens: tuple[int | None, str], l
         choices=1 if choices is None else choices,
         max_tokens=max_tokens[0],
         max_tokens_param=max_tokens[1],
+        truncate_prompt_tokens=_truncate_prompt_tokens(fields),
         temperature=1.0 if temperature is None else temperature,
         top_p=1.0 if top_p is None else top_p,
         top_k=max(0, top_k or 0),
@@ -131,6 +126,13 @@ def read_model(fields: Fields) -> str:
     if not model:
         raise bad_request("you must provide a model parameter", param="model", code=missing("model").code)
     return model
+
+
+def _truncate_prompt_tokens(fields: Fields) -> int | None:
+    count = fields.integer("truncate_prompt_tokens", -1, MOST_TOKENS)
+    if count == 0:
+        raise invalid_value("truncate_prompt_tokens", "it must be 1 or more, or -1 for what the model can take.")
+    return count
 
 
 def _check_ignored_text(fields: Fields, name: str, most: int | None) -> None:

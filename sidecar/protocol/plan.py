@@ -94,6 +94,7 @@ def encode(request: GenerationRequest, encoder: Encoder, limits: Limits) -> Prom
         prompts: Prompts = (tuple(encoder.encode_chat(request.messages, request.rendering)),)
     else:
         prompts = tuple(_encode_prompt(prompt, encoder, limits) for prompt in request.prompts)
+    prompts = tuple(_truncated(ids, request.options, limits) for ids in prompts)
     for ids in prompts:
         if not ids:
             raise bad_request("The prompt has no tokens.", param=_param(request), code="invalid_value")
@@ -101,6 +102,16 @@ def encode(request: GenerationRequest, encoder: Encoder, limits: Limits) -> Prom
         if len(ids) + (request.options.max_tokens != 0) > limits.max_context:
             raise _too_long(request, len(ids), limits)
     return prompts
+
+
+def _truncated(ids: tuple[int, ...], options: Options, limits: Limits) -> tuple[int, ...]:
+    most = options.truncate_prompt_tokens
+    if most is None:
+        return ids
+    if most == -1:
+        answer = 1 if options.max_tokens is None else options.max_tokens
+        most = max(1, limits.max_context - answer)
+    return ids[-most:]
 
 
 def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limits: Limits, encoder: Encoder) -> Plan:
@@ -153,20 +164,25 @@ def _tellings(request: GenerationRequest, prompts: Prompts, encoder: Encoder) ->
         if not logprobs and not request.echo:
             tellings.append(Telling(before=before, tokens=tokens))
             continue
-        text, offsets = _prompt_text(prompt, encoder, offsets=logprobs and request.echo)
+        text, offsets = _prompt_text(prompt, ids, encoder, request.options, offsets=logprobs and request.echo)
         echo = Echo(text, ids, tuple(offsets)) if request.echo else None
         tellings.append(Telling(logprobs, end_token=True, echo=echo, offset=len(text), before=before, tokens=tokens))
     return tellings
 
 
-def _prompt_text(prompt: str | tuple[int, ...], encoder: Encoder, *, offsets: bool) -> tuple[str, list[int]]:
-    """A prompt as it is given back, and where in it each token begins, if that is wanted.
+def _prompt_text(
+    prompt: str | tuple[int, ...], ids: tuple[int, ...], encoder: Encoder, options: Options, *, offsets: bool
+) -> tuple[str, list[int]]:
+    """A prompt as it is given back, and where in it each token begins, if that is wanted; `ids` are kept of it.
 
     One that was text is given back as it was: what the tokenizer adds to it is no part of it.
     """
-    if isinstance(prompt, str):
+    if not isinstance(prompt, str):
+        return encoder.decode_text(list(ids))
+    if options.truncate_prompt_tokens is None:
         return prompt, encoder.text_offsets(prompt) if offsets else []
-    return encoder.decode_text(list(prompt))
+    kept = encoder.text_offsets(prompt)[-len(ids) :]
+    return prompt[kept[0] :], [at - kept[0] for at in kept]
 
 
 def stop_token_ids(options: Options, ends: tuple[int, ...]) -> tuple[int, ...]:

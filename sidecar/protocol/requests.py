@@ -12,7 +12,8 @@ _MASK = (1 << 64) - 1
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What chats and completions have in common. `max_tokens` of None: nothing was asked for; per choice.
 
-    `max_tokens_param` is the field that said it. Nothing but a limit ends an answer before `min_tokens` of it.
+    `max_tokens_param` is the field that said it. Of a prompt the last `truncate_prompt_tokens` are kept, if that is not
+    None; -1: as many as leave room for the answer. Nothing but a limit ends an answer before `min_tokens` of it.
     `stop_token_ids` end one beside the model's own; `stop_shown`: what ends it is part of its text; `specials_shown`:
     so are special tokens. No token but `allowed_token_ids` is picked, if there are any, and none that completes
     one of `bad_words`. `logprobs` of None: no log-probabilities; else of so many tokens beside each one picked,
@@ -24,6 +25,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     choices: int
     max_tokens: int | None
     max_tokens_param: str
+    truncate_prompt_tokens: int | None = None
     temperature: float
     top_p: float
     top_k: int

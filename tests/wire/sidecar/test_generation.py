@@ -413,6 +413,17 @@ async def test_log_probabilities_may_call_tokens_by_their_ids(serve: Serve, stre
         assert names[:2] == ["token_id:97", "token_id:98"]
 
 
+async def test_a_prompt_is_cut_and_counted_as_it_is_kept(serve: Serve) -> None:
+    desk = await serve(FakeEngine(echo))
+    asked = {"truncate_prompt_tokens": 3}
+    for path, body in [("/v1/completions", {**TEXT, **asked}), ("/v1/chat/completions", {**CHAT, **asked})]:
+        assert (await desk.ask("POST", "/internal/count", body)).json["prompt_tokens"] == 3
+        reply = await desk.ask("POST", path, body)
+        assert (reply.headers["x-tollhouse-prompt-tokens"], reply.json["usage"]["prompt_tokens"]) == ("3", 3)
+        (submit,) = (await desk.engine.opened.get()).submits
+        assert bytes(submit.prompt_ids) in {b"nce", b"Hi."}
+
+
 async def test_token_ids_are_told_of_the_choices_that_are_given(serve: Serve) -> None:
     # Longer answers are less likely here, token by token.
     desk = await serve(FakeEngine(lambda submit: "abcd"[: 4 - submit.index % 3]))

@@ -42,6 +42,8 @@ def test_null_is_absent_for_every_field() -> None:
         *("logprobs", "top_logprobs", "logit_bias", "seed", "response_format", "tools", "tool_choice", "functions"),
         *("parallel_tool_calls", "user", "metadata", "store", "service_tier", "modalities", "audio", "prediction"),
         *("reasoning_effort", "verbosity", "web_search_options", "top_k", "min_p", "ignore_eos", "best_of"),
+        *("min_tokens", "allowed_token_ids", "bad_words", "include_stop_str_in_output", "skip_special_tokens"),
+        *("return_token_ids", "return_tokens_as_token_ids", "truncate_prompt_tokens", "stop_token_ids"),
     ]
     assert read(dict.fromkeys(names)) == read({})
 
@@ -72,6 +74,7 @@ def test_either_name_sets_the_output_limit(fields: dict[str, Any], expected: tup
         {"ignore_eos": False, "min_tokens": 0, "echo": False, "top_k": -1, "chat_template_kwargs": {}},
         {"moderation": {"model": "x"}, "prompt_cache_options": {"mode": "explicit"}},
         {
+            "truncate_prompt_tokens": None,
             "return_tokens_as_token_ids": False,
             "bad_words": [],
             "allowed_token_ids": None,
@@ -158,6 +161,10 @@ def test_fields_that_ask_for_nothing_pass(fields: dict[str, Any]) -> None:
         ({"bad_words": ["a" * 257]}, "bad_words[0]", "string_above_max_length"),
         ({"bad_words": ["a"] * 129}, "bad_words", "array_above_max_length"),
         ({"return_tokens_as_token_ids": "yes"}, "return_tokens_as_token_ids", "invalid_type"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "invalid_value"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "integer_below_min_value"),
+        ({"truncate_prompt_tokens": 1 << 31}, "truncate_prompt_tokens", "integer_above_max_value"),
+        ({"truncate_prompt_tokens": "9"}, "truncate_prompt_tokens", "invalid_type"),
         ({"min_tokens": True}, "min_tokens", "invalid_type"),
         ({"stop_token_ids": 5}, "stop_token_ids", "invalid_type"),
         ({"stop_token_ids": [5, -1]}, "stop_token_ids[1]", "integer_below_min_value"),
@@ -278,6 +285,7 @@ def test_penalties_and_biases_are_read() -> None:
             "min_tokens": 3,
             "include_stop_str_in_output": True,
             "return_token_ids": True,
+            "truncate_prompt_tokens": 9,
             "return_tokens_as_token_ids": True,
             "allowed_token_ids": [5, 6.0],
             "bad_words": ["a", " b"],
@@ -287,6 +295,7 @@ def test_penalties_and_biases_are_read() -> None:
     ).options
     assert (options.stop_token_ids, options.min_tokens, options.stop_shown) == ((7, 8), 3, True)
     assert (options.allowed_token_ids, options.bad_words) == ((5, 6), ("a", " b"))
+    assert options.truncate_prompt_tokens == 9
     assert (options.specials_shown, options.tokens_told, options.tokens_by_id) == (True, True, True)
     assert (options.presence_penalty, options.frequency_penalty, options.repetition_penalty) == (-2, 2, 1.3)
     assert (options.min_p, options.logit_bias, options.ignore_eos) == (1, {5: -100, 0: 2.5}, True)

@@ -244,6 +244,42 @@ def test_the_allowed_tokens_are_of_this_vocabulary_and_leave_something() -> None
     assert (caught.value.param, caught.value.code) == ("allowed_token_ids", "invalid_value")
 
 
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"truncate_prompt_tokens": 2}, [118, 119]),
+        ({"truncate_prompt_tokens": 1}, [119]),
+        ({"truncate_prompt_tokens": -1}, list(range(21, 120))),
+        ({"truncate_prompt_tokens": -1, "max_tokens": 40}, list(range(60, 120))),
+        ({"truncate_prompt_tokens": 500}, None),
+        ({"truncate_prompt_tokens": 100}, None),
+        ({"truncate_prompt_tokens": 70, "max_tokens": 40}, None),
+        ({"truncate_prompt_tokens": -1, "max_tokens": 100}, None),
+    ],
+)
+def test_the_end_of_a_prompt_is_kept(options: dict[str, int], kept: list[int] | None) -> None:
+    long = " ".join("a" * 120)
+    for request in (chat(long, **options), text(long, **options), text(tuple(range(120)), **options)):
+        if kept is None:
+            with pytest.raises(ApiError, match="maximum context length is 100 tokens"):
+                plan(request)
+        else:
+            assert plan(request).submits[0].prompt_ids == kept
+            assert plan(request).prompt_tokens == len(kept)
+
+
+def test_what_is_echoed_is_what_was_kept() -> None:
+    made = plan(text("a  b  c", "d", (5, 6, 7), echo=True, logprobs=0, max_tokens=0, truncate_prompt_tokens=2))
+    echoes = [telling.echo for telling in made.tellings]
+    assert [(echo.text, echo.tokens, echo.offsets) for echo in echoes if echo] == [
+        ("b  c", (1, 2), (0, 3)),
+        ("d", (0,), (0,)),
+        ("w w", (6, 7), (0, 2)),
+    ]
+    assert [telling.offset for telling in made.tellings] == [4, 1, 3]
+    assert [telling.before for telling in made.tellings] == [(1, 2), (0,), (6, 7)]
+
+
 def test_bad_words_are_forbidden_at_a_beginning_and_behind_a_space() -> None:
     def words(*bad: str, **options: Any) -> list[list[int]]:
         return plan(chat("a", bad_words=bad, **options)).submits[0].sampling.bad_words
