@@ -204,7 +204,7 @@ def test_greedy_with_a_bias_or_a_penalty_takes_the_changed_maximum() -> None:
     assert picked.token == 6
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(SAMPLINGS, st.lists(st.sampled_from([3, 4, 40, 299]), max_size=6), st.integers(0, 6), st.data())
 def test_what_is_forbidden_is_as_if_the_model_ruled_it_out(
     how: Sampling, said: list[int], prompt: int, data: st.DataObject

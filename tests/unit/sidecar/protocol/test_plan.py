@@ -32,13 +32,12 @@ OPTIONS = Options(
 
 
 class WordEncoder:
-    """A token for each word."""
-
-    def encode_text(self, text: str) -> list[int]:
-        return list(range(len(text.split())))
+    """A token for each word of a whole text."""
 
     def encode_text(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """A token for each letter, and for a space and the letter behind it; none for a hyphen."""
+        if add_special_tokens:
+            return list(range(len(text.split())))
+        # A part of a text: a token for each letter, and for a space and the letter behind it; none for a hyphen.
         return [ord(part[-1]) + 100 * part.startswith(" ") for part in re.findall(" ?[^ -]", text)]
 
     def decode_text(self, ids: list[int]) -> tuple[str, list[int]]:
