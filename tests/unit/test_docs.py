@@ -10,12 +10,18 @@ import click
 import msgspec
 import pytest
 import yaml
+from typing_extensions import override
 
 from proxy.cli.root import tollhouse
 from proxy.policy.schema import TierRules
 from proxy.settings import Proxy
 from sidecar.__main__ import command as sidecar
-from sidecar.settings import Sidecar
+from sidecar.protocol.chat import read_chat
+from sidecar.protocol.completions import read_completion
+from sidecar.protocol.embeddings import read_embedding
+from sidecar.protocol.fields import Fields
+from sidecar.protocol.tokenization import read_detokenize, read_tokenize
+from sidecar.settings import Api, Sidecar
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -146,3 +152,40 @@ def test_the_commands_that_the_pages_name_are_commands_with_these_options() -> N
             command = found
         options = {name for parameter in command.params for name in parameter.opts} | {"--help", "-k"}
         assert {word for word in rest if word.startswith("-")} <= options, (program, words)
+
+
+class Noting(Fields):
+    """Mutable beside what it inherits: `asked`, the names that were read."""
+
+    def __init__(self, data: dict[str, object]) -> None:
+        super().__init__(data)
+        self.asked: set[str] = set()
+
+    @override
+    def value(self, name: str) -> object:
+        self.asked.add(name)
+        return super().value(name)
+
+
+CHAT: dict[str, object] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+PROMPT: dict[str, object] = {"model": "m", "prompt": "x"}
+
+
+@pytest.mark.parametrize(
+    ("heading", "reads"),
+    [
+        ("Chats and completions", [(read_chat, CHAT), (read_completion, PROMPT)]),
+        ("Embeddings", [(read_embedding, {"model": "m", "input": "x"})]),
+        ("Tokens", [(read_tokenize, CHAT), (read_tokenize, PROMPT), (read_detokenize, {"tokens": []})]),
+    ],
+)
+def test_each_field_that_is_read_is_documented_and_no_other_is(heading: str, reads: list[tuple[Any, Any]]) -> None:
+    read: set[str] = set()
+    for reader, body in reads:
+        fields = Noting(body)
+        reader(fields, Api())
+        read |= fields.asked
+    first_cells = re.findall(r"^\| (`.+?`) \|", section("api.md", heading), re.MULTILINE)
+    documented = [name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)]
+    assert len(documented) == len(set(documented))
+    assert set(documented) == read
