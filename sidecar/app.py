@@ -176,6 +176,7 @@ def application(front: Front, embedding: Front | None = None) -> web.Application
         [
             web.post("/v1/chat/completions", generation.chat),
             web.post("/v1/completions", generation.completions),
+            web.post("/v1/responses", generation.responses),
             web.post("/v1/embeddings", embeddings.create),
             web.post("/tokenize", tokens.tokenize),
             web.post("/detokenize", tokens.detokenize),

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions and /v1/completions: read → plan → queue → answer, whole or as a stream.
+"""POST /v1/chat/completions, /v1/completions and /v1/responses: read → plan → queue → answer, whole or as a stream.
 
 Everything that can be refused is refused before the head of an answer. After acceptance a request ends once:
 - with a whole answer;
@@ -25,11 +25,14 @@ from sidecar.api.run import Run
 from sidecar.protocol.answer import ChatShape, Head, Shape, TextShape
 from sidecar.protocol.choices import Choices, Progress
 from sidecar.protocol.plan import Plan, stop_token_ids
+from sidecar.protocol.response_answer import ResponseShape
+from sidecar.protocol.response_stream import ResponseStream
 from sidecar.protocol.stream import Stream, StreamOptions, whole
 from sidecar.protocol.ticket import read_ticket
 from sidecar.supervisor import EngineLostError
 from sidecar.wire import internal
 from sidecar.wire.errors import ApiError, internal_error
+from sidecar.wire.internal import Endpoint
 
 CLIENT_CLOSED: Final = 499
 # So many tokens' log-probabilities are written on the event loop; more take too long for it.
@@ -43,28 +46,31 @@ class Exchange:
     request: web.Request
     plan: Plan
     run: Run
-    shape: Shape
+    shape: Shape | ResponseShape
     sequences: Sequences
 
 
 class Generation:
-    """The two handlers. Stateless."""
+    """The handlers. Stateless."""
 
     def __init__(self, front: Front, preparation: Preparation) -> None:
         self._front = front
         self._preparation = preparation
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._handle(request, chat=True)
+        return await self._handle(request, Endpoint.CHAT)
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._handle(request, chat=False)
+        return await self._handle(request, Endpoint.COMPLETIONS)
 
-    async def _handle(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
+    async def responses(self, request: web.Request) -> web.StreamResponse:
+        return await self._handle(request, Endpoint.RESPONSES)
+
+    async def _handle(self, request: web.Request, endpoint: Endpoint) -> web.StreamResponse:
         ticket = read_ticket(request.headers, request[REQUEST_ID])
         body = await read_body(request, self._front.settings.api.max_body_bytes)
         language, limits = self._front.limits()
-        plan = await self._preparation.plan(body, ticket, language, limits, chat=chat)
+        plan = await self._preparation.plan(body, ticket, language, limits, endpoint)
         with self._front.flight():
             sequences = self._front.engine.open(ticket.request_id, list(plan.submits))
             run = Run(plan, _choices(plan, language), self._front.metrics, self._front.log)
@@ -102,7 +108,7 @@ class Generation:
         keep_alive_s = self._front.settings.timeouts.keep_alive_comment_s
         headers = {"x-request-id": plan.ticket.request_id, **head(plan.prompt_tokens, plan.options.ignored)}
         events = EventStream(exchange.request, headers, keep_alive_s)
-        stream = Stream(exchange.shape, run.choices, plan.prompt_tokens, _stream_options(plan))
+        stream = _event_order(exchange)
 
         async def send(progress: Progress) -> None:
             much = len(progress.entries) > MOST_ON_LOOP
@@ -115,7 +121,7 @@ class Generation:
             except ConnectionError:
                 raise
             except Exception as exc:  # noqa: BLE001  whatever it is, the stream must not end as if it were whole
-                await events.fail(self._failed(exchange, exc).event())
+                await events.fail(stream.fail(self._failed(exchange, exc)))
                 return events.response
             run.complete()
             await events.finish(stream.end())
@@ -142,7 +148,7 @@ class Generation:
         exchange.run.abort("engine_lost" if isinstance(exc, EngineLostError) else "engine_error", error.code)
         return error
 
-    def _shape(self, plan: Plan, language: Language) -> Shape:
+    def _shape(self, plan: Plan, language: Language) -> Shape | ResponseShape:
         info = self._front.engine.info
         head = Head(
             request_id=plan.ticket.request_id,
@@ -152,7 +158,9 @@ class Generation:
             echo_service_tier=plan.options.echo_service_tier,
         )
         spell = None if plan.options.logprobs is None else language.tokenizer.spell
-        shape = ChatShape if plan.chat else TextShape
+        if plan.asked is not None:
+            return ResponseShape(head, plan.asked, spell)
+        shape = ChatShape if plan.endpoint is Endpoint.CHAT else TextShape
         return shape(head, spell, plan.told_prompts, plan.options.tokens_by_id)
 
 
@@ -182,6 +190,12 @@ def ignored_headers(names: tuple[str, ...]) -> dict[str, str]:
     """
     shown = ("".join(char if "!" <= char <= "~" and char != "," else "?" for char in name[:64]) for name in names[:16])
     return {internal.IGNORED: ", ".join(shown)} if names else {}
+
+
+def _event_order(exchange: Exchange) -> Stream | ResponseStream:
+    plan, shape = exchange.plan, exchange.shape
+    told = (exchange.run.choices, plan.prompt_tokens, _stream_options(plan))
+    return ResponseStream(shape, *told) if isinstance(shape, ResponseShape) else Stream(shape, *told)
 
 
 def _stream_options(plan: Plan) -> StreamOptions:

@@ -14,7 +14,7 @@ from sidecar.metrics import CONTENT_TYPE
 from sidecar.protocol.fields import Fields
 from sidecar.protocol.ticket import Ticket, is_request_id
 from sidecar.wire.errors import bad_request
-from sidecar.wire.internal import Count
+from sidecar.wire.internal import ENDPOINT, Count, Endpoint
 
 
 class Internals:
@@ -29,12 +29,13 @@ class Internals:
     async def count(self, request: web.Request) -> web.Response:
         body = await read_body(request, self._front.settings.api.max_body_bytes)
         fields = await self._preparation.fields(body)
-        if _is_embedding(fields):
+        endpoint = _endpoint(request, fields)
+        if endpoint is None:
             # Nothing is reserved yet: the proxy asks in order to do so.
             _, plan = await self._embeddings.plan(fields, Ticket(request[REQUEST_ID]))
             return json_response(Count(plan.prompt_tokens, plan.max_context))
         language, limits = self._front.limits()
-        prompt_tokens = await self._preparation.count(body, language, limits, fields)
+        prompt_tokens = await self._preparation.count(body, language, limits, endpoint, fields)
         return json_response(Count(prompt_tokens, limits.max_context))
 
     async def state(self, _: web.Request) -> web.Response:
@@ -59,10 +60,20 @@ class Internals:
         return web.Response(body=page, headers={"content-type": CONTENT_TYPE})
 
 
-def _is_embedding(fields: Fields) -> bool:
-    """A proxy tells no path: a body of /v1/embeddings has an input, and neither messages nor a prompt."""
+def _endpoint(request: web.Request, fields: Fields) -> Endpoint | None:
+    """Which endpoint a body is for; None for /v1/embeddings. Raises ApiError 400 for one that is told and not known.
+
+    Where it is not told: a chat has messages, and of embeddings the body has an input and no prompt.
+    """
+    told = request.headers.get(ENDPOINT)
     names = fields.names()
-    return "input" in names and "messages" not in names and "prompt" not in names
+    if told is not None:
+        if told not in set(Endpoint):
+            raise bad_request(f"The header '{ENDPOINT}' names no endpoint.", code="invalid_value")
+        return Endpoint(told)
+    if "messages" in names:
+        return Endpoint.CHAT
+    return None if "input" in names and "prompt" not in names else Endpoint.COMPLETIONS
 
 
 def _request_id(request: web.Request) -> str:

@@ -21,14 +21,21 @@ from sidecar.protocol.embeddings import EmbeddingPlan, EmbeddingRequest, make_em
 from sidecar.protocol.fields import Fields, decode_object
 from sidecar.protocol.plan import Limits, Plan, Prompts, check_model, encode, make_plan
 from sidecar.protocol.requests import GenerationRequest
+from sidecar.protocol.responses import read_response
 from sidecar.protocol.ticket import Ticket
 from sidecar.protocol.tokenization import TokenizationRequest, read_detokenize, read_tokenize, tokenization
 from sidecar.settings import Api
 from sidecar.wire.errors import unavailable
+from sidecar.wire.internal import Endpoint
 
 KEPT_S: Final = 5.0
 MOST_KEPT: Final = 256
 MOST_KEPT_TOKENS: Final = 1 << 20
+_READERS: Final[dict[Endpoint, Callable[[Fields, Api], GenerationRequest]]] = {
+    Endpoint.CHAT: read_chat,
+    Endpoint.COMPLETIONS: read_completion,
+    Endpoint.RESPONSES: read_response,
+}
 
 T = TypeVar("T")
 
@@ -89,12 +96,12 @@ class Preparation:
         self._counted = CountedPrompts(clock)
         self._waiting = 0
 
-    async def plan(self, body: bytes, ticket: Ticket, language: Language, limits: Limits, *, chat: bool) -> Plan:
+    async def plan(self, body: bytes, ticket: Ticket, language: Language, limits: Limits, endpoint: Endpoint) -> Plan:
         """Raises ApiError 400, 404, or 503 if too many bodies wait already."""
 
         def work() -> Plan:
-            request = self._read(decode_object(body), limits, chat=chat)
-            prompts = self._counted.find(_digest(body, chat=chat))
+            request = self._read(decode_object(body), limits, endpoint)
+            prompts = self._counted.find(_digest(body, endpoint))
             if prompts is None:
                 prompts = encode(request, language.tokenizer, limits)
             return make_plan(request, prompts, ticket, limits, language.tokenizer)
@@ -124,20 +131,21 @@ class Preparation:
         """The JSON answer to such a body. Raises ApiError 400, or 503 as `plan` does."""
         return await self.in_thread(lambda: msgspec.json.encode(tokenization(request, language.tokenizer, limits)))
 
-    async def count(self, body: bytes, language: Language, limits: Limits, decoded: Fields | None = None) -> int:
+    async def count(
+        self, body: bytes, language: Language, limits: Limits, endpoint: Endpoint, decoded: Fields | None = None
+    ) -> int:
         """How many tokens the prompts of a body have. Raises as `plan` does. `decoded` is the body, if read."""
 
         def work() -> int:
             fields = decode_object(body) if decoded is None else decoded
-            chat = "messages" in fields.names()
-            prompts = encode(self._read(fields, limits, chat=chat), language.tokenizer, limits)
-            self._counted.keep(_digest(body, chat=chat), prompts)
+            prompts = encode(self._read(fields, limits, endpoint), language.tokenizer, limits)
+            self._counted.keep(_digest(body, endpoint), prompts)
             return sum(map(len, prompts))
 
         return await self.in_thread(work)
 
-    def _read(self, fields: Fields, limits: Limits, *, chat: bool) -> GenerationRequest:
-        request = read_chat(fields, self._api) if chat else read_completion(fields, self._api)
+    def _read(self, fields: Fields, limits: Limits, endpoint: Endpoint) -> GenerationRequest:
+        request = _READERS[endpoint](fields, self._api)
         check_model(request.options.model, limits.model)
         return request
 
@@ -152,5 +160,5 @@ class Preparation:
             self._waiting -= 1
 
 
-def _digest(body: bytes, *, chat: bool) -> bytes:
-    return hashlib.sha256(b"chat:" + body if chat else b"text:" + body).digest()
+def _digest(body: bytes, endpoint: Endpoint) -> bytes:
+    return hashlib.sha256(endpoint.encode() + b":" + body).digest()

@@ -69,7 +69,7 @@ class Run:
         self._log.info(
             "request",
             request_id=self.plan.ticket.request_id,
-            endpoint="/v1/chat/completions" if self.plan.chat else "/v1/completions",
+            endpoint=self.plan.endpoint.value,
             stream=self.plan.options.stream,
             choices=len(self.choices.all),
             prompt_tokens=self.plan.prompt_tokens,

@@ -6,8 +6,9 @@ answer: tools and formats are refused until the engine has them.
 
 from typing import Final
 
-from sidecar.protocol.fields import Fields, as_text, check_length, invalid_value, not_one_of, unsupported
+from sidecar.protocol.fields import Fields, as_text, check_length, not_one_of, unsupported
 from sidecar.protocol.messages import read_messages
+from sidecar.protocol.metadata import read_metadata
 from sidecar.protocol.options import MOST_TOKENS, Neutral, read_options, refuse_unsupported
 from sidecar.protocol.rendering import read_rendering
 from sidecar.protocol.requests import ChatRequest
@@ -16,9 +17,6 @@ from sidecar.wire.errors import bad_request
 
 MAX_TOOLS: Final = 128
 MAX_TOP_LOGPROBS: Final = 20
-MAX_METADATA: Final = 16
-MAX_METADATA_KEY_CHARS: Final = 64
-MAX_METADATA_VALUE_CHARS: Final = 512
 
 REFUSED: Final[dict[str, Neutral]] = {
     "audio": (),
@@ -69,21 +67,7 @@ def _pass_over(fields: Fields) -> None:
     fields.flag("store")
     for name in ("prediction", "moderation", "prompt_cache_options"):
         fields.object(name)
-    _check_metadata(fields)
-
-
-def _check_metadata(fields: Fields) -> None:
-    metadata = fields.object("metadata")
-    if metadata is None:
-        return
-    names = metadata.names()
-    if len(names) > MAX_METADATA:
-        raise invalid_value("metadata", f"at most {MAX_METADATA} pairs are allowed.")
-    for name in names:
-        if len(name) > MAX_METADATA_KEY_CHARS:
-            raise invalid_value("metadata", f"a key may have {MAX_METADATA_KEY_CHARS} characters at most.")
-        if len(as_text(metadata.value(name), metadata.path(name))) > MAX_METADATA_VALUE_CHARS:
-            raise invalid_value("metadata", f"a value may have {MAX_METADATA_VALUE_CHARS} characters at most.")
+    read_metadata(fields)
 
 
 def _check_tools(fields: Fields) -> None:

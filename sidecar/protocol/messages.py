@@ -45,7 +45,7 @@ def _content(fields: Fields, role: str) -> str:
     if content is None and role == "assistant":
         # The answer was a refusal, or nothing but calls.
         if fields.object("audio") is not None:
-            raise _unsupported_content("audio", fields.path("audio"))
+            raise unsupported_content("audio", fields.path("audio"))
         return fields.text("refusal") or ""
     if content is None:
         raise missing(path)
@@ -62,7 +62,7 @@ def _content(fields: Fields, role: str) -> str:
 def _part(fields: Fields, role: str) -> str:
     kind = fields.required_text("type")
     if kind in FOREIGN_PARTS:
-        raise _unsupported_content(kind, fields.path("type"))
+        raise unsupported_content(kind, fields.path("type"))
     if kind == "refusal" and role == "assistant":
         return fields.required_text("refusal")
     if kind != "text":
@@ -94,7 +94,7 @@ def _function(call_id: str, function: Fields) -> ToolCall:
     return ToolCall(call_id, function.required_text("name"), function.required_text("arguments"))
 
 
-def _unsupported_content(kind: str, path: str) -> ApiError:
+def unsupported_content(kind: str, path: str) -> ApiError:
     return bad_request(
         f"This model takes text only; '{kind}' content is not supported.", param=path, code="unsupported_content_type"
     )

@@ -13,16 +13,27 @@ import msgspec
 from sidecar.protocol.choices import Echo, Telling
 from sidecar.protocol.fields import invalid_value
 from sidecar.protocol.options import COMPLETION_DEFAULT_TOKENS
-from sidecar.protocol.requests import ChatRequest, CompletionRequest, GenerationRequest, Options, choice_seeds
+from sidecar.protocol.requests import (
+    Asked,
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    Options,
+    ResponsesRequest,
+    choice_seeds,
+)
 from sidecar.protocol.ticket import Ticket
 from sidecar.tokenizer.messages import PLAIN, Message, Rendering
 from sidecar.wire.errors import ApiError, bad_request
 from sidecar.wire.frames import Sampling, Submit
+from sidecar.wire.internal import Endpoint
 
 # How many tokens of a prompt a detokenizer looks back at, at most.
 _LOOKED_BACK_AT: Final = 64
 # A longer text is refused before it is tokenised (GUARDS, C2): tokens average about four bytes.
 MOST_BYTES_PER_TOKEN: Final = 8
+# The field that holds the prompt.
+_PARAMS: Final = {Endpoint.CHAT: "messages", Endpoint.COMPLETIONS: "prompt", Endpoint.RESPONSES: "input"}
 
 Prompts = tuple[tuple[int, ...], ...]
 
@@ -52,16 +63,18 @@ class Limits:
 class Plan:
     """A request ready to run. Its sequences are indexed by prompt, then choice: `prompt × best_of + choice`.
 
-    `best_of` is how many a prompt has; `tellings` says what each tells beside its text.
+    `best_of` is how many a prompt has; `tellings` says what each tells beside its text. `asked` is of
+    /v1/responses only.
     """
 
     ticket: Ticket
     options: Options
-    chat: bool
+    endpoint: Endpoint
     prompt_tokens: int
     submits: tuple[Submit, ...]
     best_of: int
     tellings: tuple[Telling, ...]
+    asked: Asked | None = None
 
     @property
     def told_prompts(self) -> list[list[int]] | None:
@@ -90,7 +103,7 @@ def model_not_found(name: str) -> ApiError:
 def encode(request: GenerationRequest, encoder: Encoder, limits: Limits) -> Prompts:
     """The prompts as tokens. Raises ApiError 400 for one that is empty, too long or not of this vocabulary."""
     if isinstance(request, ChatRequest):
-        check_chat_bytes(request.messages, request.rendering, limits)
+        check_chat_bytes(request.messages, request.rendering, limits, _param(request))
         prompts: Prompts = (tuple(encoder.encode_chat(request.messages, request.rendering)),)
     else:
         prompts = tuple(_encode_prompt(prompt, encoder, limits) for prompt in request.prompts)
@@ -147,8 +160,8 @@ def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limi
         for index, ids in enumerate(ids for ids in prompts for _ in range(best_of))
     ]
     tellings = tuple(telling for telling in _tellings(request, prompts, encoder) for _ in range(best_of))
-    chat = isinstance(request, ChatRequest)
-    return Plan(ticket, options, chat, prompt_tokens, tuple(submits), best_of, tellings)
+    asked = request.asked if isinstance(request, ResponsesRequest) else None
+    return Plan(ticket, options, _endpoint(request), prompt_tokens, tuple(submits), best_of, tellings, asked)
 
 
 def _tellings(request: GenerationRequest, prompts: Prompts, encoder: Encoder) -> list[Telling]:
@@ -223,13 +236,15 @@ def check_tokens(ids: Iterable[int], param: str, limits: Limits) -> None:
             raise invalid_value(param, f"token {token} is outside the vocabulary of {limits.vocab_size} tokens.")
 
 
-def check_chat_bytes(messages: tuple[Message, ...], rendering: Rendering, limits: Limits) -> None:
-    """Raises ApiError 400 as `check_bytes`, for all that the chat template is given."""
+def check_chat_bytes(
+    messages: tuple[Message, ...], rendering: Rendering, limits: Limits, param: str = "messages"
+) -> None:
+    """Raises ApiError 400 as `check_bytes`, for all that the chat template is given; `param` is where messages are."""
     documents = sum(_size(*document, *document.values()) for document in rendering.documents)
     check_bytes(documents, "documents", limits)
     variables = _size(*rendering.variables, *map(str, rendering.variables.values()))
     written = sum(_message_size(message) for message in messages)
-    check_bytes(written + documents + variables, "messages", limits)
+    check_bytes(written + documents + variables, param, limits)
 
 
 def _message_size(message: Message) -> int:
@@ -344,4 +359,10 @@ def _bad_words(options: Options, encoder: Encoder, limits: Limits) -> list[list[
 
 
 def _param(request: GenerationRequest) -> str:
-    return "messages" if isinstance(request, ChatRequest) else "prompt"
+    return _PARAMS[_endpoint(request)]
+
+
+def _endpoint(request: GenerationRequest) -> Endpoint:
+    if isinstance(request, ResponsesRequest):
+        return Endpoint.RESPONSES
+    return Endpoint.CHAT if isinstance(request, ChatRequest) else Endpoint.COMPLETIONS

@@ -17,16 +17,17 @@ MAX_NAME_CHARS: Final = 64
 _EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
-def read_rendering(fields: Fields, api: Api, messages: Sequence[Message]) -> Rendering:
-    """Raises ApiError 400."""
+def read_rendering(fields: Fields, api: Api, messages: Sequence[Message], reasoning: Fields | None = None) -> Rendering:
+    """Raises ApiError 400. `reasoning` is the object that holds the effort in Responses."""
     begins = fields.flag("add_generation_prompt")
     continues = fields.flag("continue_final_message") or False
     if continues:
         _check_continued(messages, begins=begins or False)
     variables = _variables(fields, api.chat_template_kwargs)
-    effort = fields.choice("reasoning_effort", _EFFORTS)
+    holder, name = (fields, "reasoning_effort") if reasoning is None else (reasoning, "effort")
+    effort = holder.choice(name, _EFFORTS)
     if effort is not None and variables.get("reasoning_effort", effort) != effort:
-        raise invalid_value("reasoning_effort", "'chat_template_kwargs' says another one; give one.")
+        raise invalid_value(holder.path(name), "'chat_template_kwargs' says another one; give one.")
     return Rendering(
         add_generation_prompt=not continues if begins is None else begins,
         continue_final_message=continues,

@@ -1,4 +1,4 @@
-"""What a client asks for, read and checked: the records that the two endpoints share. No HTTP, no tokens yet."""
+"""What a client asks for, read and checked: the records that the endpoints share. No HTTP, no tokens yet."""
 
 import secrets
 
@@ -59,6 +59,32 @@ class ChatRequest(msgspec.Struct, frozen=True):
     options: Options
     messages: tuple[Message, ...]
     rendering: Rendering = PLAIN
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer of /v1/responses tells back of its request, defaults filled in."""
+
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: int | None
+    metadata: dict[str, str]
+    parallel_tool_calls: bool
+    prompt_cache_key: str | None
+    reasoning_effort: str | None
+    reasoning_summary: str | None
+    safety_identifier: str | None
+    temperature: float
+    tool_choice: str
+    top_logprobs: int
+    top_p: float
+    user: str | None
+    verbosity: str
+
+
+class ResponsesRequest(ChatRequest, frozen=True, kw_only=True):
+    """A body of /v1/responses: a chat with one choice."""
+
+    asked: Asked
 
 
 class CompletionRequest(msgspec.Struct, frozen=True):

@@ -14,6 +14,8 @@ from msgspec import UNSET
 
 from sidecar.protocol.answer import DONE, ChunkUsage, Given, Shape, TokenUsage, token_usage
 from sidecar.protocol.choices import Choices, Progress
+from sidecar.protocol.response_answer import ResponseShape
+from sidecar.wire.errors import ApiError
 from sidecar.wire.internal import USAGE_COMMENT, Usage
 
 END_OF_EVENT: Final = b"\n\n"
@@ -56,7 +58,8 @@ class Stream:
     def end(self) -> bytes:
         """The whole end of the stream, once all choices have ended."""
         usage = self._chunk_usage()
-        events = [self._comment()] if self._options.comment else []
+        of = self._options.sequences_of_a_prompt
+        events = [usage_comment(self._choices, self._prompt_tokens, of)] if self._options.comment else []
         events += [
             self._shape.closing(index, choice.finish_reason, usage) for index, choice in enumerate(self._choices.all)
         ]
@@ -64,21 +67,13 @@ class Stream:
             events.append(self._shape.totals(self._usage()))
         return b"".join([*events, DONE])
 
-    def _comment(self) -> bytes:
-        usage = Usage(
-            prompt_tokens=self._prompt_tokens,
-            completion_tokens=self._choices.completion_tokens,
-            cached_tokens=self._cached_tokens,
-            finish_reason=self._choices.finish_reason,
-        )
-        return USAGE_COMMENT + msgspec.json.encode(usage) + END_OF_EVENT
+    def fail(self, error: ApiError) -> bytes:
+        """The event that tells of a failure; no proper end may follow."""
+        return error.event()
 
     def _usage(self) -> TokenUsage:
-        return token_usage(self._prompt_tokens, self._choices.completion_tokens, self._cached_tokens)
-
-    @property
-    def _cached_tokens(self) -> int:
-        return self._choices.cached_tokens(self._options.sequences_of_a_prompt)
+        cached_tokens = self._choices.cached_tokens(self._options.sequences_of_a_prompt)
+        return token_usage(self._prompt_tokens, self._choices.completion_tokens, cached_tokens)
 
     def _chunk_usage(self) -> ChunkUsage:
         if self._options.continuous_usage:
@@ -86,7 +81,18 @@ class Stream:
         return None if self._options.include_usage else UNSET
 
 
-def whole(shape: Shape, choices: Choices, prompt_tokens: int, given: int = 1, of: int = 1) -> bytes:
+def usage_comment(choices: Choices, prompt_tokens: int, of: int) -> bytes:
+    """What a proxy settles by; a prompt has `of` choices."""
+    usage = Usage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=choices.completion_tokens,
+        cached_tokens=choices.cached_tokens(of),
+        finish_reason=choices.finish_reason,
+    )
+    return USAGE_COMMENT + msgspec.json.encode(usage) + END_OF_EVENT
+
+
+def whole(shape: Shape | ResponseShape, choices: Choices, prompt_tokens: int, given: int = 1, of: int = 1) -> bytes:
     """The JSON answer of ended choices: the likeliest `given` of the `of` that each prompt has."""
     made = [
         Given(choice.text, choice.finish_reason, tuple(choice.entries), tuple(choice.tokens))

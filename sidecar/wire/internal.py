@@ -3,6 +3,7 @@
 What a proxy tells the sidecar about a request travels in headers, so that the OpenAI body stays the client's.
 """
 
+import enum
 from typing import Final
 
 import msgspec
@@ -18,6 +19,8 @@ CACHE_SCOPE: Final = "x-tollhouse-cache-scope"
 MAX_TOTAL_TOKENS: Final = "x-tollhouse-max-total-tokens"
 # What one choice may produce; the default when the body asks for nothing.
 MAX_OUTPUT_TOKENS: Final = "x-tollhouse-max-output-tokens"
+# Of a body to be counted: the endpoint it is for. Without it the body's fields tell.
+ENDPOINT: Final = "x-tollhouse-endpoint"
 # In the response head: the exact number of prompt tokens.
 PROMPT_TOKENS: Final = "x-tollhouse-prompt-tokens"
 # In the response head: fields of the body that are not known and were ignored.
@@ -26,6 +29,14 @@ IGNORED: Final = "x-tollhouse-ignored"
 # A stream for a proxy carries its usage as an SSE comment just before its finish chunks, so that the proxy can settle
 # before the answer is complete. The proxy takes the comment out.
 USAGE_COMMENT: Final = b": tollhouse-usage "
+
+
+class Endpoint(enum.StrEnum):
+    """The public routes that generate, by their route template."""
+
+    CHAT = "/v1/chat/completions"
+    COMPLETIONS = "/v1/completions"
+    RESPONSES = "/v1/responses"
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ from sidecar.protocol.ticket import Ticket
 from sidecar.settings import Api
 from sidecar.tokenizer.messages import PLAIN, Message, Rendering
 from sidecar.wire.errors import ApiError
+from sidecar.wire.internal import Endpoint
 from tests.fakes.engine import LetterTokenizer
 
 LIMITS = Limits("m", 100, 1000, (0,))
@@ -57,15 +58,15 @@ async def test_bodies_are_read_off_the_loop_and_only_so_many_at_once(threads: Th
     tokenizer = HeldTokenizer()
     language = Language(tokenizer, (0,), None, chats=True, created=0)
     preparation = Preparation(Api(), threads, 2, FakeClock())
-    waiting = [asyncio.create_task(preparation.count(BODY, language, LIMITS)) for _ in range(2)]
+    waiting = [asyncio.create_task(preparation.count(BODY, language, LIMITS, Endpoint.CHAT)) for _ in range(2)]
     await asyncio.sleep(0)
     with pytest.raises(ApiError) as caught:
-        await preparation.plan(BODY, Ticket("req_1"), language, LIMITS, chat=True)
+        await preparation.plan(BODY, Ticket("req_1"), language, LIMITS, Endpoint.CHAT)
     assert (caught.value.status, caught.value.code) == (503, "server_is_overloaded")
     tokenizer.go.set()
     assert await asyncio.gather(*waiting) == [3, 3]
     assert tokenizer.thread != threading.get_ident()
-    plan = await preparation.plan(BODY, Ticket("req_1"), language, LIMITS, chat=True)
+    plan = await preparation.plan(BODY, Ticket("req_1"), language, LIMITS, Endpoint.CHAT)
     assert plan.prompt_tokens == 3
 
 
@@ -90,8 +91,8 @@ async def test_a_count_of_one_endpoint_is_not_the_other_s(threads: ThreadPoolExe
     language = Language(tokenizer, (0,), None, chats=True, created=0)
     preparation = Preparation(Api(unknown_fields="ignore"), threads, 2, FakeClock())
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hi"}], "prompt": "abcd"}).encode()
-    assert await preparation.count(body, language, LIMITS) == 3
-    plan = await preparation.plan(body, Ticket("req_1"), language, LIMITS, chat=False)
+    assert await preparation.count(body, language, LIMITS, Endpoint.CHAT) == 3
+    plan = await preparation.plan(body, Ticket("req_1"), language, LIMITS, Endpoint.COMPLETIONS)
     assert plan.prompt_tokens == 4
 
 

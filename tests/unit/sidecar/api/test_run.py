@@ -17,6 +17,7 @@ from sidecar.protocol.ticket import Ticket
 from sidecar.settings import Api
 from sidecar.tokenizer.text import Detokenizer
 from sidecar.wire.frames import Delta, Finish
+from sidecar.wire.internal import Endpoint
 
 
 class Book:
@@ -27,7 +28,7 @@ class Book:
         self.metrics = Metrics("m")
         self.output = io.StringIO()
         options = read_options(Fields({"model": "m", "stream": True}), Api(), (None, "max_tokens"), None)
-        plan = Plan(Ticket("req_1"), options, True, 5, (), 1, ())
+        plan = Plan(Ticket("req_1"), options, Endpoint.CHAT, 5, (), 1, ())
         choices = Choices(count, lambda _: Detokenizer(lambda ids: "x" * len(ids), frozenset()), (), ())
         self.run = Run(plan, choices, self.metrics, JsonLog(self.output), lambda: self.now_s)
 

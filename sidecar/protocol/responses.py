@@ -1,0 +1,196 @@
+"""From a body of /v1/responses to a `ResponsesRequest`: a chat in another spelling, and what its answer tells back.
+
+Stateless and text only: what would need a store, tools or a format is refused by name. What it shares with the other
+endpoints is in `options`.
+"""
+
+from typing import Final
+
+import msgspec
+
+from sidecar.protocol.fields import (
+    Fields,
+    as_object,
+    as_text,
+    check_length,
+    missing,
+    not_one_of,
+    unsupported,
+    wrong_type,
+)
+from sidecar.protocol.messages import unsupported_content
+from sidecar.protocol.metadata import read_metadata
+from sidecar.protocol.options import MOST_TOKENS, Neutral, read_options, refuse_unsupported, unknown_fields
+from sidecar.protocol.rendering import read_rendering
+from sidecar.protocol.requests import Asked, ResponsesRequest
+from sidecar.settings import Api
+from sidecar.tokenizer.messages import Message
+from sidecar.wire.errors import bad_request
+
+MAX_TOP_LOGPROBS: Final = 20
+ROLES: Final = ("user", "assistant", "system", "developer")
+LOGPROBS: Final = "message.output_text.logprobs"
+# OpenAI's API reference, `include`. All but the first tell of items that no answer from here has.
+INCLUDABLE: Final = (
+    LOGPROBS,
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+)
+REFUSED: Final[dict[str, Neutral]] = {
+    "background": (False,),
+    "conversation": (),
+    "n": (1,),
+    "previous_response_id": (),
+    "prompt": (),
+    "store": (False,),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "truncation": ("disabled",),
+    # Chats' names for what has another one here.
+    "max_completion_tokens": (),
+    "max_tokens": (),
+    "messages": (),
+    "reasoning_effort": (),
+    "response_format": (),
+    # A response has no place for them.
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+}
+_FORMATS: Final = ("text", "json_object", "json_schema")
+_VERBOSITIES: Final = ("low", "medium", "high")
+_SUMMARIES: Final = ("auto", "concise", "detailed")
+# Kinds of content that OpenAI knows and a text model cannot take.
+_FOREIGN_PARTS: Final = ("input_image", "input_file", "input_audio", "computer_screenshot", "reasoning_text")
+
+
+def read_response(fields: Fields, api: Api) -> ResponsesRequest:
+    """Raises ApiError 400 that names the place, like `input[2].content`."""
+    refuse_unsupported(fields, REFUSED)
+    instructions = fields.text("instructions")
+    messages = _messages(fields, api)
+    if instructions is not None:
+        messages = (Message("system", instructions), *messages)
+    reasoning = fields.object("reasoning") or Fields({}, "reasoning")
+    rendering = read_rendering(fields, api, messages, reasoning)
+    summary = reasoning.choice("summary", _SUMMARIES)
+    verbosity, unknown_text = _text(fields, api)
+    top_logprobs = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS) or 0
+    logprobs = _logprobs(fields, top_logprobs)
+    max_tokens = fields.integer("max_output_tokens", 1, MOST_TOKENS)
+    parallel = fields.flag("parallel_tool_calls")
+    max_tool_calls = fields.integer("max_tool_calls", 1, MOST_TOKENS)
+    metadata = read_metadata(fields)
+    options = read_options(fields, api, (max_tokens, "max_output_tokens"), logprobs)
+    if options.continuous_usage:
+        raise unsupported("stream_options.continuous_usage_stats")
+    nested = (*unknown_text, *unknown_fields(reasoning, api))
+    asked = Asked(
+        instructions=instructions,
+        max_output_tokens=max_tokens,
+        max_tool_calls=max_tool_calls,
+        metadata=metadata,
+        parallel_tool_calls=True if parallel is None else parallel,
+        prompt_cache_key=fields.text("prompt_cache_key"),
+        reasoning_effort=rendering.reasoning_effort,
+        reasoning_summary=summary,
+        safety_identifier=fields.text("safety_identifier"),
+        temperature=options.temperature,
+        tool_choice=fields.text("tool_choice") or "auto",
+        top_logprobs=top_logprobs,
+        top_p=options.top_p,
+        user=fields.text("user"),
+        verbosity=verbosity or "medium",
+    )
+    options = msgspec.structs.replace(options, ignored=(*options.ignored, *nested))
+    return ResponsesRequest(options, messages, rendering, asked=asked)
+
+
+def _messages(fields: Fields, api: Api) -> tuple[Message, ...]:
+    given = fields.value("input")
+    if given is None:
+        raise missing("input")
+    if isinstance(given, str):
+        return (Message("user", given),)
+    if not isinstance(given, list):
+        raise wrong_type("input", "a string or an array of input items", given)
+    check_length(given, "input", api.max_messages)
+    return tuple(_message(as_object(item, f"input[{at}]")) for at, item in enumerate(given))
+
+
+def _message(fields: Fields) -> Message:
+    kind = fields.text("type")
+    if kind not in (None, "message"):
+        raise bad_request(
+            f"Only items of type 'message' are supported here, and '{fields.path('type')}' is another one.",
+            param=fields.path("type"),
+            code="unsupported_value",
+        )
+    role = fields.required_text("role")
+    if role not in ROLES:
+        raise not_one_of(role, ROLES, fields.path("role"))
+    return Message(role, _content(fields, role))
+
+
+def _content(fields: Fields, role: str) -> str:
+    path = fields.path("content")
+    content = fields.value("content")
+    if content is None:
+        raise missing(path)
+    if isinstance(content, list):
+        # How many is bounded by the body's size; joined without a separator, as a chat's parts are.
+        check_length(content, path, len(content))
+        return "".join(_part(as_object(part, f"{path}[{at}]"), role) for at, part in enumerate(content))
+    if not isinstance(content, str):
+        raise wrong_type(path, "a string or an array of content parts", content)
+    return content
+
+
+def _part(fields: Fields, role: str) -> str:
+    kind = fields.required_text("type")
+    if kind in _FOREIGN_PARTS:
+        raise unsupported_content(kind, fields.path("type"))
+    if kind == "refusal" and role == "assistant":
+        return fields.required_text("refusal")
+    kinds = ("output_text", "input_text", "refusal") if role == "assistant" else ("input_text", "output_text")
+    if kind not in kinds:
+        raise not_one_of(kind, kinds, fields.path("type"))
+    return fields.required_text("text")
+
+
+def _text(fields: Fields, api: Api) -> tuple[str | None, list[str]]:
+    """The verbosity, which has no effect and is told back, and what of `text` is unknown."""
+    text = fields.object("text")
+    if text is None:
+        return None, []
+    verbosity = text.choice("verbosity", _VERBOSITIES)
+    form = text.object("format")
+    if form is None:
+        return verbosity, unknown_fields(text, api)
+    kind = form.required_text("type")
+    if kind not in _FORMATS:
+        raise not_one_of(kind, _FORMATS, form.path("type"))
+    if kind != "text":
+        raise unsupported(text.path("format"))
+    return verbosity, unknown_fields(text, api) + unknown_fields(form, api)
+
+
+def _logprobs(fields: Fields, top_logprobs: int) -> int | None:
+    """How many tokens' log-probabilities are told beside each one's own; None for no log-probabilities."""
+    included = [as_text(name, f"include[{at}]") for at, name in enumerate(fields.array("include") or [])]
+    for at, name in enumerate(included):
+        if name not in INCLUDABLE:
+            raise not_one_of(name, INCLUDABLE, f"include[{at}]")
+    if LOGPROBS in included:
+        return top_logprobs
+    if top_logprobs:
+        raise bad_request(
+            f"The 'top_logprobs' parameter is only allowed when 'include' has '{LOGPROBS}'.",
+            param="top_logprobs",
+            code="invalid_value",
+        )
+    return None

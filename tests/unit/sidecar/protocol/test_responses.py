@@ -1,0 +1,223 @@
+"""What a body of /v1/responses may hold: read, told back, or refused by name; and the chat that it becomes."""
+
+import json
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openai.types.responses import ResponseIncludable
+
+from sidecar.protocol.fields import decode_object
+from sidecar.protocol.requests import ResponsesRequest
+from sidecar.protocol.responses import INCLUDABLE, LOGPROBS, read_response
+from sidecar.settings import Api
+from sidecar.tokenizer.messages import PLAIN, Message
+from sidecar.wire.errors import ApiError
+
+
+def read(fields: dict[str, Any], api: Api | None = None) -> ResponsesRequest:
+    body = json.dumps({"model": "m", "input": "Hello", **fields}).encode()
+    return read_response(decode_object(body), api or Api())
+
+
+def refused(fields: dict[str, Any], api: Api | None = None) -> tuple[str | None, str | None]:
+    with pytest.raises(ApiError) as caught:
+        read(fields, api)
+    assert caught.value.status == 400
+    return caught.value.param, caught.value.code
+
+
+def test_the_least_body_is_a_user_s_message_with_openai_s_defaults() -> None:
+    request = read({})
+    assert (request.messages, request.rendering) == ((Message("user", "Hello"),), PLAIN)
+    options, asked = request.options, request.asked
+    assert (options.temperature, options.top_p, options.choices, options.stream) == (1.0, 1.0, 1, False)
+    assert (options.max_tokens, options.max_tokens_param, options.logprobs) == (None, "max_output_tokens", None)
+    assert (asked.temperature, asked.top_p, asked.tool_choice, asked.parallel_tool_calls) == (1.0, 1.0, "auto", True)
+    assert (asked.metadata, asked.top_logprobs, asked.verbosity) == ({}, 0, "medium")
+
+
+def test_null_is_absent_for_every_field() -> None:
+    names = [
+        *("instructions", "max_output_tokens", "max_tool_calls", "temperature", "top_p", "stream", "stream_options"),
+        *("metadata", "top_logprobs", "include", "reasoning", "truncation", "text", "tools", "tool_choice", "store"),
+        *("previous_response_id", "conversation", "background", "prompt", "parallel_tool_calls", "service_tier"),
+        *("user", "safety_identifier", "prompt_cache_key"),
+    ]
+    assert read(dict.fromkeys(names)) == read({})
+
+
+def test_items_are_messages_in_order_after_the_instructions() -> None:
+    items = [
+        {"role": "developer", "content": "a"},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": t} for t in ("b", "c")]},
+        {
+            "type": "message",
+            "id": "msg_1",
+            "status": "completed",
+            "role": "assistant",
+            "content": [
+                {"type": "output_text", "text": "d", "annotations": [], "logprobs": []},
+                {"type": "refusal", "refusal": "e"},
+            ],
+        },
+        {"role": "system", "content": [{"type": "input_text", "text": ""}]},
+    ]
+    assert read({"input": items, "instructions": "i"}).messages == (
+        Message("system", "i"),
+        Message("developer", "a"),
+        Message("user", "bc"),
+        Message("assistant", "de"),
+        Message("system", ""),
+    )
+
+
+@given(st.lists(st.text(), min_size=1, max_size=5))
+def test_the_parts_of_a_content_say_what_the_whole_says(texts: list[str]) -> None:
+    parts = [{"type": "input_text", "text": text} for text in texts]
+    whole = read({"input": [{"role": "user", "content": "".join(texts)}]})
+    assert read({"input": [{"role": "user", "content": parts}]}) == whole
+
+
+@pytest.mark.parametrize(
+    ("given", "param", "code"),
+    [
+        (None, "input", "missing_required_parameter"),
+        (5, "input", "invalid_type"),
+        ([], "input", "empty_array"),
+        (["a"], "input[0]", "invalid_type"),
+        ([{"content": "a"}], "input[0].role", "missing_required_parameter"),
+        ([{"role": "tool", "content": "a"}], "input[0].role", "invalid_value"),
+        ([{"role": "user"}], "input[0].content", "missing_required_parameter"),
+        ([{"role": "user", "content": 5}], "input[0].content", "invalid_type"),
+        ([{"role": "user", "content": []}], "input[0].content", "empty_array"),
+        ([{"role": "user", "content": ["a"]}], "input[0].content[0]", "invalid_type"),
+        ([{"role": "user", "content": [{"type": "input_text"}]}], "input[0].content[0].text", None),
+        ([{"role": "user", "content": [{"type": "text", "text": "a"}]}], "input[0].content[0].type", "invalid_value"),
+        ([{"role": "user", "content": [{"type": "refusal", "refusal": "a"}]}], "input[0].content[0].type", None),
+        ([{"type": "item_reference", "id": "msg_1"}], "input[0].type", "unsupported_value"),
+        ([{"role": "user", "content": "a"}, {"type": "function_call"}], "input[1].type", "unsupported_value"),
+    ],
+)
+def test_an_input_that_cannot_be_read_is_refused_where_it_is_wrong(given: Any, param: str, code: str | None) -> None:
+    found = refused({"input": given})
+    assert found[0] == param
+    assert code in (None, found[1])
+
+
+@pytest.mark.parametrize("kind", ["input_image", "input_file", "input_audio"])
+def test_parts_that_are_not_text_are_refused(kind: str) -> None:
+    given = [{"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": kind}]}]
+    assert refused({"input": given}) == ("input[0].content[1].type", "unsupported_content_type")
+
+
+def test_more_items_than_the_settings_allow_are_refused() -> None:
+    items = [{"role": "user", "content": "a"}] * 3
+    assert len(read({"input": items}, Api(max_messages=3)).messages) == 3
+    assert refused({"input": items}, Api(max_messages=2)) == ("input", "array_above_max_length")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("background", True),
+        ("conversation", "conv_1"),
+        ("max_completion_tokens", 5),
+        ("max_tokens", 5),
+        ("messages", []),
+        ("n", 2),
+        ("previous_response_id", "resp_1"),
+        ("prompt", {"id": "pmpt_1"}),
+        ("reasoning_effort", "low"),
+        ("response_format", {"type": "text"}),
+        ("store", True),
+        ("tool_choice", "required"),
+        ("tools", [{"type": "function", "name": "f"}]),
+        ("truncation", "auto"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(name: str, value: Any) -> None:
+    assert refused({name: value}) == (name, "unsupported_parameter")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"background": False, "store": False, "tools": [], "tool_choice": "none", "truncation": "disabled", "n": 1},
+        {"text": {"format": {"type": "text"}, "verbosity": "low"}, "reasoning": {"summary": "auto"}},
+        {"include": ["reasoning.encrypted_content"], "top_logprobs": 0, "max_tool_calls": 3},
+        {"stream": True, "stream_options": {"include_obfuscation": False}},
+    ],
+)
+def test_fields_that_ask_for_nothing_pass(fields: dict[str, Any]) -> None:
+    assert read(fields).options.ignored == ()
+
+
+@pytest.mark.parametrize("kind", ["json_object", "json_schema"])
+def test_formats_other_than_text_are_refused(kind: str) -> None:
+    assert refused({"text": {"format": {"type": kind}}}) == ("text.format", "unsupported_parameter")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"instructions": ["a"]}, "instructions", "invalid_type"),
+        ({"max_output_tokens": 0}, "max_output_tokens", "integer_below_min_value"),
+        ({"max_output_tokens": True}, "max_output_tokens", "invalid_type"),
+        ({"max_tool_calls": 0}, "max_tool_calls", "integer_below_min_value"),
+        ({"temperature": 2.1}, "temperature", "decimal_above_max_value"),
+        ({"top_p": -0.1}, "top_p", "decimal_below_min_value"),
+        ({"metadata": {"a": 5}}, "metadata.a", "invalid_type"),
+        ({"metadata": {str(n): "" for n in range(17)}}, "metadata", "invalid_value"),
+        ({"top_logprobs": 21}, "top_logprobs", "integer_above_max_value"),
+        ({"top_logprobs": 1}, "top_logprobs", "invalid_value"),
+        ({"include": LOGPROBS}, "include", "invalid_type"),
+        ({"include": ["all"]}, "include[0]", "invalid_value"),
+        ({"reasoning": "low"}, "reasoning", "invalid_type"),
+        ({"reasoning": {"effort": "most"}}, "reasoning.effort", "invalid_value"),
+        ({"reasoning": {"summary": "long"}}, "reasoning.summary", "invalid_value"),
+        ({"reasoning": {"efort": "low"}}, "reasoning.efort", "unknown_parameter"),
+        ({"text": {"verbosity": "none"}}, "text.verbosity", "invalid_value"),
+        ({"text": {"format": {}}}, "text.format.type", "missing_required_parameter"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type", "invalid_value"),
+        ({"text": {"format": {"type": "text", "strict": True}}}, "text.format.strict", "unknown_parameter"),
+        ({"parallel_tool_calls": "no"}, "parallel_tool_calls", "invalid_type"),
+        ({"instruction": "a"}, "instruction", "unknown_parameter"),
+        ({"model": None}, "model", "missing_required_parameter"),
+        (
+            {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+            "stream_options.continuous_usage_stats",
+            "unsupported_parameter",
+        ),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_field(fields: dict[str, Any], param: str, code: str) -> None:
+    assert refused(fields) == (param, code)
+
+
+def test_unknown_fields_are_named_wherever_they_are() -> None:
+    fields = {"x": 1, "text": {"y": 1}, "reasoning": {"z": 1}}
+    assert read(fields, Api(unknown_fields="ignore")).options.ignored == ("x", "text.y", "reasoning.z")
+
+
+def test_the_effort_reaches_the_template_and_is_told_back() -> None:
+    request = read({"reasoning": {"effort": "low", "summary": "concise"}})
+    assert request.rendering.reasoning_effort == request.asked.reasoning_effort == "low"
+    assert request.asked.reasoning_summary == "concise"
+
+
+def test_an_effort_that_the_template_s_variables_contradict_is_refused() -> None:
+    api = Api(chat_template_kwargs=["reasoning_effort"])
+    fields = {"reasoning": {"effort": "low"}, "chat_template_kwargs": {"reasoning_effort": "high"}}
+    assert refused(fields, api) == ("reasoning.effort", "invalid_value")
+
+
+def test_log_probabilities_are_told_where_they_are_included() -> None:
+    assert read({"include": [LOGPROBS]}).options.logprobs == 0
+    request = read({"include": [LOGPROBS], "top_logprobs": 20})
+    assert (request.options.logprobs, request.asked.top_logprobs) == (20, 20)
+
+
+def test_what_can_be_included_is_what_openai_s_client_knows() -> None:
+    assert sorted(INCLUDABLE) == sorted(get_args(ResponseIncludable))
