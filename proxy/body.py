@@ -9,15 +9,23 @@ from typing import Final
 
 import msgspec
 
-from proxy.exchange import Call, Endpoint, Question, TextEndpoint
+from proxy.exchange import Call, Question, TextEndpoint
 from sidecar.wire.errors import bad_request
+from sidecar.wire.internal import Endpoint
 
 # OpenAI's API reference, completions: `max_tokens` defaults to 16.
 COMPLETIONS_DEFAULT_MAX_TOKENS: Final = 16
 _MAX_INT: Final = 2**63 - 1
 # By these a chat template may add words that it adds to no other chat.
 _TEMPLATE_FIELDS: Final = frozenset(
-    {"add_generation_prompt", "continue_final_message", "chat_template_kwargs", "reasoning_effort", "documents"}
+    {
+        "add_generation_prompt",
+        "chat_template_kwargs",
+        "continue_final_message",
+        "documents",
+        "reasoning",
+        "reasoning_effort",
+    }
 )
 
 _decoder: Final = msgspec.json.Decoder(dict[str, object])
@@ -29,9 +37,11 @@ def read_call(endpoint: Endpoint, body: bytes, *, max_choices: int, max_prompts:
     # All that is produced counts, also what is not given in the end.
     choices = max(_integer(fields, name, highest=max_choices) or 1 for name in ("n", "best_of"))
     max_output, max_output_param = _max_output(endpoint, fields)
-    messages = 1
     if endpoint is Endpoint.CHAT:
         messages = len(given) if isinstance(given := fields.get("messages"), list) else 0
+    elif endpoint is Endpoint.RESPONSES:
+        messages = len(given) if isinstance(given := fields.get("input"), list) else 1
+        messages += fields.get("instructions") is not None
     else:
         messages = _prompts(fields, max_prompts)
         choices *= messages
@@ -110,6 +120,8 @@ def _max_output(endpoint: Endpoint, fields: dict[str, object]) -> tuple[int | No
     if endpoint is Endpoint.COMPLETIONS and _flag(fields, "echo") and fields.get("max_tokens") == 0:
         # Only the prompt's log-probabilities are wanted; a reservation is never empty.
         return 1, "max_tokens"
+    if endpoint is Endpoint.RESPONSES:
+        return _integer(fields, "max_output_tokens"), "max_output_tokens"
     old = _integer(fields, "max_tokens")
     if endpoint is Endpoint.COMPLETIONS:
         return old or COMPLETIONS_DEFAULT_MAX_TOKENS, "max_tokens"

@@ -8,14 +8,7 @@ import datetime as dt
 import enum
 from dataclasses import dataclass, field
 
-from sidecar.wire.internal import Usage
-
-
-class Endpoint(enum.StrEnum):
-    """The public routes that reach a model, by their route template."""
-
-    CHAT = "/v1/chat/completions"
-    COMPLETIONS = "/v1/completions"
+from sidecar.wire.internal import Endpoint, Usage
 
 
 class TextEndpoint(enum.StrEnum):

@@ -110,7 +110,7 @@ class Forward:
             async with run.sidecar.open(run.call, run.ticket) as answer:
                 self._head_is_here(run, answer)
                 body = await answer.whole()
-            usage = _usage_of(body)
+            usage = _usage_of(run.call, body)
             await self._durable(run)
         outcome = await self._settle(run, usage)
         run.timings.first_byte_s = self._clock.monotonic()
@@ -204,8 +204,8 @@ def _has_data(events: bytes) -> bool:
     return events.startswith(b"data:") or b"\ndata:" in events
 
 
-def _usage_of(body: bytes) -> Usage:
+def _usage_of(call: Call, body: bytes) -> Usage:
     try:
-        return read_body(body)
+        return read_body(body, call.endpoint)
     except AnswerError as exc:
         raise UpstreamLostError from exc

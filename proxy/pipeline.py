@@ -13,7 +13,7 @@ from typing import Final, Protocol, Self
 from proxy.body import read_call, read_question
 from proxy.client import Client, LeftError
 from proxy.clock import Clock
-from proxy.exchange import Arrival, Call, Ending, Endpoint, Outcome, Principal, Question, TextEndpoint
+from proxy.exchange import Arrival, Call, Ending, Outcome, Principal, Question, TextEndpoint
 from proxy.forward import CLIENT_CLOSED, Delivery, Forward, Reserved, Run, Timings, told_on_leaving
 from proxy.metrics import OTHER
 from proxy.policy.schema import CacheScope
@@ -23,7 +23,7 @@ from proxy.settle import Chargeable, Settlement
 from proxy.upstream import Sidecar, Ticket, UpstreamRefusedError, Upstreams
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import ApiError, internal_error
-from sidecar.wire.internal import IGNORED, Count, ModelState
+from sidecar.wire.internal import IGNORED, Count, Endpoint, ModelState
 
 # The codes of our own 503s that are not a sidecar's fault.
 OURS: Final = frozenset({"storage_unavailable"})

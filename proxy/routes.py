@@ -19,14 +19,14 @@ from proxy.admission.refusal import model_not_found
 from proxy.client import Client
 from proxy.clock import Clock
 from proxy.edge import address_of, common_headers
-from proxy.exchange import Arrival, Ending, Endpoint, Outcome, Principal, TextEndpoint
+from proxy.exchange import Arrival, Ending, Outcome, Principal, TextEndpoint
 from proxy.metrics import OTHER, Metrics
 from proxy.pipeline import Pipeline
 from proxy.record import Ended, Record
 from proxy.settings import Limits, Timeouts
 from proxy.upstream import Upstreams
 from sidecar.wire.errors import ApiError
-from sidecar.wire.internal import ModelState
+from sidecar.wire.internal import Endpoint, ModelState
 from sidecar.wire.listing import entries, entry
 
 MODELS: Final = "/v1/models"
@@ -38,6 +38,7 @@ METHODS: Final = {
     Endpoint.COMPLETIONS.value: ("POST",),
     TextEndpoint.TOKENIZE.value: ("POST",),
     TextEndpoint.DETOKENIZE.value: ("POST",),
+    Endpoint.RESPONSES.value: ("POST",),
     MODELS: ("GET", "HEAD"),
     MODEL: ("GET", "HEAD"),
 }

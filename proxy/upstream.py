@@ -197,7 +197,9 @@ class Sidecar:
     async def count(self, call: Call) -> Count:
         """Raises ApiError."""
         try:
-            body = await self._ask("POST", "/internal/count", self._timeouts.count_s, call.body)
+            named = {internal.ENDPOINT: call.endpoint.value}
+            async with self._asked_for("POST", "/internal/count", self._timeouts.count_s, call.body, named) as answer:
+                body = await answer.whole()
             return msgspec.json.decode(body, type=Count)
         except (UpstreamLostError, msgspec.MsgspecError) as exc:
             raise _absent() from exc
@@ -268,9 +270,9 @@ class Sidecar:
             error.status, error.message, type=error.type, code=error.code, param=error.param, headers=kept
         )
 
-    async def _ask(self, method: str, path: str, limit_s: float, body: bytes | None = None) -> bytes:
+    async def _ask(self, method: str, path: str, limit_s: float) -> bytes:
         """One short exchange. Raises ApiError or UpstreamLostError."""
-        async with self._asked_for(method, path, limit_s, body, {}) as answer:
+        async with self._asked_for(method, path, limit_s, None, {}) as answer:
             return await answer.whole()
 
     @contextlib.asynccontextmanager

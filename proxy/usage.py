@@ -3,19 +3,21 @@
 Pure: bytes in, bytes out. The states of a stream, in order:
 - passing: whole server-sent events go through untouched, the part of one is kept until the rest of it is here;
 - held: the usage comment was seen and taken out; all that follows is kept until the caller has settled.
-An error event changes no state; it is noted, and goes through like any other.
+An error event changes no state; it is noted, and goes through like any other. Responses end with an event of their own,
+everything else with `[DONE]`.
 """
 
 from typing import Final
 
 import msgspec
 
-from sidecar.wire.internal import USAGE_COMMENT, Usage
+from sidecar.wire.internal import USAGE_COMMENT, Endpoint, Usage
 
 END_OF_EVENT: Final = b"\n\n"
 DONE: Final = b"data: [DONE]\n\n"
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
-_ERROR_EVENT: Final = b'data: {"error"'
+_ERROR_EVENTS: Final = (b'data: {"error"', b"event: response.failed\n")
+_LAST_EVENTS: Final = (b"data: [DONE]", b"event: response.completed\n", b"event: response.incomplete\n")
 
 
 class AnswerError(Exception):
@@ -43,7 +45,7 @@ class Sifter:
     @property
     def complete(self) -> bool:
         """Whether the end of the answer is here: the usage, and after it the closing event."""
-        return self.usage is not None and self._held.endswith(DONE)
+        return self.usage is not None and _last_event(self._held).startswith(_LAST_EVENTS)
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes in, give what may go out now. Raises AnswerError."""
@@ -62,7 +64,7 @@ class Sifter:
         at = _find_event(whole, USAGE_COMMENT)
         if at >= 0:
             whole = self._take_usage(whole, at)
-        if _find_event(whole, _ERROR_EVENT) >= 0:
+        if any(_find_event(whole, start) >= 0 for start in _ERROR_EVENTS):
             self.failed = True
         return whole
 
@@ -92,6 +94,11 @@ def _find_event(events: bytes, start: bytes) -> int:
     return at if at < 0 else at + len(END_OF_EVENT)
 
 
+def _last_event(events: bytes) -> bytes:
+    """The event that ends the bytes; empty if one is not yet whole."""
+    return events[: -len(END_OF_EVENT)].rpartition(END_OF_EVENT)[2] if events.endswith(END_OF_EVENT) else b""
+
+
 class _Details(msgspec.Struct):
     cached_tokens: int | None = None
 
@@ -111,15 +118,44 @@ class _Body(msgspec.Struct):
     choices: list[_Choice] = []
 
 
+class _ResponseUsage(msgspec.Struct):
+    input_tokens: int
+    output_tokens: int
+    input_tokens_details: _Details | None = None
+
+
+class _Response(msgspec.Struct):
+    usage: _ResponseUsage
+    status: str = ""
+
+
 _body_decoder: Final = msgspec.json.Decoder(_Body)
+_response_decoder: Final = msgspec.json.Decoder(_Response)
+# A response says by its status what the others say by their finish reason.
+_FINISH_REASONS: Final = {"completed": "stop", "incomplete": "length"}
 
 
-def read_body(body: bytes) -> Usage:
+def read_body(body: bytes, endpoint: Endpoint) -> Usage:
     """The usage of a whole JSON answer. Raises AnswerError."""
     try:
-        answer = _body_decoder.decode(body)
+        if endpoint is Endpoint.RESPONSES:
+            return _of_response(_response_decoder.decode(body))
+        return _of_choices(_body_decoder.decode(body))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise AnswerError("the answer has no usage that can be read") from exc
+
+
+def _of_response(answer: _Response) -> Usage:
+    details = answer.usage.input_tokens_details
+    return Usage(
+        prompt_tokens=answer.usage.input_tokens,
+        completion_tokens=answer.usage.output_tokens,
+        cached_tokens=(details.cached_tokens or 0) if details else 0,
+        finish_reason=_FINISH_REASONS.get(answer.status, ""),
+    )
+
+
+def _of_choices(answer: _Body) -> Usage:
     details = answer.usage.prompt_tokens_details
     return Usage(
         prompt_tokens=answer.usage.prompt_tokens,

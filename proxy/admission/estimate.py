@@ -5,9 +5,9 @@ What a client asked for is never cut: either it fits or the refusal says why. On
 
 from dataclasses import dataclass
 
-from proxy.exchange import Call, Endpoint, Estimate
+from proxy.exchange import Call, Estimate
 from proxy.policy.schema import Tier
-from sidecar.wire.internal import ModelState
+from sidecar.wire.internal import Endpoint, ModelState
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Sizing:
     @property
     def one_prompt(self) -> bool:
         """Whether the prompt tokens are one prompt's: several prompts share no context window."""
-        return self.call.endpoint is Endpoint.CHAT or self.call.messages <= 1
+        return self.call.endpoint is not Endpoint.COMPLETIONS or self.call.messages <= 1
 
     def _wanted(self) -> int:
         """Output tokens per choice as asked for, or as the tier gives; without any limit, the context window."""

@@ -12,14 +12,14 @@ from proxy.admission.estimate import Sizing
 from proxy.admission.grant import Books, Grant, Terms, storage_unavailable
 from proxy.admission.meters import Looks, Meters, Pass, Subject
 from proxy.clock import Clock, month_of
-from proxy.exchange import Arrival, Call, Endpoint, Estimate, Principal, Question
+from proxy.exchange import Arrival, Call, Estimate, Principal, Question
 from proxy.policy.schema import Policy, Tier
 from proxy.store.database import StorageError
 from proxy.store.posting import Entry
-from sidecar.wire.internal import Count, ModelState
+from sidecar.wire.internal import Count, Endpoint, ModelState
 
 Counter = Callable[[Call], Awaitable[Count]]
-_PROMPT_PARAM: Final = {Endpoint.CHAT: "messages", Endpoint.COMPLETIONS: "prompt"}
+_PROMPT_PARAM: Final = {Endpoint.CHAT: "messages", Endpoint.COMPLETIONS: "prompt", Endpoint.RESPONSES: "input"}
 
 
 class Admission:

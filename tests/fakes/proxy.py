@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final, Self
 
 from proxy.client import LeftError
-from proxy.exchange import Arrival, Call, Ending, Endpoint, Estimate, Outcome, Principal, Question, Trace
+from proxy.exchange import Arrival, Call, Ending, Estimate, Outcome, Principal, Question, Trace
 from proxy.policy.schema import CacheScope
 from proxy.upstream import Slots, Ticket
-from sidecar.wire.internal import RequestState, Usage
+from sidecar.wire.internal import Endpoint, RequestState, Usage
 from sidecar.wire.slots import RequestUsage, SlotFileError
 
 NOON: Final = dt.datetime(2026, 11, 25, 12, tzinfo=dt.UTC)

@@ -49,7 +49,7 @@ class Received:
 
 
 class FakeSidecar:
-    """Its fields are the test's to set, before or while it serves; `received` and `cancelled` are its memory."""
+    """Its fields are the test's to set, before or while it serves; its memory is `received`, `counted`, `cancelled`."""
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
@@ -69,6 +69,8 @@ class FakeSidecar:
         self.deaf = False
         self.received: list[Received] = []
         self.cancelled: list[str] = []
+        # The endpoints of the bodies that it counted.
+        self.counted: list[str] = []
         self.left = asyncio.Event()
         self._runner: web.AppRunner | None = None
 
@@ -78,6 +80,7 @@ class FakeSidecar:
         app.router.add_post("/v1/completions", self._run)
         app.router.add_post("/tokenize", self._run)
         app.router.add_post("/detokenize", self._run)
+        app.router.add_post("/v1/responses", self._run)
         app.router.add_post("/internal/count", self._count)
         app.router.add_get("/internal/state", self._state)
         app.router.add_delete("/internal/requests/{id}", self._cancel)
@@ -128,7 +131,8 @@ class FakeSidecar:
                 request.transport.close()
                 return
 
-    async def _count(self, _: web.Request) -> web.Response:
+    async def _count(self, request: web.Request) -> web.Response:
+        self.counted.append(request.headers[internal.ENDPOINT])
         return _json(Count(self.prompt_tokens, self.models[0].max_context))
 
     async def _state(self, _: web.Request) -> web.Response:

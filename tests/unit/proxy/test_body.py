@@ -7,8 +7,9 @@ import msgspec
 import pytest
 
 from proxy.body import read_call, read_question
-from proxy.exchange import Call, Endpoint, TextEndpoint
+from proxy.exchange import Call, TextEndpoint
 from sidecar.wire.errors import ApiError
+from sidecar.wire.internal import Endpoint
 
 
 def read(body: bytes | dict[str, Any], endpoint: Endpoint = Endpoint.CHAT) -> Call:
@@ -59,6 +60,31 @@ def test_the_two_names_of_the_output_limit(fields: dict[str, Any], expected: int
 def test_completions_count_prompts_and_default_to_sixteen_tokens(prompt: object, count: int) -> None:
     call = read({"model": "m", "prompt": prompt, "n": 2}, Endpoint.COMPLETIONS)
     assert (call.messages, call.choices, call.max_output_tokens) == (count, 2 * count, 16)
+
+
+@pytest.mark.parametrize(
+    ("fields", "messages"),
+    [
+        ({"input": "a"}, 1),
+        ({"input": "a", "instructions": "b"}, 2),
+        ({"input": [{}, {}]}, 2),
+        ({"input": [{}, {}], "instructions": ""}, 3),
+        ({"input": [], "instructions": None}, 0),
+        ({}, 1),
+    ],
+)
+def test_a_response_counts_its_items_and_its_instructions(fields: dict[str, Any], messages: int) -> None:
+    call = read({"model": "m", "max_output_tokens": 5, "stream": True, **fields}, Endpoint.RESPONSES)
+    assert (call.messages, call.choices, call.stream, call.plain) == (messages, 1, True, True)
+    assert (call.max_output_tokens, call.max_output_param) == (5, "max_output_tokens")
+
+
+def test_a_response_has_no_limit_of_output_but_its_own() -> None:
+    call = read({"model": "m", "input": "a", "max_tokens": 3, "reasoning": {"effort": "low"}}, Endpoint.RESPONSES)
+    assert (call.max_output_tokens, call.plain) == (None, False)
+    for wrong, code in ((0, "integer_below_min_value"), ("5", "invalid_type")):
+        refusal = refused({"model": "m", "input": "a", "max_output_tokens": wrong}, Endpoint.RESPONSES)
+        assert (refusal.param, refusal.code) == ("max_output_tokens", code)
 
 
 def test_all_that_is_produced_counts_also_what_is_not_given() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from proxy.clock import Clock
-from proxy.exchange import Ending, Endpoint, Principal, TextEndpoint
+from proxy.exchange import Ending, Principal, TextEndpoint
 from proxy.pipeline import Pipeline
 from proxy.policy.schema import CacheScope
 from proxy.record import Ended
@@ -17,7 +17,7 @@ from proxy.settings import Limits
 from proxy.upstream import UpstreamLostError, UpstreamRefusedError
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import ApiError, unavailable
-from sidecar.wire.internal import RequestState
+from sidecar.wire.internal import Endpoint, RequestState
 from tests.fakes.proxy import PRINCIPAL, FakeClient, FakeClock, FakeGrant, FakeUpstream
 from tests.fakes.sidecar import DONE, FINISH, delta, model_state, usage_comment
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
-from proxy.exchange import Endpoint
 from proxy.recovery import Recovered, recover
 from proxy.store.database import StorageError
 from proxy.store.posting import Entry, Settled, Voided
 from proxy.upstream import UpstreamLostError
 from sidecar.jsonlog import JsonLog
-from sidecar.wire.internal import RequestState
+from sidecar.wire.internal import Endpoint, RequestState
 from sidecar.wire.slots import RequestUsage, SlotFileError
 from tests.fakes.proxy import NOON, FakeClock, FakeUpstream
 

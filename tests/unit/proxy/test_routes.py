@@ -2,8 +2,9 @@
 
 import pytest
 
-from proxy.exchange import Endpoint, TextEndpoint
+from proxy.exchange import TextEndpoint
 from proxy.routes import METHODS, MODEL, MODELS, _allowed, _client_request_id, _template
+from sidecar.wire.internal import Endpoint
 
 
 @pytest.mark.parametrize(
@@ -16,6 +17,8 @@ from proxy.routes import METHODS, MODEL, MODELS, _allowed, _client_request_id, _
         ("/v1/tokenize", None),
         ("/v1/detokenize", None),
         ("/tokenize/", None),
+        ("/v1/responses", Endpoint.RESPONSES.value),
+        ("/v1/responses/resp_1", None),
         ("/v1/models", MODELS),
         ("/v1/models/m", MODEL),
         ("/v1/models/org/m", MODEL),

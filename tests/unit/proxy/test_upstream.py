@@ -179,6 +179,7 @@ async def test_leaving_early_breaks_the_connection_off(fake: FakeSidecar, sideca
 
 async def test_counting_and_cancelling(fake: FakeSidecar, sidecar: Sidecar) -> None:
     assert await sidecar.count(call()) == Count(7, 2048)
+    assert fake.counted == [call().endpoint.value]
     assert not (await sidecar.cancel("req_9")).known
     fake.produced["req_9"] = 4
     assert (await sidecar.cancel("req_9")).completion_tokens == 4

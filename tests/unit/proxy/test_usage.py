@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from proxy import usage
 from proxy.usage import DONE, AnswerError, Sifter
-from sidecar.wire.internal import USAGE_COMMENT, Usage
+from sidecar.wire.internal import USAGE_COMMENT, Endpoint, Usage
 
 USED = Usage(prompt_tokens=5, completion_tokens=7, cached_tokens=1, finish_reason="stop")
 COMMENT = USAGE_COMMENT + msgspec.json.encode(USED) + b"\n\n"
@@ -41,9 +41,11 @@ def test_without_a_comment_every_whole_event_passes_untouched(pieces: list[bytes
     sifter = Sifter()
     sent = b"".join(pieces)
     out = b"".join(sifter.feed(piece) for piece in pieces)
-    whole = sent[: sent.rfind(b"\n\n") + 2] if b"\n\n" in sent else b""
     if USAGE_COMMENT not in sent:
-        assert out == whole
+        assert sent.startswith(out)
+        assert not out or out.endswith(b"\n\n")
+        # What is kept back is no whole event.
+        assert b"\n\n" not in sent[len(out) :]
         assert sifter.usage is None
 
 
@@ -73,6 +75,27 @@ def test_a_comment_that_is_no_usage_is_refused() -> None:
         Sifter().feed(USAGE_COMMENT + b'{"prompt_tokens":true}\n\n')
 
 
+@pytest.mark.parametrize("name", [b"completed", b"incomplete"])
+def test_a_response_ends_with_an_event_of_its_own(name: bytes) -> None:
+    sifter = Sifter()
+    done = b'event: response.output_text.done\ndata: {"text":"event: response.completed"}\n\n'
+    last = b"event: response." + name + b'\ndata: {"response":{}}\n\n'
+    assert sifter.feed(COMMENT + done) == b""
+    assert not sifter.complete
+    for at in range(len(last)):
+        assert not sifter.complete
+        sifter.feed(last[at : at + 1])
+    assert sifter.complete
+    assert sifter.held == done + last
+
+
+def test_a_failed_response_goes_through_and_is_noted() -> None:
+    sifter = Sifter()
+    event = b'event: response.failed\ndata: {"response":{}}\n\n'
+    assert sifter.feed(event) == event
+    assert (sifter.failed, sifter.complete) == (True, False)
+
+
 @pytest.mark.parametrize("before", [b"", COMMENT])
 def test_an_endless_event_is_refused(before: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(usage, "MAX_EVENT_BYTES", 100)
@@ -89,14 +112,24 @@ def test_the_usage_of_a_json_answer() -> None:
             "usage": {"prompt_tokens": 5, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": 2}},
         }
     )
-    assert usage.read_body(body) == Usage(5, 7, 2, "length")
+    assert usage.read_body(body, Endpoint.CHAT) == Usage(5, 7, 2, "length")
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [("completed", "stop"), ("incomplete", "length"), ("failed", ""), (None, "")]
+)
+def test_the_usage_of_a_response(status: str | None, reason: str) -> None:
+    told = {"input_tokens": 5, "output_tokens": 7, "input_tokens_details": {"cached_tokens": 2}}
+    body = msgspec.json.encode({"usage": told} | ({} if status is None else {"status": status}))
+    assert usage.read_body(body, Endpoint.RESPONSES) == Usage(5, 7, 2, reason)
 
 
 def test_an_answer_without_details_or_choices_still_has_usage() -> None:
-    assert usage.read_body(b'{"usage":{"prompt_tokens":5,"completion_tokens":7}}') == Usage(5, 7, 0, "")
+    assert usage.read_body(b'{"usage":{"prompt_tokens":5,"completion_tokens":7}}', Endpoint.CHAT) == Usage(5, 7, 0, "")
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"usage":null}', b'{"usage":{"prompt_tokens":"5"}}', b"\xff"])
-def test_an_answer_without_usage_is_refused(body: bytes) -> None:
+@pytest.mark.parametrize("endpoint", Endpoint)
+def test_an_answer_without_usage_is_refused(body: bytes, endpoint: Endpoint) -> None:
     with pytest.raises(AnswerError):
-        usage.read_body(body)
+        usage.read_body(body, endpoint)

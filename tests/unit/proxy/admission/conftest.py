@@ -14,13 +14,13 @@ from proxy.admission.grant import Grant
 from proxy.admission.meters import Meters, Pass
 from proxy.admission.quota import QuotaBook
 from proxy.admission.rate import Cells
-from proxy.exchange import Arrival, Call, Endpoint, Principal, Question, TextEndpoint, Trace
+from proxy.exchange import Arrival, Call, Principal, Question, TextEndpoint, Trace
 from proxy.policy.schema import Policy, Tier
 from proxy.store.database import StorageError
 from proxy.store.ledger import Standing
 from proxy.store.posting import Entry, Settled, Voided
 from sidecar.wire.errors import ApiError
-from sidecar.wire.internal import Count, ModelState, TokenBound
+from sidecar.wire.internal import Count, Endpoint, ModelState, TokenBound
 
 ONE_A_BYTE = TokenBound(per_request=0, per_message=0)
 NOON = dt.datetime(2026, 11, 25, 12, tzinfo=dt.UTC)

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.admission.estimate import Sizing
-from proxy.exchange import Call, Endpoint
+from proxy.exchange import Call
 from proxy.policy.schema import Tier
-from sidecar.wire.internal import ModelState, TokenBound
+from sidecar.wire.internal import Endpoint, ModelState, TokenBound
 
 BOUND = TokenBound(per_request=7, per_message=5)
 

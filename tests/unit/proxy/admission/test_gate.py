@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from proxy.exchange import Ending, Endpoint, Outcome
+from proxy.exchange import Ending, Outcome
 from proxy.policy.schema import Policy
 from proxy.store.ledger import Standing
 from proxy.store.posting import Entry
 from sidecar.wire.errors import ApiError, unavailable
-from sidecar.wire.internal import Usage
+from sidecar.wire.internal import Endpoint, Usage
 
 Build = Callable[..., Any]
 
@@ -132,6 +132,8 @@ async def test_a_counted_prompt_that_fills_the_context_is_refused_by_name(build:
     assert "maximum context length is 1000 tokens" in chat.message
     completion = await house.refused(endpoint=Endpoint.COMPLETIONS)
     assert completion.param == "prompt"
+    response = await house.refused(endpoint=Endpoint.RESPONSES)
+    assert response.param == "input"
     several = await house.admit(endpoint=Endpoint.COMPLETIONS, messages=3, choices=3)
     assert several.estimate.total == 1030
 
