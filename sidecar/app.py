@@ -33,6 +33,7 @@ from sidecar.metrics import Metrics
 from sidecar.settings import Embedding, Sidecar
 from sidecar.supervisor import Supervisor
 from sidecar.tokenizer.model_tokenizer import ModelTokenizer, TokenizerUnusableError
+from sidecar.wire.anthropic import COUNT_TOKENS, MESSAGES
 
 # The tokenizer leaves Python's lock while it works; more threads than this would take from the engine.
 TEXT_THREADS: Final = 2
@@ -177,6 +178,8 @@ def application(front: Front, embedding: Front | None = None) -> web.Application
             web.post("/v1/chat/completions", generation.chat),
             web.post("/v1/completions", generation.completions),
             web.post("/v1/responses", generation.responses),
+            web.post(MESSAGES, generation.messages),
+            web.post(COUNT_TOKENS, tokens.count_tokens),
             web.post("/v1/embeddings", embeddings.create),
             web.post("/tokenize", tokens.tokenize),
             web.post("/detokenize", tokens.detokenize),

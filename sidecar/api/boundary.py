@@ -1,6 +1,7 @@
 """Where errors become answers, and the only place: the middleware around all handlers, and the reading of a body.
 
-Each answer carries `x-request-id`, a refusal the OpenAI error object. Nothing of a stranger's bytes goes into the log.
+Each answer carries `x-request-id`, a refusal the error object of OpenAI, or of Anthropic to its clients. Nothing of a
+stranger's bytes goes into the log.
 """
 
 from typing import Final
@@ -10,6 +11,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from sidecar.jsonlog import JsonLog
 from sidecar.protocol.ticket import is_request_id, new_request_id
+from sidecar.wire.anthropic import PATHS, error_body
 from sidecar.wire.errors import INVALID_REQUEST, ApiError, internal_error
 from sidecar.wire.internal import REQUEST_ID as REQUEST_ID_HEADER
 
@@ -25,16 +27,22 @@ def boundary(log: JsonLog) -> Middleware:
         given = request.headers.get(REQUEST_ID_HEADER, "")
         request_id = given if is_request_id(given) else new_request_id()
         request[REQUEST_ID] = request_id
+        # A proxy reads OpenAI's object.
+        anthropic = request.path in PATHS and REQUEST_ID_HEADER not in request.headers
+
+        def answer(error: ApiError) -> web.Response:
+            return error_response(error, error_body(error, request_id) if anthropic else error.body())
+
         try:
             response = await handler(request)
         except ApiError as error:
             log.info("request_refused", request_id=request_id, status=error.status, error_code=error.code)
-            response = error_response(error)
+            response = answer(error)
         except web.HTTPException as exc:
-            response = error_response(_from_http(request, exc))
+            response = answer(_from_http(request, exc))
         except Exception as exc:
             log.exception("handler_failed", exc, request_id=request_id)
-            response = error_response(internal_error())
+            response = answer(internal_error())
         if not response.prepared:
             response.headers["x-request-id"] = request_id
         return response
@@ -42,10 +50,8 @@ def boundary(log: JsonLog) -> Middleware:
     return around
 
 
-def error_response(error: ApiError) -> web.Response:
-    return web.Response(
-        status=error.status, body=error.body(), headers={**error.headers(), "content-type": "application/json"}
-    )
+def error_response(error: ApiError, body: bytes) -> web.Response:
+    return web.Response(status=error.status, body=body, headers={**error.headers(), "content-type": "application/json"})
 
 
 async def read_body(request: web.Request, max_bytes: int) -> bytes:

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions, /v1/completions and /v1/responses: read → plan → queue → answer, whole or as a stream.
+"""POST /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages: read → plan → queue → answer.
 
 Everything that can be refused is refused before the head of an answer. After acceptance a request ends once:
 - with a whole answer;
@@ -22,12 +22,13 @@ from sidecar.api.events import EventStream, break_off
 from sidecar.api.front import Front, Language
 from sidecar.api.preparation import Preparation
 from sidecar.api.run import Run
-from sidecar.protocol.answer import ChatShape, Head, Shape, TextShape
+from sidecar.protocol.answer import ChatShape, Head, TextShape
+from sidecar.protocol.anthropic_answer import MessageShape
 from sidecar.protocol.choices import Choices, Progress
 from sidecar.protocol.plan import Plan, stop_token_ids
 from sidecar.protocol.response_answer import ResponseShape
 from sidecar.protocol.response_stream import ResponseStream
-from sidecar.protocol.stream import Stream, StreamOptions, whole
+from sidecar.protocol.stream import Shape, Stream, StreamOptions, whole
 from sidecar.protocol.ticket import read_ticket
 from sidecar.supervisor import EngineLostError
 from sidecar.wire import internal
@@ -65,6 +66,9 @@ class Generation:
 
     async def responses(self, request: web.Request) -> web.StreamResponse:
         return await self._handle(request, Endpoint.RESPONSES)
+
+    async def messages(self, request: web.Request) -> web.StreamResponse:
+        return await self._handle(request, Endpoint.MESSAGES)
 
     async def _handle(self, request: web.Request, endpoint: Endpoint) -> web.StreamResponse:
         ticket = read_ticket(request.headers, request[REQUEST_ID])
@@ -157,6 +161,8 @@ class Generation:
             fingerprint="" if info is None else info.fingerprint,
             echo_service_tier=plan.options.echo_service_tier,
         )
+        if plan.endpoint is Endpoint.MESSAGES:
+            return MessageShape(head)
         spell = None if plan.options.logprobs is None else language.tokenizer.spell
         if plan.asked is not None:
             return ResponseShape(head, plan.asked, spell)

@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from sidecar.api.front import Language
+from sidecar.protocol.anthropic import CountRequest, count, read_count, read_message
 from sidecar.protocol.chat import read_chat
 from sidecar.protocol.completions import read_completion
 from sidecar.protocol.embeddings import EmbeddingPlan, EmbeddingRequest, make_embedding_plan, read_embedding
@@ -35,6 +36,7 @@ _READERS: Final[dict[Endpoint, Callable[[Fields, Api], GenerationRequest]]] = {
     Endpoint.CHAT: read_chat,
     Endpoint.COMPLETIONS: read_completion,
     Endpoint.RESPONSES: read_response,
+    Endpoint.MESSAGES: read_message,
 }
 
 T = TypeVar("T")
@@ -130,6 +132,14 @@ class Preparation:
     async def tokenization(self, request: TokenizationRequest, language: Language, limits: Limits) -> bytes:
         """The JSON answer to such a body. Raises ApiError 400, or 503 as `plan` does."""
         return await self.in_thread(lambda: msgspec.json.encode(tokenization(request, language.tokenizer, limits)))
+
+    async def count_request(self, body: bytes) -> CountRequest:
+        """A body of /v1/messages/count_tokens. Raises ApiError 400, or 503 as `plan` does."""
+        return await self.in_thread(lambda: read_count(decode_object(body), self._api))
+
+    async def message_count(self, request: CountRequest, language: Language, limits: Limits) -> bytes:
+        """The JSON answer to such a body. Raises ApiError 400, or 503 as `plan` does."""
+        return await self.in_thread(lambda: msgspec.json.encode(count(request, language.tokenizer, limits)))
 
     async def count(
         self, body: bytes, language: Language, limits: Limits, endpoint: Endpoint, decoded: Fields | None = None

@@ -6,13 +6,14 @@ one that must be null is null. No decisions: what is sent when is in `stream`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from sidecar.protocol.choices import Progress
 from sidecar.protocol.logprobs import ChatLogprobs, Entry, Spell, TextLogprobs, chat_logprobs, text_logprobs
+from sidecar.wire.errors import ApiError
 
 DONE: Final = b"data: [DONE]\n\n"
 KEEP_ALIVE: Final = b": keep-alive\n\n"
@@ -125,12 +126,13 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A whole choice: its text, why it ended, and what is told of its tokens."""
+    """A whole choice: its text, why it ended, what is told of its tokens, and the stop string that ended it."""
 
     text: str
     finish_reason: str
     entries: tuple[Entry, ...] = ()
     tokens: tuple[int, ...] = ()
+    stop: str | None = None
 
 
 def token_usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> TokenUsage:
@@ -143,13 +145,15 @@ class ChatShape:
     """/v1/chat/completions. `spell` is None where no log-probabilities are told; `by_id`: they have ids for names.
 
     `prompts` are those of the choices, as tokens; None where no tokens are told. As vLLM has it, a chat's is beside its
-    choices, in the first event of a stream, and each choice and each part of it has the ids of its own tokens.
+    choices, in the first event of a stream, and each choice and each part of it has the ids of its own tokens. `done`
+    is the last event.
     """
 
     head: Head
     spell: Spell | None = None
     prompts: Sequence[Sequence[int]] | None = None
     by_id: bool = False
+    done: ClassVar[bytes] = DONE
 
     def opening(self, index: int, usage: ChunkUsage) -> bytes:
         """The event that begins a choice."""
@@ -163,14 +167,18 @@ class ChatShape:
             ChunkChoice(progress.index, delta, self._logprobs(progress.entries), token_ids=tokens), usage
         )
 
-    def closing(self, index: int, finish_reason: str, usage: ChunkUsage) -> bytes:
+    def closing(self, index: int, given: Given, usage: ChunkUsage) -> bytes:
         """The event that ends a choice."""
-        choice = ChunkChoice(index, Delta(), finish_reason=finish_reason, token_ids=self._tokens(()))
+        choice = ChunkChoice(index, Delta(), finish_reason=given.finish_reason, token_ids=self._tokens(()))
         return self._event(choice, usage)
 
     def totals(self, usage: TokenUsage) -> bytes:
         """The event without choices that ends the stream of a client who asked for its usage."""
         return _event(_envelope(self.head, "chatcmpl", "chat.completion.chunk", (), usage))
+
+    def failed(self, error: ApiError) -> bytes:
+        """The event that ends a stream which did not become whole."""
+        return error.event()
 
     def whole(self, choices: list[Given], usage: TokenUsage) -> bytes:
         """The JSON answer."""
@@ -212,6 +220,7 @@ class TextShape:
     spell: Spell | None = None
     prompts: Sequence[Sequence[int]] | None = None
     by_id: bool = False
+    done: ClassVar[bytes] = DONE
 
     def opening(self, index: int, usage: ChunkUsage) -> bytes:
         if self.prompts is None:
@@ -222,11 +231,15 @@ class TextShape:
         logprobs, tokens = self._logprobs(progress.entries), self._tokens(progress.tokens)
         return self._event(TextChoice(progress.index, progress.text, logprobs, token_ids=tokens), usage)
 
-    def closing(self, index: int, finish_reason: str, usage: ChunkUsage) -> bytes:
-        return self._event(TextChoice(index, "", finish_reason=finish_reason, token_ids=self._tokens(())), usage)
+    def closing(self, index: int, given: Given, usage: ChunkUsage) -> bytes:
+        closing = TextChoice(index, "", finish_reason=given.finish_reason, token_ids=self._tokens(()))
+        return self._event(closing, usage)
 
     def totals(self, usage: TokenUsage) -> bytes:
         return _event(_envelope(self.head, "cmpl", "text_completion", (), usage))
+
+    def failed(self, error: ApiError) -> bytes:
+        return error.event()
 
     def whole(self, choices: list[Given], usage: TokenUsage) -> bytes:
         made = tuple(
@@ -253,9 +266,6 @@ class TextShape:
 
     def _event(self, choice: TextChoice, usage: ChunkUsage) -> bytes:
         return _event(_envelope(self.head, "cmpl", "text_completion", (choice,), usage))
-
-
-Shape = ChatShape | TextShape
 
 
 def _envelope(

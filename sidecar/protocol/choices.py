@@ -101,6 +101,11 @@ class Choice:
         return "".join(self._pieces)
 
     @property
+    def stop(self) -> str | None:
+        """The stop string that ended it, if one did."""
+        return self._scanner.found
+
+    @property
     def mean_logprob(self) -> float:
         """How likely the answer is, by token: what `best_of` goes by."""
         return self.logprob_sum / max(1, self.generated)

@@ -33,7 +33,12 @@ _LOOKED_BACK_AT: Final = 64
 # A longer text is refused before it is tokenised (GUARDS, C2): tokens average about four bytes.
 MOST_BYTES_PER_TOKEN: Final = 8
 # The field that holds the prompt.
-_PARAMS: Final = {Endpoint.CHAT: "messages", Endpoint.COMPLETIONS: "prompt", Endpoint.RESPONSES: "input"}
+_PARAMS: Final = {
+    Endpoint.CHAT: "messages",
+    Endpoint.COMPLETIONS: "prompt",
+    Endpoint.RESPONSES: "input",
+    Endpoint.MESSAGES: "messages",
+}
 
 Prompts = tuple[tuple[int, ...], ...]
 
@@ -161,7 +166,7 @@ def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limi
     ]
     tellings = tuple(telling for telling in _tellings(request, prompts, encoder) for _ in range(best_of))
     asked = request.asked if isinstance(request, ResponsesRequest) else None
-    return Plan(ticket, options, _endpoint(request), prompt_tokens, tuple(submits), best_of, tellings, asked)
+    return Plan(ticket, options, request.endpoint, prompt_tokens, tuple(submits), best_of, tellings, asked)
 
 
 def _tellings(request: GenerationRequest, prompts: Prompts, encoder: Encoder) -> list[Telling]:
@@ -359,10 +364,4 @@ def _bad_words(options: Options, encoder: Encoder, limits: Limits) -> list[list[
 
 
 def _param(request: GenerationRequest) -> str:
-    return _PARAMS[_endpoint(request)]
-
-
-def _endpoint(request: GenerationRequest) -> Endpoint:
-    if isinstance(request, ResponsesRequest):
-        return Endpoint.RESPONSES
-    return Endpoint.CHAT if isinstance(request, ChatRequest) else Endpoint.COMPLETIONS
+    return _PARAMS[request.endpoint]

@@ -5,6 +5,7 @@ import secrets
 import msgspec
 
 from sidecar.tokenizer.messages import PLAIN, Message, Rendering
+from sidecar.wire.internal import Endpoint
 
 _MASK = (1 << 64) - 1
 
@@ -54,11 +55,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatRequest(msgspec.Struct, frozen=True):
-    """A body of /v1/chat/completions."""
+    """A body of /v1/chat/completions, or of another endpoint that is a chat."""
 
     options: Options
     messages: tuple[Message, ...]
     rendering: Rendering = PLAIN
+    endpoint: Endpoint = Endpoint.CHAT
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +87,7 @@ class ResponsesRequest(ChatRequest, frozen=True, kw_only=True):
     """A body of /v1/responses: a chat with one choice."""
 
     asked: Asked
+    endpoint: Endpoint = Endpoint.RESPONSES
 
 
 class CompletionRequest(msgspec.Struct, frozen=True):
@@ -98,6 +101,7 @@ class CompletionRequest(msgspec.Struct, frozen=True):
     prompts: tuple[str | tuple[int, ...], ...]
     best_of: int = 1
     echo: bool = False
+    endpoint: Endpoint = Endpoint.COMPLETIONS
 
 
 GenerationRequest = ChatRequest | CompletionRequest

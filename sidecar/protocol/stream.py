@@ -3,7 +3,7 @@
 - with the first token, each choice is opened in order of index, for a reader may index a list by it;
 - then text, one choice per event; nothing is sent for tokens that have no text yet, unless their ids are told;
 - once every choice has ended: the usage comment, if a proxy asked and must settle before the end; the finish events in
-  order; the usage event, if the client asked; `[DONE]`. All of it in one piece, so the end is never cut in two.
+  order; the usage event, if the client asked; the shape's last one. All of it in one piece, so the end is never cut.
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,16 @@ from typing import Final
 import msgspec
 from msgspec import UNSET
 
-from sidecar.protocol.answer import DONE, ChunkUsage, Given, Shape, TokenUsage, token_usage
-from sidecar.protocol.choices import Choices, Progress
+from sidecar.protocol.answer import ChatShape, ChunkUsage, Given, TextShape, TokenUsage, token_usage
+from sidecar.protocol.anthropic_answer import MessageShape
+from sidecar.protocol.choices import Choice, Choices, Progress
 from sidecar.protocol.response_answer import ResponseShape
 from sidecar.wire.errors import ApiError
 from sidecar.wire.internal import USAGE_COMMENT, Usage
 
 END_OF_EVENT: Final = b"\n\n"
+
+Shape = ChatShape | TextShape | MessageShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +64,15 @@ class Stream:
         of = self._options.sequences_of_a_prompt
         events = [usage_comment(self._choices, self._prompt_tokens, of)] if self._options.comment else []
         events += [
-            self._shape.closing(index, choice.finish_reason, usage) for index, choice in enumerate(self._choices.all)
+            self._shape.closing(index, given_choice(choice), usage) for index, choice in enumerate(self._choices.all)
         ]
         if self._options.include_usage:
             events.append(self._shape.totals(self._usage()))
-        return b"".join([*events, DONE])
+        return b"".join([*events, self._shape.done])
 
     def fail(self, error: ApiError) -> bytes:
         """The event that tells of a failure; no proper end may follow."""
-        return error.event()
+        return self._shape.failed(error)
 
     def _usage(self) -> TokenUsage:
         cached_tokens = self._choices.cached_tokens(self._options.sequences_of_a_prompt)
@@ -94,8 +97,10 @@ def usage_comment(choices: Choices, prompt_tokens: int, of: int) -> bytes:
 
 def whole(shape: Shape | ResponseShape, choices: Choices, prompt_tokens: int, given: int = 1, of: int = 1) -> bytes:
     """The JSON answer of ended choices: the likeliest `given` of the `of` that each prompt has."""
-    made = [
-        Given(choice.text, choice.finish_reason, tuple(choice.entries), tuple(choice.tokens))
-        for choice in choices.best(given, of)
-    ]
+    made = [given_choice(choice) for choice in choices.best(given, of)]
     return shape.whole(made, token_usage(prompt_tokens, choices.completion_tokens, choices.cached_tokens(of)))
+
+
+def given_choice(choice: Choice) -> Given:
+    """A choice that has ended."""
+    return Given(choice.text, choice.finish_reason, tuple(choice.entries), tuple(choice.tokens), choice.stop)

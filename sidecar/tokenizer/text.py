@@ -81,7 +81,8 @@ class Detokenizer:
 class StopScanner:
     """Finds the first stop string in text that comes in pieces.
 
-    Mutable: `_held`, text that may become one, and `_passed`, how much of that is no place for one to end.
+    Mutable: `found`, the one that was completed; `_held`, text that may become one, and `_passed`, how much of that is
+    no place for one to end.
     """
 
     def __init__(self, stops: tuple[str, ...], *, shown: bool = False) -> None:
@@ -90,6 +91,7 @@ class StopScanner:
         self._shown = shown
         self._held = ""
         self._passed = 0
+        self.found: str | None = None
 
     def feed(self, piece: str, *, may_end: bool = True) -> tuple[str, bool]:
         """Take more text; give what may be shown, and whether a stop string was completed (nothing follows then).
@@ -100,12 +102,13 @@ class StopScanner:
             return piece, False
         text = self._held + piece
         passed = self._passed if may_end else len(text)
-        starts = ((text.find(stop, max(0, passed - len(stop) + 1)), len(stop)) for stop in self._stops)
-        found = [(start, start + size) for start, size in starts if start >= 0]
+        starts = ((text.find(stop, max(0, passed - len(stop) + 1)), len(stop), stop) for stop in self._stops)
+        found = [(start, size, stop) for start, size, stop in starts if start >= 0]
         if found:
+            # Of those that begin at one place the shortest was complete before the others.
+            start, size, self.found = min(found)
             self._held = ""
-            start, end = min(found)
-            return text[: end if self._shown else start], True
+            return text[: start + size if self._shown else start], True
         keep = self._unfinished(text)
         self._held = text[len(text) - keep :]
         self._passed = max(0, passed - len(text) + keep)

@@ -37,6 +37,7 @@ class Endpoint(enum.StrEnum):
     CHAT = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
     RESPONSES = "/v1/responses"
+    MESSAGES = "/v1/messages"
 
 
 class Usage(msgspec.Struct, frozen=True):

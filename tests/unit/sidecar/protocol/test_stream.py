@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from sidecar.protocol.answer import ChatShape, Head, Shape, TextShape
+from sidecar.protocol.answer import ChatShape, Head, TextShape
 from sidecar.protocol.choices import Choices, Telling
-from sidecar.protocol.stream import Stream, StreamOptions, whole
+from sidecar.protocol.stream import Shape, Stream, StreamOptions, whole
 from sidecar.tokenizer.text import Detokenizer
 from sidecar.wire.frames import Delta, Finish, Logprobs
 

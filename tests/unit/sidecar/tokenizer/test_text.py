@@ -1,5 +1,6 @@
 """Tokens become text piece by piece: the pieces make the whole, and no stop string gets through."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -173,6 +174,25 @@ def test_a_stop_string_that_ends_too_early_is_text(parts: list[str], stops: list
             assert shown == whole[: min(ends)]
             return
     assert shown + scanner.flush() == whole
+
+
+@pytest.mark.parametrize(
+    ("stops", "pieces", "found"),
+    [
+        (("b", "c"), ["a", "bc"], "b"),
+        (("bc", "b"), ["ab"], "b"),
+        (("abc", "b"), ["abc"], "abc"),
+        (("END",), ["aE", "ND"], "END"),
+        (("x",), ["abc"], None),
+    ],
+)
+def test_the_stop_string_that_was_completed_is_told(
+    stops: tuple[str, ...], pieces: list[str], found: str | None
+) -> None:
+    scanner = StopScanner(stops)
+    for piece in pieces:
+        scanner.feed(piece)
+    assert scanner.found == found
 
 
 def test_without_stop_strings_text_passes_at_once() -> None:
