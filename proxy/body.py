@@ -37,14 +37,19 @@ def read_call(endpoint: Endpoint, body: bytes, *, max_choices: int, max_prompts:
     # All that is produced counts, also what is not given in the end.
     choices = max(_integer(fields, name, highest=max_choices) or 1 for name in ("n", "best_of"))
     max_output, max_output_param = _max_output(endpoint, fields)
-    if endpoint is Endpoint.CHAT:
-        messages = len(given) if isinstance(given := fields.get("messages"), list) else 0
-    elif endpoint is Endpoint.RESPONSES:
+    if endpoint is Endpoint.RESPONSES:
         messages = len(given) if isinstance(given := fields.get("input"), list) else 1
         messages += fields.get("instructions") is not None
-    else:
+    elif endpoint is Endpoint.COMPLETIONS:
         messages = _prompts(fields, max_prompts)
         choices *= messages
+    else:
+        messages = len(given) if isinstance(given := fields.get("messages"), list) else 0
+    plain = all(fields.get(name) is None for name in _TEMPLATE_FIELDS)
+    if endpoint is Endpoint.MESSAGES:
+        # The system text is one more, and a last message of the assistant's is gone on with.
+        messages += fields.get("system") is not None
+        plain = plain and not _prefilled(fields.get("messages"))
     return Call(
         endpoint=endpoint,
         model=_model(fields),
@@ -54,17 +59,17 @@ def read_call(endpoint: Endpoint, body: bytes, *, max_choices: int, max_prompts:
         max_output_param=max_output_param,
         messages=messages,
         body=_encode(fields),
-        plain=all(fields.get(name) is None for name in _TEMPLATE_FIELDS),
+        plain=plain,
     )
 
 
 def read_question(endpoint: TextEndpoint, body: bytes, usable: Sequence[str]) -> Question:
-    """`usable` are the models that the key may use: a body that names none is for the only one.
+    """`usable` are the models that the key may use: a body that names none is for the only one, but Anthropic's.
 
     Raises ApiError 400 that names the field at fault.
     """
     fields = _decode(body)
-    if fields.get("model") is None and len(usable) == 1:
+    if fields.get("model") is None and len(usable) == 1 and endpoint is not TextEndpoint.COUNT_TOKENS:
         fields["model"] = usable[0]
     return Question(endpoint, _model(fields), _encode(fields))
 
@@ -125,6 +130,8 @@ def _max_output(endpoint: Endpoint, fields: dict[str, object]) -> tuple[int | No
     old = _integer(fields, "max_tokens")
     if endpoint is Endpoint.COMPLETIONS:
         return old or COMPLETIONS_DEFAULT_MAX_TOKENS, "max_tokens"
+    if endpoint is Endpoint.MESSAGES:
+        return old, "max_tokens"
     new = _integer(fields, "max_completion_tokens")
     if old is not None and new is not None and old != new:
         raise bad_request(
@@ -145,6 +152,11 @@ def _prompts(fields: dict[str, object], highest: int) -> int:
     if len(prompt) > highest:
         raise bad_request(f"'prompt' may hold {highest} prompts.", param="prompt", code="array_above_max_length")
     return len(prompt)
+
+
+def _prefilled(messages: object) -> bool:
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return isinstance(last, dict) and last.get("role") == "assistant"
 
 
 def _wrong_type(name: str, wanted: str) -> Exception:

@@ -8,6 +8,8 @@ import datetime as dt
 import enum
 from dataclasses import dataclass, field
 
+from sidecar.wire import anthropic
+from sidecar.wire.errors import ApiError
 from sidecar.wire.internal import Endpoint, Usage
 
 
@@ -16,6 +18,7 @@ class TextEndpoint(enum.StrEnum):
 
     TOKENIZE = "/tokenize"
     DETOKENIZE = "/detokenize"
+    COUNT_TOKENS = anthropic.COUNT_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,10 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request as the edge saw it, before its body. `monotonic_s` is the clock at the first byte of the handler."""
+    """A request as the edge saw it, before its body. `monotonic_s` is the clock at the first byte of the handler.
+
+    `anthropic`: its client speaks Anthropic's API, and is told errors as that has them.
+    """
 
     request_id: str
     client_request_id: str | None
@@ -38,6 +44,13 @@ class Arrival:
     address: str
     monotonic_s: float
     utc: dt.datetime
+    anthropic: bool = False
+
+    def error_body(self, error: ApiError) -> bytes:
+        return anthropic.error_body(error, self.request_id) if self.anthropic else error.body()
+
+    def error_event(self, error: ApiError) -> bytes:
+        return anthropic.error_event(error, self.request_id) if self.anthropic else error.event()
 
 
 @dataclass(frozen=True, slots=True)

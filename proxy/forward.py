@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from proxy.client import LeftError
 from proxy.clock import Clock
-from proxy.exchange import Call, Ending, Outcome
+from proxy.exchange import Arrival, Call, Ending, Outcome
 from proxy.upstream import Answer, Sidecar, Ticket, UpstreamLostError
 from proxy.usage import AnswerError, Sifter, read_body
 from sidecar.wire.errors import INVALID_REQUEST, SERVER_ERROR, ApiError, unavailable
@@ -22,6 +22,8 @@ CLIENT_CLOSED: Final = 499
 class Client(Protocol):
     """What the relay needs of the client's end; see `proxy.client.Client`."""
 
+    @property
+    def arrival(self) -> Arrival: ...
     @property
     def answered(self) -> bool: ...
     def announce(self, headers: dict[str, str]) -> None: ...
@@ -135,7 +137,7 @@ class Forward:
         except ApiError as error:
             if not run.client.answered:
                 raise
-            await run.client.fail(error.event())
+            await run.client.fail(run.client.arrival.error_event(error))
             return Delivery(Outcome(200, Ending.INTERNAL, sifter.usage, sifter.usage.finish_reason, error.code))
         with contextlib.suppress(LeftError):
             await run.client.finish(sifter.held)
@@ -172,7 +174,7 @@ class Forward:
         error = told_on_leaving(ending)
         if error is None:
             return Delivery(await run.settling.interrupted(run.sidecar, CLIENT_CLOSED, ending, None))
-        return await self._broken(run, ending, error, event=error.event())
+        return await self._broken(run, ending, error, told=False)
 
     async def _lost(self, run: Run, *, timed_out: bool, told: bool) -> Delivery:
         """The sidecar broke off. `told`: its own error event has reached the client."""
@@ -180,12 +182,12 @@ class Forward:
             error = ApiError(504, "The model server took too long.", type=SERVER_ERROR, code="timeout")
         else:
             error = unavailable("The model server was lost.", code="upstream_unavailable", retry_after_s=1)
-        return await self._broken(run, Ending.UPSTREAM_FAILED, error, event=b"" if told else error.event())
+        return await self._broken(run, Ending.UPSTREAM_FAILED, error, told=told)
 
-    async def _broken(self, run: Run, ending: Ending, error: ApiError, *, event: bytes) -> Delivery:
+    async def _broken(self, run: Run, ending: Ending, error: ApiError, *, told: bool) -> Delivery:
         answered = run.client.answered
         if answered:
-            await run.client.fail(event)
+            await run.client.fail(b"" if told else run.client.arrival.error_event(error))
         status = 200 if answered else error.status
         outcome = await run.settling.interrupted(run.sidecar, status, ending, error.code)
         return Delivery(outcome, None if answered else error)

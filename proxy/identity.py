@@ -125,7 +125,7 @@ class Identify:
 
     async def identify(self, authorization: str | None, address: str) -> Principal:
         """Raises ApiError: 401; 429 after too many failures from the address, which only failures meet; 403; 503."""
-        key = _bearer(authorization)
+        key = bearer(authorization)
         if key is None:
             raise self._failed(address, _missing())
         key_id = key_id_of(key)
@@ -200,7 +200,8 @@ class Identify:
         )
 
 
-def _bearer(authorization: str | None) -> str | None:
+def bearer(authorization: str | None) -> str | None:
+    """The key in an Authorization header; None if there is none."""
     scheme, _, key = (authorization or "").strip().partition(" ")
     key = key.strip()
     return key if scheme.lower() == "bearer" and key else None

@@ -330,10 +330,10 @@ async def _tell(client: Client, error: ApiError, ending: Ending, notes: Notes) -
     """The boundary: the one place where an error becomes an answer, or an event in one that has begun."""
     notes.error = error
     if client.answered:
-        await client.fail(error.event())
+        await client.fail(client.arrival.error_event(error))
         return Outcome(200, ending, None, "", error.code)
     with contextlib.suppress(LeftError):
-        await client.answer(error.status, error.body(), error.headers())
+        await client.answer(error.status, client.arrival.error_body(error), error.headers())
     return Outcome(error.status, ending, None, "", error.code)
 
 

@@ -6,7 +6,7 @@ is told to the exchange, which stops the sidecar and settles what was produced (
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 from urllib.parse import unquote
 
@@ -20,11 +20,13 @@ from proxy.client import Client
 from proxy.clock import Clock
 from proxy.edge import address_of, common_headers
 from proxy.exchange import Arrival, Ending, Outcome, Principal, TextEndpoint
+from proxy.identity import bearer
 from proxy.metrics import OTHER, Metrics
 from proxy.pipeline import Pipeline
 from proxy.record import Ended, Record
 from proxy.settings import Limits, Timeouts
 from proxy.upstream import Upstreams
+from sidecar.wire import anthropic
 from sidecar.wire.errors import ApiError
 from sidecar.wire.internal import Endpoint, ModelState
 from sidecar.wire.listing import entries, entry
@@ -36,9 +38,11 @@ TEXT_ENDPOINTS: Final = frozenset(endpoint.value for endpoint in TextEndpoint)
 METHODS: Final = {
     Endpoint.CHAT.value: ("POST",),
     Endpoint.COMPLETIONS.value: ("POST",),
+    Endpoint.MESSAGES.value: ("POST",),
     TextEndpoint.TOKENIZE.value: ("POST",),
     TextEndpoint.DETOKENIZE.value: ("POST",),
     Endpoint.RESPONSES.value: ("POST",),
+    TextEndpoint.COUNT_TOKENS.value: ("POST",),
     MODELS: ("GET", "HEAD"),
     MODEL: ("GET", "HEAD"),
 }
@@ -84,6 +88,9 @@ class Front:
         """Serve one request; aiohttp's handler."""
         arrival = self._arrival(request, address_of(request))
         client = Client(request, arrival, limits=self._limits, timeouts=self._timeouts, clock=self._clock)
+        if arrival.anthropic:
+            # Where Anthropic's SDKs look for it.
+            client.announce({"request-id": arrival.request_id})
         if self._closing:
             client.leave(Ending.SHUTTING_DOWN)
         serving = aio.track_inprogress(self._metrics.in_progress, self._serve(client, request))
@@ -103,7 +110,7 @@ class Front:
         outcome = Outcome(error.status, Ending.REFUSED, None, "", error.code)
         self._record.finish(Ended(arrival, OTHER, outcome, error=error))
         headers = {**error.headers(), **common_headers(arrival.request_id, 0.0), "content-type": "application/json"}
-        return web.Response(status=error.status, body=error.body(), headers=headers)
+        return web.Response(status=error.status, body=arrival.error_body(error), headers=headers)
 
     async def drain(self, limit_s: float, hurry: asyncio.Event) -> None:
         """Let what runs end: by itself until the limit or `hurry`, then by telling it to."""
@@ -125,15 +132,17 @@ class Front:
             await asyncio.wait(set(self._exchanges))
 
     async def _serve(self, client: Client, request: web.BaseRequest) -> None:
-        path = request.raw_path.partition("?")[0]
+        path = _path(request)
         template = _template(path)
-        authorization = request.headers.get("authorization")
+        authorization, differs = _authorization(request.headers, api_key=client.arrival.anthropic)
         if template is None:
             await self._pipeline.refuse(client, OTHER, _unknown_url())
         elif request.method == "OPTIONS":
             await self._pipeline.tell(client, template, 204, {"allow": _allowed(template)})
         elif request.method not in METHODS[template]:
             await self._pipeline.refuse(client, template, _wrong_method(template))
+        elif differs:
+            await self._pipeline.refuse(client, template, _two_keys())
         elif template == MODELS:
             await self._pipeline.show(client, template, authorization, self._list)
         elif template == MODEL:
@@ -152,6 +161,7 @@ class Front:
             address=address,
             monotonic_s=self._clock.monotonic(),
             utc=self._clock.now(),
+            anthropic=request is not None and _path(request) in anthropic.PATHS,
         )
 
     def _usable(self, principal: Principal) -> list[ModelState]:
@@ -175,6 +185,31 @@ class Front:
             return msgspec.json.encode(entry(model))
 
         return page
+
+
+def _path(request: web.BaseRequest) -> str:
+    return request.raw_path.partition("?")[0]
+
+
+def _authorization(headers: Mapping[str, str], *, api_key: bool) -> tuple[str | None, bool]:
+    """The key as an Authorization header has it, and whether that holds another one than Anthropic's header.
+
+    `api_key`: that header counts.
+    """
+    given = headers.get("authorization")
+    key = headers.get("x-api-key", "").strip() if api_key else ""
+    if not key:
+        return given, False
+    return f"Bearer {key}", given is not None and bearer(given) != key
+
+
+def _two_keys() -> ApiError:
+    return ApiError(
+        401,
+        "The headers 'x-api-key' and 'Authorization' hold different keys; send one.",
+        code="invalid_api_key",
+        headers={"www-authenticate": "Bearer"},
+    )
 
 
 def _template(path: str) -> str | None:

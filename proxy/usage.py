@@ -11,13 +11,19 @@ from typing import Final
 
 import msgspec
 
+from sidecar.wire.anthropic import ERROR_EVENT, MESSAGE_STOP
 from sidecar.wire.internal import USAGE_COMMENT, Endpoint, Usage
 
 END_OF_EVENT: Final = b"\n\n"
 DONE: Final = b"data: [DONE]\n\n"
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
-_ERROR_EVENTS: Final = (b'data: {"error"', b"event: response.failed\n")
-_LAST_EVENTS: Final = (b"data: [DONE]", b"event: response.completed\n", b"event: response.incomplete\n")
+_ERROR_EVENTS: Final = (b'data: {"error"', b"event: response.failed\n", ERROR_EVENT)
+_LAST_EVENTS: Final = (
+    b"data: [DONE]",
+    b"event: response.completed\n",
+    b"event: response.incomplete\n",
+    MESSAGE_STOP.removesuffix(END_OF_EVENT),
+)
 
 
 class AnswerError(Exception):
@@ -135,11 +141,27 @@ _response_decoder: Final = msgspec.json.Decoder(_Response)
 _FINISH_REASONS: Final = {"completed": "stop", "incomplete": "length"}
 
 
+class _MessageUsage(msgspec.Struct):
+    input_tokens: int
+    output_tokens: int
+    cache_read_input_tokens: int = 0
+
+
+class _Message(msgspec.Struct):
+    usage: _MessageUsage
+    stop_reason: str | None = None
+
+
+_message_decoder: Final = msgspec.json.Decoder(_Message)
+
+
 def read_body(body: bytes, endpoint: Endpoint) -> Usage:
     """The usage of a whole JSON answer. Raises AnswerError."""
     try:
         if endpoint is Endpoint.RESPONSES:
             return _of_response(_response_decoder.decode(body))
+        if endpoint is Endpoint.MESSAGES:
+            return _of_message(_message_decoder.decode(body))
         return _of_choices(_body_decoder.decode(body))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise AnswerError("the answer has no usage that can be read") from exc
@@ -152,6 +174,17 @@ def _of_response(answer: _Response) -> Usage:
         completion_tokens=answer.usage.output_tokens,
         cached_tokens=(details.cached_tokens or 0) if details else 0,
         finish_reason=_FINISH_REASONS.get(answer.status, ""),
+    )
+
+
+def _of_message(answer: _Message) -> Usage:
+    """Tokens that the prefix cache had are told apart there."""
+    usage = answer.usage
+    return Usage(
+        prompt_tokens=usage.input_tokens + usage.cache_read_input_tokens,
+        completion_tokens=usage.output_tokens,
+        cached_tokens=usage.cache_read_input_tokens,
+        finish_reason="length" if answer.stop_reason == "max_tokens" else "stop",
     )
 
 

@@ -19,7 +19,12 @@ from proxy.store.posting import Entry
 from sidecar.wire.internal import Count, Endpoint, ModelState
 
 Counter = Callable[[Call], Awaitable[Count]]
-_PROMPT_PARAM: Final = {Endpoint.CHAT: "messages", Endpoint.COMPLETIONS: "prompt", Endpoint.RESPONSES: "input"}
+_PROMPT_PARAM: Final = {
+    Endpoint.CHAT: "messages",
+    Endpoint.COMPLETIONS: "prompt",
+    Endpoint.RESPONSES: "input",
+    Endpoint.MESSAGES: "messages",
+}
 
 
 class Admission:

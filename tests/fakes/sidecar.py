@@ -68,6 +68,8 @@ class FakeSidecar:
         # It fails to cancel.
         self.deaf = False
         self.received: list[Received] = []
+        # The endpoints of the bodies it counted.
+        self.counted: list[str] = []
         self.cancelled: list[str] = []
         # The endpoints of the bodies that it counted.
         self.counted: list[str] = []
@@ -78,6 +80,8 @@ class FakeSidecar:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._run)
         app.router.add_post("/v1/completions", self._run)
+        app.router.add_post("/v1/messages", self._run)
+        app.router.add_post("/v1/messages/count_tokens", self._run)
         app.router.add_post("/tokenize", self._run)
         app.router.add_post("/detokenize", self._run)
         app.router.add_post("/v1/responses", self._run)

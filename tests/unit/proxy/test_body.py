@@ -209,3 +209,36 @@ def test_a_question_that_cannot_be_read_is_refused(body: bytes, code: str | None
     with pytest.raises(ApiError) as caught:
         read_question(TextEndpoint.TOKENIZE, body, ["m"])
     assert (caught.value.status, caught.value.code) == (400, code)
+
+
+@pytest.mark.parametrize(
+    ("fields", "messages", "plain"),
+    [
+        ({"messages": [{"role": "user"}]}, 1, True),
+        ({"messages": [{"role": "user"}], "system": "S"}, 2, True),
+        ({"messages": [{"role": "user"}, {"role": "assistant"}]}, 2, False),
+        ({"messages": [{"role": "assistant"}, {"role": "user"}], "system": None}, 2, True),
+        ({"messages": [1]}, 1, True),
+        ({"messages": []}, 0, True),
+        ({"messages": {}}, 0, True),
+        ({}, 0, True),
+    ],
+)
+def test_the_fields_of_a_message_of_anthropic_s(fields: dict[str, Any], messages: int, plain: bool) -> None:
+    call = read({"model": "m", "max_tokens": 5, "stream": True, **fields}, Endpoint.MESSAGES)
+    assert (call.messages, call.plain) == (messages, plain)
+    assert (call.choices, call.stream, call.max_output_tokens, call.max_output_param) == (1, True, 5, "max_tokens")
+
+
+def test_a_message_has_one_name_for_its_output_limit() -> None:
+    call = read({"model": "m", "max_completion_tokens": 7}, Endpoint.MESSAGES)
+    assert (call.max_output_tokens, call.max_output_param) == (None, "max_tokens")
+    assert refused({"model": "m", "max_tokens": 0}, Endpoint.MESSAGES).param == "max_tokens"
+
+
+def test_a_count_of_anthropic_s_names_its_model() -> None:
+    body = b'{"messages":[]}'
+    with pytest.raises(ApiError) as caught:
+        read_question(TextEndpoint.COUNT_TOKENS, body, ["m"])
+    assert caught.value.param == "model"
+    assert read_question(TextEndpoint.TOKENIZE, body, ["m"]).model == "m"

@@ -3,7 +3,7 @@
 import pytest
 
 from proxy.exchange import TextEndpoint
-from proxy.routes import METHODS, MODEL, MODELS, _allowed, _client_request_id, _template
+from proxy.routes import METHODS, MODEL, MODELS, _allowed, _authorization, _client_request_id, _template
 from sidecar.wire.internal import Endpoint
 
 
@@ -12,6 +12,9 @@ from sidecar.wire.internal import Endpoint
     [
         ("/v1/chat/completions", Endpoint.CHAT.value),
         ("/v1/completions", Endpoint.COMPLETIONS.value),
+        ("/v1/messages", Endpoint.MESSAGES.value),
+        ("/v1/messages/count_tokens", TextEndpoint.COUNT_TOKENS.value),
+        ("/v1/messages/batches", None),
         ("/tokenize", TextEndpoint.TOKENIZE.value),
         ("/detokenize", TextEndpoint.DETOKENIZE.value),
         ("/v1/tokenize", None),
@@ -48,3 +51,22 @@ def test_every_endpoint_has_its_methods() -> None:
 )
 def test_a_client_s_request_id_is_short_ascii_or_nothing(given: str | None, kept: str | None) -> None:
     assert _client_request_id(given) == kept
+
+
+@pytest.mark.parametrize(
+    ("headers", "authorization", "differs"),
+    [
+        ({}, None, False),
+        ({"authorization": "Bearer a"}, "Bearer a", False),
+        ({"x-api-key": "a"}, "Bearer a", False),
+        ({"x-api-key": "a", "authorization": "bearer  a"}, "Bearer a", False),
+        ({"x-api-key": " ", "authorization": "Bearer a"}, "Bearer a", False),
+        ({"x-api-key": "a", "authorization": "Bearer b"}, "Bearer a", True),
+        ({"x-api-key": "a", "authorization": "Basic a"}, "Bearer a", True),
+    ],
+)
+def test_anthropic_s_header_holds_a_key_as_the_other_does(
+    headers: dict[str, str], authorization: str | None, differs: bool
+) -> None:
+    assert _authorization(headers, api_key=True) == (authorization, differs)
+    assert _authorization(headers, api_key=False) == (headers.get("authorization"), False)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from proxy import usage
 from proxy.usage import DONE, AnswerError, Sifter
+from sidecar.wire.anthropic import MESSAGE_STOP
 from sidecar.wire.internal import USAGE_COMMENT, Endpoint, Usage
 
 USED = Usage(prompt_tokens=5, completion_tokens=7, cached_tokens=1, finish_reason="stop")
@@ -133,3 +134,29 @@ def test_an_answer_without_details_or_choices_still_has_usage() -> None:
 def test_an_answer_without_usage_is_refused(body: bytes, endpoint: Endpoint) -> None:
     with pytest.raises(AnswerError):
         usage.read_body(body, endpoint)
+
+
+def test_a_message_of_anthropic_s_is_complete_with_its_stop() -> None:
+    sifter = Sifter()
+    text = b'event: content_block_delta\ndata: {"delta":{"text":"event: error"}}\n\n'
+    end = b"event: message_delta\ndata: {}\n\n"
+    assert sifter.feed(text + COMMENT + end) == text
+    assert not sifter.complete
+    assert sifter.feed(MESSAGE_STOP) == b""
+    assert (sifter.complete, sifter.held, sifter.failed) == (True, end + MESSAGE_STOP, False)
+
+
+def test_an_error_of_anthropic_s_is_noted() -> None:
+    sifter = Sifter()
+    event = b'event: error\ndata: {"type":"error"}\n\n'
+    assert sifter.feed(event) == event
+    assert sifter.failed
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"), [("end_turn", "stop"), ("stop_sequence", "stop"), ("max_tokens", "length")]
+)
+def test_the_usage_of_a_message_counts_the_whole_prompt(reason: str, told: str) -> None:
+    used = {"input_tokens": 3, "output_tokens": 7, "cache_read_input_tokens": 2, "cache_creation_input_tokens": 0}
+    body = msgspec.json.encode({"type": "message", "usage": used, "stop_reason": reason})
+    assert usage.read_body(body, Endpoint.MESSAGES) == Usage(5, 7, 2, told)

@@ -113,3 +113,9 @@ def test_several_prompts_do_not_share_a_context() -> None:
     sizes = sizing(endpoint=Endpoint.COMPLETIONS, messages=3, choices=3, asked=500)
     assert not sizes.one_prompt
     assert sizes.exact(2400).total == 2400 + 3 * 500
+
+
+def test_a_message_of_anthropic_s_is_one_prompt() -> None:
+    sizes = sizing(endpoint=Endpoint.MESSAGES, messages=3, size=100)
+    assert sizes.one_prompt
+    assert sizes.bounded() == sizing(messages=3, size=100).bounded()
