@@ -32,7 +32,7 @@ from sidecar.protocol.plan import Encoder, Limits, check_chat_bytes
 from sidecar.protocol.requests import ChatRequest, Options
 from sidecar.settings import Api
 from sidecar.tokenizer.messages import PLAIN, Message, Rendering
-from sidecar.wire.errors import bad_request
+from sidecar.wire.errors import ApiError, bad_request
 from sidecar.wire.internal import Endpoint
 
 ROLES: Final = ("user", "assistant")
@@ -210,7 +210,7 @@ def _stop_sequences(fields: Fields) -> tuple[str, ...]:
     return stops
 
 
-def _too_long(path: str, most: int) -> Exception:
+def _too_long(path: str, most: int) -> ApiError:
     return bad_request(
         f"Invalid '{path}': it may have {most} characters at most.", param=path, code="string_above_max_length"
     )
