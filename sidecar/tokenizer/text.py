@@ -20,7 +20,7 @@ class Detokenizer:
     """Gives the text of a sequence piece by piece, at a cost per token that does not grow.
 
     Mutable: `_window` (the last tokens), `_given` (how many characters of the window's text were given), `_pending`
-    (tokens since text was last given).
+    (tokens since text was last given), `_open` (the text before, as long as its last character may be unfinished).
     """
 
     def __init__(self, decode: Callable[[list[int]], str], skipped: frozenset[int], before: Sequence[int] = ()) -> None:
@@ -29,7 +29,8 @@ class Detokenizer:
         self._skipped = skipped
         self._window = [token for token in before if token not in skipped][-_KEPT:]
         text = decode(self._window) if self._window else ""
-        self._given = len(text) - text.endswith(REPLACEMENT)
+        self._open = text if text.endswith(REPLACEMENT) else ""
+        self._given = len(text) - bool(self._open)
         self._pending = 0
 
     @property
@@ -47,6 +48,7 @@ class Detokenizer:
         held = 1 if text.endswith(REPLACEMENT) else 0
         if held and self._pending < _MOST_PENDING:
             return ""
+        self._close(text)
         piece = text[self._given : len(text) - held]
         self._given = max(self._given, len(text) - held)
         if not held:
@@ -63,10 +65,18 @@ class Detokenizer:
         """The text that was held back, at the end of the sequence."""
         if not self._pending:
             return ""
-        piece = self._decode(self._window)[self._given :]
+        text = self._decode(self._window)
+        self._close(text)
+        piece = text[self._given :]
         self._given += len(piece)
         self._pending = 0
         return piece
+
+    def _close(self, text: str) -> None:
+        """A U+FFFD that stays as it was when more text comes is no character to be finished, and was there before."""
+        if self._open and len(text) > len(self._open) and text.startswith(self._open):
+            self._given = len(self._open)
+        self._open = ""
 
     def _cut(self, text: str, held: int) -> None:
         """Shorten the window, at a place where the shorter one has the same text at its end."""

@@ -1,7 +1,7 @@
 """Tokens become text piece by piece: the pieces make the whole, and no stop string gets through."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -56,12 +56,28 @@ def test_what_is_left_of_a_broken_character_comes_at_the_end(tokenizer: Tokenize
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
+@example("\ufffd", "0")
+@example("\ufffd", "\ufffd")
+@example("a\ufffd", "🐙")
 def test_a_text_that_continues_another_is_the_rest_of_both(tokenizer: Tokenizer, before: str, text: str) -> None:
     ids = tokenizer.encode(text).ids
     fed = Detokenizer(
         lambda ids: tokenizer.decode(ids, skip_special_tokens=False), SPECIAL, tokenizer.encode(before).ids
     )
     assert "".join([*map(fed.feed, ids), fed.flush()]) == "".join(pieces(tokenizer, ids))
+
+
+def test_a_text_that_begins_within_a_character_begins_with_that_character(tokenizer: Tokenizer) -> None:
+    whole = "a🐙b€"
+    ids = tokenizer.encode(whole).ids
+
+    def decode(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=False))
+
+    for cut in range(len(ids)):
+        fed = Detokenizer(decode, SPECIAL, ids[:cut])
+        rest = "".join([*map(fed.feed, ids[cut:]), fed.flush()])
+        assert decode(ids[:cut]).rstrip(REPLACEMENT) + rest == whole
 
 
 def test_a_decoder_that_drops_the_first_space_keeps_it_in_a_text_that_goes_on() -> None:
