@@ -17,9 +17,8 @@ from sidecar.protocol.fields import (
     invalid_value,
     missing,
     not_one_of,
-    wrong_type,
 )
-from sidecar.protocol.messages import unsupported_content
+from sidecar.protocol.messages import text_of, unsupported_content
 from sidecar.protocol.options import (
     MAX_STOP_CHARS,
     MOST_TOKENS,
@@ -155,14 +154,8 @@ def _message(fields: Fields, unknown: Unknown) -> Message:
 
 
 def _content(fields: Fields, name: str, unknown: Unknown) -> str:
-    """A string or text blocks, joined without a separator as the parts of OpenAI's contents are."""
-    content, path = fields.value(name), fields.path(name)
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise wrong_type(path, "a string or an array of content blocks", content)
-    check_length(content, path, len(content))
-    return "".join(_block(as_object(block, f"{path}[{at}]"), unknown) for at, block in enumerate(content))
+    """A string or text blocks."""
+    return text_of(fields.value(name), fields.path(name), lambda block: _block(block, unknown), "blocks")
 
 
 def _block(fields: Fields, unknown: Unknown) -> str:

@@ -4,6 +4,7 @@ Text models only: a part that is not text is refused with its type. Keys that no
 OpenAI does; whether the roles make sense in their order is the chat template's to say.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from sidecar.protocol.fields import Fields, as_object, check_length, missing, not_one_of, wrong_type
@@ -49,13 +50,18 @@ def _content(fields: Fields, role: str) -> str:
         return fields.text("refusal") or ""
     if content is None:
         raise missing(path)
+    return text_of(content, path, lambda part: _part(part, role))
+
+
+def text_of(content: object, path: str, read: Callable[[Fields], str], kind: str = "parts") -> str:
+    """A content's text: a string, or what `read` makes of each of its parts. Raises ApiError 400 for anything else."""
     if isinstance(content, list):
         # How many is bounded by the body's size; none at all is OpenAI's `empty_array`.
         check_length(content, path, len(content))
         # Joined without a separator: the client's parts are its own words, and only it knows where a line ends.
-        return "".join(_part(as_object(part, f"{path}[{at}]"), role) for at, part in enumerate(content))
+        return "".join(read(as_object(part, f"{path}[{at}]")) for at, part in enumerate(content))
     if not isinstance(content, str):
-        raise wrong_type(path, "a string or an array of content parts", content)
+        raise wrong_type(path, f"a string or an array of content {kind}", content)
     return content
 
 

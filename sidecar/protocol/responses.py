@@ -18,7 +18,7 @@ from sidecar.protocol.fields import (
     unsupported,
     wrong_type,
 )
-from sidecar.protocol.messages import unsupported_content
+from sidecar.protocol.messages import text_of, unsupported_content
 from sidecar.protocol.metadata import read_metadata
 from sidecar.protocol.options import MOST_TOKENS, Neutral, read_options, refuse_unsupported, unknown_fields
 from sidecar.protocol.rendering import read_rendering
@@ -141,13 +141,7 @@ def _content(fields: Fields, role: str) -> str:
     content = fields.value("content")
     if content is None:
         raise missing(path)
-    if isinstance(content, list):
-        # How many is bounded by the body's size; joined without a separator, as a chat's parts are.
-        check_length(content, path, len(content))
-        return "".join(_part(as_object(part, f"{path}[{at}]"), role) for at, part in enumerate(content))
-    if not isinstance(content, str):
-        raise wrong_type(path, "a string or an array of content parts", content)
-    return content
+    return text_of(content, path, lambda part: _part(part, role))
 
 
 def _part(fields: Fields, role: str) -> str:
