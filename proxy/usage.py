@@ -3,8 +3,8 @@
 Pure: bytes in, bytes out. The states of a stream, in order:
 - passing: whole server-sent events go through untouched, the part of one is kept until the rest of it is here;
 - held: the usage comment was seen and taken out; all that follows is kept until the caller has settled.
-An error event changes no state; it is noted, and goes through like any other. Responses end with an event of their own,
-everything else with `[DONE]`.
+An error event changes no state; it is noted, and goes through like any other. Responses and
+Anthropic's messages end with an event of their own, everything else with `[DONE]`.
 """
 
 from typing import Final
@@ -18,12 +18,9 @@ END_OF_EVENT: Final = b"\n\n"
 DONE: Final = b"data: [DONE]\n\n"
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 _ERROR_EVENTS: Final = (b'data: {"error"', b"event: response.failed\n", ERROR_EVENT)
-_LAST_EVENTS: Final = (
-    b"data: [DONE]",
-    b"event: response.completed\n",
-    b"event: response.incomplete\n",
-    MESSAGE_STOP.removesuffix(END_OF_EVENT),
-)
+# The last event of an answer: those that are always the same, and how those begin that tell the answer once more.
+_ENDS: Final = (DONE, MESSAGE_STOP)
+_ENDS_THAT_TELL: Final = (b"event: response.completed\n", b"event: response.incomplete\n")
 
 
 class AnswerError(Exception):
@@ -51,7 +48,9 @@ class Sifter:
     @property
     def complete(self) -> bool:
         """Whether the end of the answer is here: the usage, and after it the closing event."""
-        return self.usage is not None and _last_event(self._held).startswith(_LAST_EVENTS)
+        if self.usage is None:
+            return False
+        return self._held.endswith(_ENDS) or _last_event(self._held).startswith(_ENDS_THAT_TELL)
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes in, give what may go out now. Raises AnswerError."""
