@@ -75,8 +75,8 @@ def load(config: EngineConfig) -> Loaded:
         tier, weights_bytes, worst = _proven(source, context, wanted)
     except tiers.NoTierError as exc:
         raise ModelUnusableError(f"{folder}: this model gives wrong answers on every tier: {exc}") from exc
-    room = int(available_bytes(config.device) * KV_MEMORY_SHARE) // tier.forward.bytes_per_token
-    capacity = min(config.kv_tokens or room, config.max_sequences * context)
+    capacity = config.kv_tokens or int(available_bytes(config.device) * KV_MEMORY_SHARE) // tier.forward.bytes_per_token
+    capacity = min(capacity, config.max_sequences * context)
     tier.forward.keep(capacity)
     return Loaded(
         runner=ModelRunner(tier.forward),
