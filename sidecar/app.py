@@ -33,7 +33,8 @@ from sidecar.metrics import Metrics
 from sidecar.settings import Embedding, Sidecar
 from sidecar.supervisor import Supervisor
 from sidecar.tokenizer.model_tokenizer import ModelTokenizer, TokenizerUnusableError
-from sidecar.wire.anthropic import COUNT_TOKENS, MESSAGES
+from sidecar.wire.anthropic import COUNT_TOKENS
+from sidecar.wire.internal import Endpoint
 
 # The tokenizer leaves Python's lock while it works; more threads than this would take from the engine.
 TEXT_THREADS: Final = 2
@@ -175,10 +176,10 @@ def application(front: Front, embedding: Front | None = None) -> web.Application
     internals = Internals(front, embeddings, preparation)
     app.add_routes(
         [
-            web.post("/v1/chat/completions", generation.chat),
-            web.post("/v1/completions", generation.completions),
-            web.post("/v1/responses", generation.responses),
-            web.post(MESSAGES, generation.messages),
+            web.post(Endpoint.CHAT, generation.chat),
+            web.post(Endpoint.COMPLETIONS, generation.completions),
+            web.post(Endpoint.RESPONSES, generation.responses),
+            web.post(Endpoint.MESSAGES, generation.messages),
             web.post(COUNT_TOKENS, tokens.count_tokens),
             web.post("/v1/embeddings", embeddings.create),
             web.post("/tokenize", tokens.tokenize),

@@ -5,7 +5,6 @@ says comes from its own module; what a refusal says from `refusal`.
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Final
 
 from proxy.admission import refusal
 from proxy.admission.estimate import Sizing
@@ -16,15 +15,9 @@ from proxy.exchange import Arrival, Call, Estimate, Principal, Question
 from proxy.policy.schema import Policy, Tier
 from proxy.store.database import StorageError
 from proxy.store.posting import Entry
-from sidecar.wire.internal import Count, Endpoint, ModelState
+from sidecar.wire.internal import Count, ModelState
 
 Counter = Callable[[Call], Awaitable[Count]]
-_PROMPT_PARAM: Final = {
-    Endpoint.CHAT: "messages",
-    Endpoint.COMPLETIONS: "prompt",
-    Endpoint.RESPONSES: "input",
-    Endpoint.MESSAGES: "messages",
-}
 
 
 class Admission:
@@ -118,7 +111,7 @@ class Admission:
             return bounded
         count = await counter(sizing.call)
         if sizing.one_prompt and count.prompt_tokens >= sizing.model.max_context:
-            param = _PROMPT_PARAM[sizing.call.endpoint]
+            param = sizing.call.endpoint.prompt_field
             raise refusal.context_exceeded(count.prompt_tokens, sizing.model.max_context, param)
         return sizing.exact(count.prompt_tokens)
 

@@ -33,12 +33,6 @@ _LOOKED_BACK_AT: Final = 64
 # A longer text is refused before it is tokenised (GUARDS, C2): tokens average about four bytes.
 MOST_BYTES_PER_TOKEN: Final = 8
 # The field that holds the prompt.
-_PARAMS: Final = {
-    Endpoint.CHAT: "messages",
-    Endpoint.COMPLETIONS: "prompt",
-    Endpoint.RESPONSES: "input",
-    Endpoint.MESSAGES: "messages",
-}
 
 Prompts = tuple[tuple[int, ...], ...]
 
@@ -108,14 +102,14 @@ def model_not_found(name: str) -> ApiError:
 def encode(request: GenerationRequest, encoder: Encoder, limits: Limits) -> Prompts:
     """The prompts as tokens. Raises ApiError 400 for one that is empty, too long or not of this vocabulary."""
     if isinstance(request, ChatRequest):
-        check_chat_bytes(request.messages, request.rendering, limits, _param(request))
+        check_chat_bytes(request.messages, request.rendering, limits, request.endpoint.prompt_field)
         prompts: Prompts = (tuple(encoder.encode_chat(request.messages, request.rendering)),)
     else:
         prompts = tuple(_encode_prompt(prompt, encoder, limits) for prompt in request.prompts)
     prompts = tuple(_truncated(ids, request.options, limits) for ids in prompts)
     for ids in prompts:
         if not ids:
-            raise bad_request("The prompt has no tokens.", param=_param(request), code="invalid_value")
+            raise bad_request("The prompt has no tokens.", param=request.endpoint.prompt_field, code="invalid_value")
         # Where only the prompt is wanted, it may fill the context.
         if len(ids) + (request.options.max_tokens != 0) > limits.max_context:
             raise _too_long(request, len(ids), limits)
@@ -273,7 +267,7 @@ def check_bytes(size: int, param: str, limits: Limits) -> None:
 
 
 def _too_long(request: GenerationRequest, prompt_tokens: int, limits: Limits) -> ApiError:
-    param = _param(request)
+    param = request.endpoint.prompt_field
     return bad_request(
         f"This model's maximum context length is {limits.max_context} tokens. However, your {param} resulted in "
         f"{prompt_tokens} tokens, and the answer needs one at least. Please reduce the length of the {param}.",
@@ -290,7 +284,7 @@ def _reserved_share(request: GenerationRequest, prompt_tokens: int, sequences: i
     if left < sequences:
         raise bad_request(
             f"The prompt has {prompt_tokens} tokens; {ticket.max_total_tokens} are reserved for it and its answer.",
-            param=_param(request),
+            param=request.endpoint.prompt_field,
             code="reservation_exceeded",
         )
     return left // sequences
@@ -301,7 +295,7 @@ def _output(request: GenerationRequest, prompt_tokens: int, share: int | None, t
     asked = request.options.max_tokens
     left = limits.max_context - prompt_tokens
     if asked is not None and asked > left:
-        param = _param(request)
+        param = request.endpoint.prompt_field
         raise bad_request(
             f"This model's maximum context length is {limits.max_context} tokens. However, you requested "
             f"{prompt_tokens + asked} tokens ({prompt_tokens} in the {param}, {asked} in the completion). Please "
@@ -361,7 +355,3 @@ def _bad_words(options: Options, encoder: Encoder, limits: Limits) -> list[list[
     words = [space + word.lstrip() for word in options.bad_words for space in ("", " ")]
     found = dict.fromkeys(tuple(encoder.encode_text(word, add_special_tokens=False)) for word in words)
     return [list(ids) for ids in found if ids and max(ids) < limits.vocab_size]
-
-
-def _param(request: GenerationRequest) -> str:
-    return _PARAMS[request.endpoint]

@@ -9,10 +9,10 @@ from typing import Final
 import msgspec
 
 from sidecar.wire.errors import ApiError
+from sidecar.wire.internal import Endpoint
 
-MESSAGES: Final = "/v1/messages"
 COUNT_TOKENS: Final = "/v1/messages/count_tokens"
-PATHS: Final = frozenset({MESSAGES, COUNT_TOKENS})
+PATHS: Final = frozenset({Endpoint.MESSAGES.value, COUNT_TOKENS})
 MESSAGE_STOP: Final = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 # How an error event begins.
 ERROR_EVENT: Final = b"event: error\n"

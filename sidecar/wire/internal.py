@@ -39,6 +39,19 @@ class Endpoint(enum.StrEnum):
     RESPONSES = "/v1/responses"
     MESSAGES = "/v1/messages"
 
+    @property
+    def prompt_field(self) -> str:
+        """The field of a body that holds its prompt: what an error of its length names."""
+        return _PROMPT_FIELDS[self]
+
+
+_PROMPT_FIELDS: Final = {
+    Endpoint.CHAT: "messages",
+    Endpoint.COMPLETIONS: "prompt",
+    Endpoint.RESPONSES: "input",
+    Endpoint.MESSAGES: "messages",
+}
+
 
 class Usage(msgspec.Struct, frozen=True):
     """What a request used, in tokens; `completion_tokens` is over all choices and counts the end-of-sequence token."""
