@@ -15,11 +15,12 @@ from torch import nn
 from torch.nn.functional import silu
 from typing_extensions import override
 
-from sidecar.engine.attention import Bags, Scoring, StepContext, weighted
+from sidecar.engine.attention import Projected, Scoring
 from sidecar.engine.kernels import PLAIN, make_kernel, packed_bytes
 from sidecar.engine.linears import is_plain, joined
 from sidecar.engine.norms import NativeNorm
 from sidecar.engine.sight import Sight
+from sidecar.engine.slot_attention import Bags, SlotContext, weighted
 
 _LAYER: Final = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION: Final = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -96,7 +97,7 @@ class Body(nn.Module):
         """A decode step of neighbouring slots from `slot` on, a token each, with nothing else in the batch.
 
         `keys` and `values` are a layer's cache, `[slots, kv_heads, context, head_dim]`; `places`, `mask` and `own` as
-        `attention` has them; the first `longest` keys are read.
+        `slot_attention` has them; the first `longest` keys are read.
         """
         count = x.shape[0]
         query = self._stored(x, turns, keys, values, places)
@@ -146,7 +147,7 @@ class Body(nn.Module):
 class FusedLayer(nn.Module):
     """One layer. `layer` is the one it takes the weights of. Mutable: `body`, packed and compiled once."""
 
-    def __init__(self, layer: Any, context: StepContext) -> None:
+    def __init__(self, layer: Any, context: SlotContext) -> None:
         super().__init__()
         # A context is no module, and its tensors are no parameters.
         object.__setattr__(self, "_context", context)
@@ -167,14 +168,13 @@ class FusedLayer(nn.Module):
             out: torch.Tensor
             if run is not None:
                 mask = run.mask(self._sight, cached.kv_heads, x.dtype)
-                out = body(*told, mask, run.bags(cached, self._plain.heads), run.slot, run.longest)
+                out = body(*told, mask, context.bags(cached, run, self._plain.heads), run.slot, run.longest)
             else:
                 mask = guess.mask(self._sight, x.dtype)
-                out = body.guess(*told, mask, guess.bags(cached, self._plain.heads), guess.slot, guess.longest)
+                out = body.guess(*told, mask, context.bags(cached, guess, self._plain.heads), guess.slot, guess.longest)
             return out
-        queries, keys, values = body.project(x, turns)
-        scoring = Scoring(self._plain.scaling)
-        attended = context.attend(self._layer_idx, queries, keys, values, scoring, self._sight)
+        given = Projected(*body.project(x, turns))
+        attended = context.attend(self._layer_idx, given, Scoring(self._plain.scaling), self._sight)
         finished: torch.Tensor = body.finish(x, attended.view(x.shape[0], -1))
         return finished
 

@@ -12,11 +12,11 @@ from torch.nn.functional import embedding
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from sidecar.engine.attention import StepContext
 from sidecar.engine.fused_layer import FusedLayer, looks_as_expected
 from sidecar.engine.kernels import PLAIN, make_kernel, packed_bytes
 from sidecar.engine.linears import is_plain
 from sidecar.engine.norms import NativeNorm
+from sidecar.engine.slot_attention import SlotContext
 
 _OUTSIDE: Final = {"model", "lm_head"}
 _INSIDE: Final = {"embed_tokens", "layers", "norm", "rotary_emb"}
@@ -27,7 +27,7 @@ _CHANGING: Final = {"dynamic", "longrope"}
 class FusedModel(nn.Module):
     """Packed rows to logits. Mutable: the kernels, packed once. `packed_bytes` is the output layer's."""
 
-    def __init__(self, model: Any, context: StepContext) -> None:
+    def __init__(self, model: Any, context: SlotContext) -> None:
         super().__init__()
         inner = model.model
         self._embedding = inner.embed_tokens.weight
@@ -56,7 +56,7 @@ class FusedModel(nn.Module):
         self.head = make_kernel(kernel.weight, kernel.bias, precision)
 
 
-def fuse(model: PreTrainedModel, context: StepContext) -> FusedModel | None:
+def fuse(model: PreTrainedModel, context: SlotContext) -> FusedModel | None:
     """The model in its fused form, if it looks as expected; the model's own layers are let go."""
     if not _looks_as_expected(model):
         return None

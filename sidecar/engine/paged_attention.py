@@ -1,4 +1,4 @@
-"""Attention over a pool of blocks: the counterpart of `attention` on a GPU, put into models the same way.
+"""Attention over a pool of blocks, on a GPU: the counterpart of `slot_attention`.
 
 All sequences that decode are one call, each prompt chunk is one. flash-attention's paged kernel reads the blocks where
 they are; without it they are gathered first, and PyTorch's own attention computes. Not run on a GPU yet: what is seen
@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from sidecar.engine.attention import Scoring, weights_of
+from sidecar.engine.attention import Projected, Scoring, weights_of
 from sidecar.engine.batch import Batch, Chunk
 from sidecar.engine.paged_cache import NOBODYS, PagedCache, PagedLayer, places
 from sidecar.engine.sight import Sight, additive
@@ -84,7 +84,7 @@ class PagedStep:
 
 
 class PagedContext:
-    """See `attention.StepContext`. Mutable: `step`, replaced for each step."""
+    """See `attention.Context`. Mutable: `step`, replaced for each step."""
 
     def __init__(self, cache: PagedCache, kernel: PagedKernel | None = None) -> None:
         self.cache = cache
@@ -125,16 +125,9 @@ class PagedContext:
             ),
         )
 
-    def attend(  # noqa: PLR0917  # as `StepContext.attend`
-        self,
-        layer_idx: int,
-        rows: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        scoring: Scoring,
-        sight: Sight,
-    ) -> torch.Tensor:
-        """Store keys and values, `[T, kv_heads, head_dim]`, and give what the queries see, `[T, heads, head_dim]`."""
+    def attend(self, layer_idx: int, given: Projected, scoring: Scoring, sight: Sight) -> torch.Tensor:
+        """See `attention.Context`."""
+        rows, keys, values = given
         layer = self.cache.layer(layer_idx, keys, values)
         layer.write(self.step.places, keys, values)
         out = rows.new_empty(rows.shape[0], rows.shape[1], values.shape[-1])

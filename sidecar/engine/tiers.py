@@ -15,7 +15,7 @@ from typing import Final
 from torch import nn
 from transformers import PreTrainedModel
 
-from sidecar.engine import attention, parity
+from sidecar.engine import attention, parity, slot_attention
 from sidecar.engine.fused_model import FusedModel, fuse
 from sidecar.engine.graphs import CudaRecorder, GraphedNetwork, Recorder
 from sidecar.engine.kv_cache import SlotCache
@@ -142,8 +142,8 @@ def ways_over_slots(slots: int, context: int) -> list[Way]:
     """For a CPU: our attention and, where the model looks as expected, our layers."""
 
     def build(model: PreTrainedModel, *, fuses: bool) -> Built:
-        cache = SlotCache(slots, attention.rounded(context, BLOCK_TOKENS))
-        told = attention.StepContext(cache)
+        cache = SlotCache(slots, slot_attention.rounded(context, BLOCK_TOKENS))
+        told = slot_attention.SlotContext(cache)
         attention.install(model, told, context)
         use_native_norms(model)
         network = (fuse(model, told) if fuses else None) or StockNetwork(model)

@@ -20,10 +20,10 @@ from transformers import (
 from transformers.models.llama import modeling_llama
 
 from sidecar.engine import loader, parity
-from sidecar.engine.attention import StepContext
 from sidecar.engine.config import EngineConfig
 from sidecar.engine.loader import ModelUnusableError, fingerprint
 from sidecar.engine.norms import use_native_norms
+from sidecar.engine.slot_attention import SlotContext
 from sidecar.wire.frames import Sampling
 from tests.fakes.families import FAMILIES, build
 from tests.fakes.steps import Bench, generate
@@ -80,13 +80,13 @@ def test_int8_does_not_depend_on_the_batch(engine_config: Callable[..., EngineCo
 
 def wrong_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plant a mistake in our attention: five per cent too much."""
-    attend = StepContext.attend
+    attend = SlotContext.attend
 
     def wrong(*args: Any) -> torch.Tensor:
         *before, scoring, sight = args
         return attend(*before, replace(scoring, scale=scoring.scale * 1.05), sight)
 
-    monkeypatch.setattr(StepContext, "attend", wrong)
+    monkeypatch.setattr(SlotContext, "attend", wrong)
 
 
 def test_a_wrong_attention_steps_down_and_the_answers_stay_right(

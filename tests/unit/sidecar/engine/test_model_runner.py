@@ -15,6 +15,7 @@ from sidecar.engine.packed import PackedForward, StockNetwork
 from sidecar.engine.prefix_cache import BLOCK_TOKENS, Pair
 from sidecar.engine.scheduler import Scheduler
 from sidecar.engine.sequence import Phase, Sequence
+from sidecar.engine.slot_attention import SlotContext
 from sidecar.engine.slot_pool import SlotPool
 from sidecar.wire.frames import Sampling, Submit
 
@@ -26,7 +27,7 @@ class Engine:
 
     def __init__(self, model: PreTrainedModel, *, slots: int, capacity: int, prefix_tokens: int) -> None:
         cache = SlotCache(slots, CONTEXT)
-        context = attention.StepContext(cache)
+        context = SlotContext(cache)
         attention.install(model, context, CONTEXT)
         self.runner = ModelRunner(PackedForward(StockNetwork(model), context, cache))
         warm = Sequence(Submit("warm", 0, [1, 2], 1, Sampling(), []), 0, record=0, slot=0)

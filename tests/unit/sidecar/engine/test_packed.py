@@ -6,11 +6,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from sidecar.engine.attention import StepContext, install
+from sidecar.engine.attention import install
 from sidecar.engine.batch import Batch, Chunk
 from sidecar.engine.kv_cache import SlotCache
 from sidecar.engine.packed import PackedForward, StockNetwork
 from sidecar.engine.sequence import Sequence
+from sidecar.engine.slot_attention import SlotContext
 from sidecar.wire.frames import Sampling, Submit
 
 POISON = 150
@@ -28,7 +29,7 @@ def forward(tiny_model: PreTrainedModel) -> PackedForward:
     model.lm_head.weight = torch.nn.Parameter(embedding.clone(), requires_grad=False)
     embedding[POISON] = torch.nan
     cache = SlotCache(2, 256)
-    context = StepContext(cache)
+    context = SlotContext(cache)
     install(tiny_model, context, cache.context)
     return PackedForward(StockNetwork(tiny_model), context, cache)
 

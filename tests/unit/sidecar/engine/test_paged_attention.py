@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sidecar.engine import attention
-from sidecar.engine.attention import Scoring, install
+from sidecar.engine.attention import Projected, Scoring, install
 from sidecar.engine.batch import Batch, Chunk
 from sidecar.engine.packed import PackedForward, StockNetwork
 from sidecar.engine.paged_attention import FLASH_BLOCK_TOKENS, PagedContext
@@ -85,8 +85,7 @@ def test_flash_attention_is_asked_for_what_is_computed_without(sight: Sight, sof
         for context in contexts:
             context.cache.touch({chunk.sequence.slot: chunk.end for chunk in batch.chunks})
             context.begin(batch, positions)
-            rows, keys, values = given
-            found.append(context.attend(0, rows, keys, values, scoring, sight))
+            found.append(context.attend(0, Projected(*given), scoring, sight))
         assert torch.allclose(*found, atol=4e-3)
     # Chunks are not among what it computes.
     assert flash.calls == (0 if sight.chunk else 5)

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sidecar.engine.attention import StepContext, attend, decode_runs
+from sidecar.engine.attention import attend
 from sidecar.engine.batch import Batch, Chunk
 from sidecar.engine.kv_cache import SlotCache
 from sidecar.engine.sequence import Sequence
 from sidecar.engine.sight import FULL, Sight, UnsupportedAttentionError
+from sidecar.engine.slot_attention import SlotContext, decode_runs
 from sidecar.wire.frames import Sampling, Submit
 
 HEADS, KV_HEADS, HEAD_DIM, VALUE_DIM, CONTEXT, SLOTS = 4, 2, 32, 24, 192, 5
@@ -79,7 +80,7 @@ class Bench:
 
     def __init__(self, lengths: list[int], kind: Kind = KINDS["plain"]) -> None:
         torch.manual_seed(0)
-        self.context = StepContext(SlotCache(SLOTS, CONTEXT))
+        self.context = SlotContext(SlotCache(SLOTS, CONTEXT))
         module: Any = nn.Module()
         # As Transformers' layers have it, and as install() sets it.
         module.layer_idx = 0
