@@ -17,6 +17,7 @@ from sidecar.protocol.fields import (
     invalid_value,
     missing,
     not_one_of,
+    too_long,
 )
 from sidecar.protocol.messages import text_of, unsupported_content
 from sidecar.protocol.options import (
@@ -31,7 +32,7 @@ from sidecar.protocol.plan import Encoder, Limits, check_chat_bytes
 from sidecar.protocol.requests import ChatRequest, Options
 from sidecar.settings import Api
 from sidecar.tokenizer.messages import PLAIN, Message, Rendering
-from sidecar.wire.errors import ApiError, bad_request
+from sidecar.wire.errors import bad_request
 from sidecar.wire.internal import Endpoint
 
 ROLES: Final = ("user", "assistant")
@@ -186,7 +187,7 @@ def _check_metadata(fields: Fields, api: Api) -> list[str]:
     if metadata is None:
         return []
     if len(metadata.text("user_id") or "") > MAX_USER_ID_CHARS:
-        raise _too_long(metadata.path("user_id"), MAX_USER_ID_CHARS)
+        raise too_long(metadata.path("user_id"), MAX_USER_ID_CHARS)
     return unknown_fields(metadata, api)
 
 
@@ -199,11 +200,5 @@ def _stop_sequences(fields: Fields) -> tuple[str, ...]:
         if not stop:
             raise invalid_value(f"stop_sequences[{at}]", "an empty text ends nothing.")
         if len(stop) > MAX_STOP_CHARS:
-            raise _too_long(f"stop_sequences[{at}]", MAX_STOP_CHARS)
+            raise too_long(f"stop_sequences[{at}]", MAX_STOP_CHARS)
     return stops
-
-
-def _too_long(path: str, most: int) -> ApiError:
-    return bad_request(
-        f"Invalid '{path}': it may have {most} characters at most.", param=path, code="string_above_max_length"
-    )

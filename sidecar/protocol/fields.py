@@ -164,6 +164,13 @@ def invalid_value(path: str, message: str) -> ApiError:
     return bad_request(f"Invalid value for '{path}': {message}", param=path, code="invalid_value")
 
 
+def too_long(path: str, most: int) -> ApiError:
+    """For a string."""
+    return bad_request(
+        f"Invalid '{path}': it may have {most} characters at most.", param=path, code="string_above_max_length"
+    )
+
+
 def not_one_of(value: str, values: Sequence[str], path: str) -> ApiError:
     supported = ", ".join(f"'{name}'" for name in values)
     return bad_request(

@@ -13,6 +13,7 @@ from sidecar.protocol.fields import (
     check_length,
     invalid_value,
     missing,
+    too_long,
     unsupported,
     wrong_type,
 )
@@ -138,9 +139,7 @@ def _truncate_prompt_tokens(fields: Fields) -> int | None:
 def _check_ignored_text(fields: Fields, name: str, most: int | None) -> None:
     text = fields.text(name)
     if text is not None and most is not None and len(text) > most:
-        raise bad_request(
-            f"Invalid '{name}': it may have {most} characters at most.", param=name, code="string_above_max_length"
-        )
+        raise too_long(name, most)
 
 
 def refuse_unsupported(fields: Fields, table: dict[str, Neutral]) -> None:
@@ -239,11 +238,7 @@ def _bad_words(fields: Fields) -> tuple[str, ...]:
         if not word.strip():
             raise invalid_value(f"bad_words[{at}]", "white space alone is no word.")
         if len(word) > MAX_BAD_WORD_CHARS:
-            raise bad_request(
-                f"Invalid 'bad_words[{at}]': it may have {MAX_BAD_WORD_CHARS} characters at most.",
-                param=f"bad_words[{at}]",
-                code="string_above_max_length",
-            )
+            raise too_long(f"bad_words[{at}]", MAX_BAD_WORD_CHARS)
     return words
 
 

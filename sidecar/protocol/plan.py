@@ -32,7 +32,6 @@ from sidecar.wire.internal import Endpoint
 _LOOKED_BACK_AT: Final = 64
 # A longer text is refused before it is tokenised (GUARDS, C2): tokens average about four bytes.
 MOST_BYTES_PER_TOKEN: Final = 8
-# The field that holds the prompt.
 
 Prompts = tuple[tuple[int, ...], ...]
 
