@@ -194,10 +194,11 @@ def application(front: Front, embedding: Front | None = None) -> web.Application
         ]
     )
 
-    async def close_threads(_: web.Application) -> None:
+    async def close(_: web.Application) -> None:
         threads.shutdown(wait=False, cancel_futures=True)
+        await front.compiler.close()
 
-    app.on_cleanup.append(close_threads)
+    app.on_cleanup.append(close)
     return app
 
 

@@ -67,6 +67,9 @@ class Metrics:
         self._request_output = self._histogram("request_output_tokens", "Tokens generated for a request.", TOKENS)
         self._duration = self._histogram("request_duration_seconds", "From acceptance to the end.", LATENCY_S)
         self._decode = self._histogram("decode_seconds", "From the first token to the last.", LATENCY_S)
+        self._compile = self._histogram(
+            "grammar_compile_seconds", "Compiling a schema or grammar that was not kept from before.", LATENCY_S
+        )
         self._first_token = self._histogram(
             "time_to_first_token_seconds", "From acceptance to the first token.", FIRST_TOKEN_S
         )
@@ -108,6 +111,9 @@ class Metrics:
         self._duration.observe(duration_s)
         if decode_s is not None:
             self._decode.observe(decode_s)
+
+    def grammar_compiled(self, seconds: float) -> None:
+        self._compile.observe(seconds)
 
     def aborted(self, reason: str) -> None:
         """`reason` is one of `ABORT_REASONS`."""

@@ -95,11 +95,15 @@ class Api(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How long the front waits for its engine. `stall_s`: sequences run and no sign of life comes."""
+    """How long the front waits for its engine. `stall_s`: sequences run and no sign of life comes.
+
+    `compile_s` is for one schema or grammar to be compiled; of a processor's time it may take two seconds at most.
+    """
 
     load_s: Seconds = 1800.0
     stall_s: Seconds = 10.0
     drain_s: Seconds = 30.0
+    compile_s: Seconds = 10.0
     keep_alive_comment_s: Seconds = 10.0
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from sidecar.grammars.compiler import CompiledGrammar
 from sidecar.wire.frames import Delta, Ready, Step, Submit
 from sidecar.wire.internal import RequestState
 
@@ -50,8 +51,8 @@ class Gauged(Protocol):
 class Engine(Gauged, Protocol):
     """The engine: how it stands, and what it does."""
 
-    def open(self, request_id: str, submits: list[Submit]) -> Sequences:
-        """Queue a request. Raises ApiError 503."""
+    def open(self, request_id: str, submits: list[Submit], grammar: CompiledGrammar | None = None) -> Sequences:
+        """Queue a request, and first the grammar that its submits name. Raises ApiError 503."""
 
     def usage(self, request_id: str) -> RequestState:
         """What a running or recent request has used."""

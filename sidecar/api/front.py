@@ -7,13 +7,21 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from sidecar.api.engine import Engine
+from sidecar.grammars.compiler import (
+    CompiledGrammar,
+    Compiler,
+    CompilerBusyError,
+    CompilerLostError,
+    GrammarRefusedError,
+)
 from sidecar.jsonlog import JsonLog
 from sidecar.metrics import Gauges, Metrics
 from sidecar.protocol.plan import Encoder, Limits
 from sidecar.settings import Sidecar
 from sidecar.supervisor import EngineLostError
 from sidecar.tokenizer.text import Detokenizer
-from sidecar.wire.errors import ApiError, internal_error, unavailable
+from sidecar.wire.errors import ApiError, bad_request, internal_error, unavailable
+from sidecar.wire.grammars import Grammar, GrammarKind, Vocabulary
 from sidecar.wire.internal import ModelState, State, TokenBound
 
 # How many requests may wait for each that may run, unless the settings say (GUARDS, F15).
@@ -27,6 +35,7 @@ class TextDecoder(Encoder, Protocol):
 
     def detokenizer(self, before: Sequence[int] = (), *, specials: bool = False) -> Detokenizer: ...
     def spell(self, token: int, *, begins: bool = False) -> bytes: ...
+    def vocabulary(self, size: int) -> list[bytes]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +52,8 @@ class Language:
 class Front:
     """The handlers' common ground.
 
-    Mutable: `language` (None until the tokenizer is loaded), `_flights` (accepted requests that are not over),
-    `_landed` (set while there are none).
+    Mutable: `language` (None until the tokenizer is loaded), the compiler, `_flights` (accepted requests that are not
+    over), `_landed` (set while there are none).
     """
 
     def __init__(
@@ -58,6 +67,7 @@ class Front:
         self.metrics = metrics
         self.log = log
         self.language: Language | None = None
+        self.compiler = Compiler(self._vocabulary, settings.timeouts.compile_s, metrics.grammar_compiled)
         self._flights = 0
         self._landed = asyncio.Event()
         self._landed.set()
@@ -72,6 +82,31 @@ class Front:
         if not self.engine.ready or language is None or info is None:
             raise not_ready(self._reason)
         return language, Limits(self.served, info.max_context, info.vocab_size, language.stop_token_ids)
+
+    async def compiled(self, grammar: Grammar) -> CompiledGrammar:
+        """Raises ApiError: 400 for a grammar that cannot be compiled, 503 if it cannot be now."""
+        try:
+            return await self.compiler.compile(grammar)
+        except GrammarRefusedError as exc:
+            schema = grammar.kind in (GrammarKind.JSON_SCHEMA, GrammarKind.STRUCTURAL_TAG)
+            raise bad_request(
+                f"Invalid '{grammar.param}': {exc}.",
+                param=grammar.param,
+                code="invalid_json_schema" if schema else "invalid_value",
+            ) from exc
+        except CompilerBusyError as exc:
+            raise unavailable("The server is overloaded.", code="server_is_overloaded", retry_after_s=1) from exc
+        except CompilerLostError as exc:
+            self.log.exception("compiler_lost", exc)
+            raise unavailable(
+                "The format cannot be prepared now.", code="upstream_unavailable", retry_after_s=1
+            ) from exc
+
+    def _vocabulary(self) -> Vocabulary:
+        language, info = self.language, self.engine.info
+        if language is None or info is None:
+            raise not_ready(self._reason)
+        return Vocabulary(language.tokenizer.vocabulary(info.vocab_size), list(language.stop_token_ids))
 
     def model(self) -> ModelState | None:
         """The served model, once all of it is known; it stays known while the engine restarts."""

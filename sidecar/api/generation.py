@@ -75,8 +75,9 @@ class Generation:
         body = await read_body(request, self._front.settings.api.max_body_bytes)
         language, limits = self._front.limits()
         plan = await self._preparation.plan(body, ticket, language, limits, endpoint)
+        grammar = None if plan.options.grammar is None else await self._front.compiled(plan.options.grammar)
         with self._front.flight():
-            sequences = self._front.engine.open(ticket.request_id, list(plan.submits))
+            sequences = self._front.engine.open(ticket.request_id, list(plan.submits), grammar)
             run = Run(plan, _choices(plan, language), self._front.metrics, self._front.log)
             exchange = Exchange(request, plan, run, self._shape(plan, language), sequences)
             try:

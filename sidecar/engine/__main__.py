@@ -74,6 +74,7 @@ def _serve(config: EngineConfig, channel: Channel, log: JsonLog) -> int:
 
     from sidecar.engine import assembly  # noqa: PLC0415
     from sidecar.engine.core import Core, EngineBrokenError  # noqa: PLC0415
+    from sidecar.engine.grammars import Grammars  # noqa: PLC0415
     from sidecar.engine.liveness import beat_in_layers  # noqa: PLC0415
 
     transformers_logging.disable_progress_bar()
@@ -89,7 +90,8 @@ def _serve(config: EngineConfig, channel: Channel, log: JsonLog) -> int:
     def step_failed(exc: Exception, sequences: int) -> None:
         log.exception("step_failed", exc, count=sequences)
 
-    core = Core(engine.runner, engine.scheduler, slots, channel, step_failed)
+    grammars = Grammars(engine.ready.vocab_size)
+    core = Core(engine.runner, engine.scheduler, slots, channel, step_failed, grammars=grammars)
     # What is loaded stays: the collector need not look at it again.
     gc.collect()
     gc.freeze()

@@ -9,13 +9,28 @@ from itertools import count
 from typing import Final, Protocol
 
 from sidecar.engine.batch import Batch, Chunk, DeviceLostError, Load, Save
+from sidecar.engine.grammars import Grammars, GrammarUnreadableError
 from sidecar.engine.scheduler import Scheduler
 from sidecar.engine.sequence import Phase, Sequence
-from sidecar.wire.frames import Cancel, Command, Delta, Finish, Logprobs, Report, Shutdown, Step, Submit
+from sidecar.wire.frames import (
+    Cancel,
+    Command,
+    Define,
+    Delta,
+    Finish,
+    Forget,
+    Logprobs,
+    Report,
+    Shutdown,
+    Step,
+    Submit,
+)
 from sidecar.wire.slots import SlotWriter
 
 # How long an idle engine waits for a command before it looks around again.
 IDLE_WAIT_S: Final = 1.0
+# The same while a sequence waits for its grammar to be read.
+GRAMMAR_WAIT_S: Final = 0.002
 # Steps that fail one after the other without one token in between: the engine is broken, not a request.
 MOST_FAILED_STEPS: Final = 3
 
@@ -69,9 +84,9 @@ class Channel(Protocol):
 
 
 class Core:
-    """Mutable: `steps`, `_arrivals`, `_deltas` (of the step under way), `_ended` (the last records that were closed, by
-    sequence, with their counts), `_drafted` and `_accepted` (of the step under way), `_failed_steps`, `_stopping`, and
-    the scheduler.
+    """Mutable: `steps`, `_arrivals`, `_held` (sequences whose grammar is being read), `_deltas` (of the step under
+    way), `_ended` (the last records that were closed, by sequence, with their counts), `_drafted` and `_accepted` (of
+    the step under way), `_failed_steps`, `_stopping`, the scheduler and the grammars.
     """
 
     def __init__(
@@ -81,6 +96,8 @@ class Core:
         slots: SlotWriter,
         channel: Channel,
         on_step_error: Callable[[Exception, int], None],
+        *,
+        grammars: Grammars,
     ) -> None:
         """`on_step_error` is told what a step raised and how many sequences were in it."""
         self.steps = 0
@@ -89,6 +106,8 @@ class Core:
         self._scheduler = scheduler
         self._slots = slots
         self._channel = channel
+        self._grammars = grammars
+        self._held: list[Sequence] = []
         self._on_step_error = on_step_error
         self._arrivals = count()
         self._deltas: list[Delta] = []
@@ -100,7 +119,8 @@ class Core:
         """Work until a Shutdown. Raises FrontGoneError when the front is gone, EngineBrokenError."""
         while not self._stopping:
             idle = not self._scheduler.has_work
-            commands = self._channel.receive(IDLE_WAIT_S if idle else 0.0)
+            wait_s = GRAMMAR_WAIT_S if self._held else IDLE_WAIT_S
+            commands = self._channel.receive(wait_s if idle else 0.0)
             if idle and commands:
                 # Idle time is no stall.
                 self._slots.beat(self.steps)
@@ -133,7 +153,12 @@ class Core:
                 self._submit(command)
             elif isinstance(command, Cancel):
                 self._cancel(command)
+            elif isinstance(command, Define):
+                self._grammars.define(command)
+            elif isinstance(command, Forget):
+                self._grammars.forget(command.key)
             elif isinstance(command, Shutdown):
+                self._let_in(lambda _: True)
                 for sequence in self._scheduler.all():
                     self._end(sequence, Finish.CANCELLED)
                 self._stopping = True
@@ -142,18 +167,42 @@ class Core:
         deadline_s = None if submit.deadline_ms is None else time.monotonic() + submit.deadline_ms / 1000
         prompt_tokens = len(submit.prompt_ids) if submit.counts_prompt else 0
         record = self._slots.claim(submit.request_id, submit.index, prompt_tokens)
-        self._scheduler.add(Sequence(submit, next(self._arrivals), record, deadline_s))
+        sequence = Sequence(submit, next(self._arrivals), record, deadline_s)
+        if submit.grammar:
+            self._held.append(sequence)
+        else:
+            self._scheduler.add(sequence)
+
+    def _let_in(self, ends: Callable[[Sequence], bool]) -> None:
+        """Schedule the held sequences whose grammar is read by now, and those that end without having begun."""
+        held, self._held = self._held, []
+        for sequence in held:
+            try:
+                sequence.constraint = self._grammars.constraint(sequence.submit.grammar)
+            except GrammarUnreadableError as exc:
+                self._scheduler.add(sequence)
+                self._on_step_error(exc, 1)
+                self._end(sequence, Finish.ERROR, error="The grammar of this request could not be read.")
+            else:
+                if sequence.constraint is None and not ends(sequence):
+                    self._held.append(sequence)
+                else:
+                    self._scheduler.add(sequence)
 
     def _cancel(self, cancel: Cancel) -> None:
-        sequence = self._scheduler.find(cancel.request_id, cancel.index)
+        key = (cancel.request_id, cancel.index)
+        self._let_in(lambda held: (held.submit.request_id, held.submit.index) == key)
+        sequence = self._scheduler.find(*key)
         if sequence is not None:
             self._end(sequence, Finish.CANCELLED, counts=cancel.generated)
-        elif cancel.generated is not None and (record := self._ended.get((cancel.request_id, cancel.index))):
+        elif cancel.generated is not None and (record := self._ended.get(key)):
             # It ended by itself while the front found a stop string further back.
             self._slots.count(record[0], min(cancel.generated, record[1]))
 
     def _expire(self) -> None:
-        for sequence in self._scheduler.expired(time.monotonic()):
+        now_s = time.monotonic()
+        self._let_in(lambda held: held.deadline_s is not None and held.deadline_s <= now_s)
+        for sequence in self._scheduler.expired(now_s):
             self._end(sequence, Finish.DEADLINE)
 
     def _copy(self, batch: Batch) -> None:
@@ -203,7 +252,10 @@ class Core:
     def _give(self, outcome: Outcome) -> None:
         sequence, chunk = outcome.chunk.sequence, outcome.chunk
         if outcome.failed:
-            self._end(sequence, Finish.ERROR, error="The model's output for this request is not a number.")
+            words = "The model's output for this request is not a number."
+            if sequence.constraint is not None:
+                words = "The grammar of this request leaves nothing to say, or the model's output is not a number."
+            self._end(sequence, Finish.ERROR, error=words)
             return
         self._scheduler.computed(chunk, len(outcome.tokens))
         self._drafted += len(chunk.draft)

@@ -124,11 +124,11 @@ def _outcomes(batch: Batch, logits: torch.Tensor) -> list[Outcome]:
             submit = chunk.sequence.submit
             drafted = len(chunk.draft)
             picking += range(first - drafted - 1, first)
+            sequence, prompt_tokens = chunk.sequence, len(submit.prompt_ids)
+            masks = [None] * (drafted + 1) if sequence.constraint is None else sequence.constraint.masks(chunk.draft)
             rows += [
-                Row(
-                    submit.sampling, chunk.sequence.tokens, len(submit.prompt_ids), chunk.draft[:count], submit.logprobs
-                )
-                for count in range(drafted + 1)
+                Row(submit.sampling, sequence.tokens, prompt_tokens, chunk.draft[:count], submit.logprobs, mask)
+                for count, mask in enumerate(masks)
             ]
     picked = iter(sample(logits if len(picking) == len(logits) else logits[picking], rows) if rows else ())
     outcomes: list[Outcome] = []

@@ -26,7 +26,8 @@ _LARGEST: Final = torch.finfo(torch.float32).max
 @dataclass(frozen=True, slots=True)
 class Row:
     """What decides the pick from one row of logits: the sequence's tokens so far (`tokens`, then `draft`), of which the
-    first `prompt_tokens` are its prompt, and how it wants to be sampled. `logprobs` as in `Submit`.
+    first `prompt_tokens` are its prompt, and how it wants to be sampled. `logprobs` as in `Submit`. `mask`: the tokens
+    that its grammar lets through, a bit each, int32 `[words]` on the CPU; None without a grammar.
     """
 
     sampling: Sampling
@@ -34,6 +35,7 @@ class Row:
     prompt_tokens: int
     draft: tuple[int, ...] = ()
     logprobs: int | None = None
+    mask: torch.Tensor | None = None
 
     @property
     def position(self) -> int:
@@ -153,7 +155,7 @@ def _argmax(logits: torch.Tensor) -> list[int]:
 
 def _is_changed(row: Row) -> bool:
     sampling = row.sampling
-    return bool(
+    return row.mask is not None or bool(
         sampling.logit_bias
         or sampling.repetition_penalty != 1
         or sampling.presence_penalty
@@ -206,6 +208,15 @@ def _forbid(logits: torch.Tensor, rows: Rows[Row]) -> None:
     forbidden = [at * vocabulary + token for at, row in enumerate(rows) for token in _forbidden(row)]
     if forbidden:
         flat[torch.tensor(forbidden, device=flat.device)] = -inf
+    for at, row in enumerate(rows):
+        if row.mask is not None:
+            logits[at].masked_fill_(_unpacked(row.mask, vocabulary).to(flat.device), -inf)
+
+
+def _unpacked(mask: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """Where the bits of a mask are not set, bool `[vocabulary]`. NumPy has an instruction for it."""
+    packed = np.invert(mask.numpy()).view(np.uint8)
+    return torch.from_numpy(np.unpackbits(packed, bitorder="little", count=vocabulary).view(np.bool_))
 
 
 def _forbidden(row: Row) -> list[int]:

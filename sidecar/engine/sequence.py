@@ -2,6 +2,7 @@
 
 import enum
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from sidecar.engine.speculation import Drafter
 from sidecar.wire.frames import Finish, Submit
@@ -15,13 +16,23 @@ class Phase(enum.Enum):
     ENDED = enum.auto()
 
 
+class Constraint(Protocol):
+    """What a sequence may say; see `grammars.Constraint`."""
+
+    def masks(self, draft: tuple[int, ...]) -> Any:
+        """The tokens that may come next, and next behind each of `draft`."""
+
+    def take(self, token: int) -> bool:
+        """Follow a token that was picked; whether it was the last one."""
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """Mutable: `tokens` (prompt and what was generated), `computed` (how many of them are in the KV cache), `held`
     (how many the pool counts for it), `slot` (its place in the cache, -1 without one), `cached` (how much of the prompt
     came from the prefix cache), `charged` (up to which prompt token its tenant has paid), `yielded` (whether it made
     way for another tenant), `scored` (up to which prompt token log-probabilities were told), `phase`, `finish`,
-    `error`, and `drafter`.
+    `error`, `constraint` (None where anything may be said), and `drafter`.
 
     `deadline_s` is monotonic; `record` is its place in the usage slots.
     """
@@ -38,6 +49,7 @@ class Sequence:
     charged: int = 0
     yielded: bool = False
     scored: int = 1
+    constraint: Constraint | None = None
     drafter: Drafter = field(default_factory=Drafter)
     phase: Phase = Phase.WAITING
     finish: Finish | None = None
@@ -63,7 +75,8 @@ class Sequence:
     def append(self, token: int) -> None:
         """Take the token that was picked for it, and end if that is the last one."""
         self.tokens.append(token)
-        if token in self.submit.stop_token_ids:
+        complete = self.constraint is not None and self.constraint.take(token)
+        if complete or token in self.submit.stop_token_ids:
             self.end(Finish.STOP)
         elif self.generated >= self.submit.max_new_tokens:
             self.end(Finish.LENGTH)

@@ -1,12 +1,12 @@
 """From a body of /v1/chat/completions to a `ChatRequest`: each field of OpenAI's read, passed over or refused by name.
 
 What several endpoints share is in `options`; here is what only chats have. Nothing is ignored that would change the
-answer: tools and formats are refused until the engine has them.
+answer: tools are refused until the engine has them.
 """
 
 from typing import Final
 
-from sidecar.protocol.fields import Fields, as_text, check_length, not_one_of, unsupported
+from sidecar.protocol.fields import Fields, as_text, check_length, not_one_of
 from sidecar.protocol.messages import read_messages
 from sidecar.protocol.metadata import read_metadata
 from sidecar.protocol.options import MOST_TOKENS, Neutral, read_options, refuse_unsupported
@@ -29,7 +29,6 @@ REFUSED: Final[dict[str, Neutral]] = {
     "tools": (),
     "web_search_options": (),
 }
-_FORMATS: Final = ("text", "json_object", "json_schema")
 _VERBOSITIES: Final = ("low", "medium", "high")
 _MODALITIES: Final = ("text", "audio")
 
@@ -42,7 +41,6 @@ def read_chat(fields: Fields, api: Api) -> ChatRequest:
     _pass_over(fields)
     _check_tools(fields)
     logprobs = _logprobs(fields)
-    _check_format(fields)
     _check_modalities(fields)
     refuse_unsupported(fields, REFUSED)
     return ChatRequest(read_options(fields, api, max_tokens, logprobs), messages, rendering)
@@ -90,17 +88,6 @@ def _logprobs(fields: Fields) -> int | None:
             code="invalid_value",
         )
     return None
-
-
-def _check_format(fields: Fields) -> None:
-    response_format = fields.object("response_format")
-    if response_format is None:
-        return
-    kind = response_format.required_text("type")
-    if kind not in _FORMATS:
-        raise not_one_of(kind, _FORMATS, response_format.path("type"))
-    if kind != "text":
-        raise unsupported("response_format")
 
 
 def _check_modalities(fields: Fields) -> None:

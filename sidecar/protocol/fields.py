@@ -32,8 +32,9 @@ class Fields:
         self._path = path
         self._read: set[str] = set()
 
-    def path(self, name: str) -> str:
-        return f"{self._path}.{name}" if self._path else name
+    def path(self, name: str = "") -> str:
+        """Of a field, or of the object itself."""
+        return f"{self._path}.{name}" if self._path and name else self._path or name
 
     def value(self, name: str) -> object:
         """The value as it is; None if the field is absent or null."""

@@ -4,6 +4,7 @@ A field in a table is implemented, accepted without effect, or refused with its 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from sidecar.protocol.fields import (
@@ -18,6 +19,7 @@ from sidecar.protocol.fields import (
     wrong_type,
 )
 from sidecar.protocol.requests import Options
+from sidecar.protocol.structured import read_grammar
 from sidecar.settings import Api
 from sidecar.wire.errors import bad_request
 
@@ -31,14 +33,9 @@ COMPLETION_DEFAULT_TOKENS: Final = 16  # OpenAI's, for /v1/completions
 Neutral = tuple[object, ...]
 REFUSED: Final[dict[str, Neutral]] = {
     "chat_template": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "length_penalty": (1,),
     "priority": (0,),
     "prompt_logprobs": (),
-    "structured_outputs": (),
     "use_beam_search": (False,),
 }
 # What each of them must be, where it is neutral or not: a wrong type is told as one.
@@ -87,7 +84,8 @@ def read_options(fields: Fields, api: Api, max_tokens: tuple[int | None, str], l
     stop = _stop(fields)
     stop_shown = fields.flag("include_stop_str_in_output") or False
     refuse_unsupported(fields, REFUSED)
-    return Options(
+    grammar, ignored_of_it = read_grammar(fields, partial(unknown_fields, api=api))
+    options = Options(
         model=model,
         choices=1 if choices is None else choices,
         max_tokens=max_tokens[0],
@@ -106,6 +104,7 @@ def read_options(fields: Fields, api: Api, max_tokens: tuple[int | None, str], l
         stop_token_ids=_stop_token_ids(fields),
         allowed_token_ids=_allowed_token_ids(fields),
         bad_words=_bad_words(fields),
+        grammar=grammar,
         logprobs=logprobs,
         tokens_by_id=fields.flag("return_tokens_as_token_ids") or False,
         tokens_told=fields.flag("return_token_ids") or False,
@@ -117,8 +116,24 @@ def read_options(fields: Fields, api: Api, max_tokens: tuple[int | None, str], l
         include_usage=include_usage,
         continuous_usage=continuous_usage,
         echo_service_tier=service_tier is not None,
-        ignored=tuple(ignored + unknown_fields(fields, api)),
+        ignored=tuple(ignored + ignored_of_it + unknown_fields(fields, api)),
     )
+    check_grammar(options)
+    return options
+
+
+def check_grammar(options: Options) -> None:
+    """Raises ApiError 400 for what may leave a grammar nothing to go on with."""
+    if options.grammar is None:
+        return
+    beside = {
+        "min_tokens": options.min_tokens,
+        "allowed_token_ids": options.allowed_token_ids,
+        "bad_words": options.bad_words,
+    }
+    for name, asked in beside.items():
+        if asked:
+            raise invalid_value(name, f"it cannot be combined with '{options.grammar.param}'.")
 
 
 def read_model(fields: Fields) -> str:

@@ -154,6 +154,7 @@ def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limi
             logprobs=logprobs,
             prompt_logprobs=options.logprobs if echoes else None,
             cache_scope=ticket.cache_scope,
+            grammar="" if options.grammar is None else options.grammar.key,
         )
         for index, ids in enumerate(ids for ids in prompts for _ in range(best_of))
     ]

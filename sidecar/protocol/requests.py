@@ -5,6 +5,7 @@ import secrets
 import msgspec
 
 from sidecar.tokenizer.messages import PLAIN, Message, Rendering
+from sidecar.wire.grammars import Grammar
 from sidecar.wire.internal import Endpoint
 
 _MASK = (1 << 64) - 1
@@ -13,13 +14,14 @@ _MASK = (1 << 64) - 1
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What chats and completions have in common. `max_tokens` of None: nothing was asked for; per choice.
 
-    `max_tokens_param` is the field that said it. Of a prompt the last `truncate_prompt_tokens` are kept, if that is not
-    None; -1: as many as leave room for the answer. Nothing but a limit ends an answer before `min_tokens` of it.
-    `stop_token_ids` end one beside the model's own; `stop_shown`: what ends it is part of its text; `specials_shown`:
-    so are special tokens. No token but `allowed_token_ids` is picked, if there are any, and none that completes
-    one of `bad_words`. `logprobs` of None: no log-probabilities; else of so many tokens beside each one picked,
-    called by their ids if `tokens_by_id`. `tokens_told`: the ids of prompt and answer are given. `ignored` are fields
-    that nobody knows and the settings let pass.
+    `max_tokens_param` is the field that said it. Of a prompt the last `truncate_prompt_tokens` are kept, if that is
+    not None; -1: as many as leave room for the answer. Nothing but a limit ends an answer before `min_tokens` of
+    it. `stop_token_ids` end one beside the model's own; `stop_shown`: what ends it is part of its text;
+    `specials_shown`: so are special tokens. No token but `allowed_token_ids` is picked, if there are any, and none
+    that completes one of `bad_words`. The answer follows `grammar`, if there is one. `logprobs` of None: no log-
+    probabilities; else of so many tokens beside each one picked, called by their ids if `tokens_by_id`.
+    `tokens_told`: the ids of prompt and answer are given. `ignored` are fields that nobody knows and the settings
+    let pass.
     """
 
     model: str
@@ -40,6 +42,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     allowed_token_ids: tuple[int, ...] = ()
     bad_words: tuple[str, ...] = ()
+    grammar: Grammar | None = None
     logprobs: int | None = None
     tokens_by_id: bool = False
     tokens_told: bool = False

@@ -4,6 +4,7 @@ Stateless and text only: what would need a store, tools or a format is refused b
 endpoints is in `options`.
 """
 
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -20,12 +21,21 @@ from sidecar.protocol.fields import (
 )
 from sidecar.protocol.messages import text_of, unsupported_content
 from sidecar.protocol.metadata import read_metadata
-from sidecar.protocol.options import MOST_TOKENS, Neutral, read_options, refuse_unsupported, unknown_fields
+from sidecar.protocol.options import (
+    MOST_TOKENS,
+    Neutral,
+    check_grammar,
+    read_options,
+    refuse_unsupported,
+    unknown_fields,
+)
 from sidecar.protocol.rendering import read_rendering
 from sidecar.protocol.requests import Asked, ResponsesRequest
+from sidecar.protocol.structured import read_format
 from sidecar.settings import Api
 from sidecar.tokenizer.messages import Message
 from sidecar.wire.errors import bad_request
+from sidecar.wire.grammars import Grammar
 
 MAX_TOP_LOGPROBS: Final = 20
 ROLES: Final = ("user", "assistant", "system", "developer")
@@ -61,7 +71,6 @@ REFUSED: Final[dict[str, Neutral]] = {
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
 }
-_FORMATS: Final = ("text", "json_object", "json_schema")
 _VERBOSITIES: Final = ("low", "medium", "high")
 _SUMMARIES: Final = ("auto", "concise", "detailed")
 # Kinds of content that OpenAI knows and a text model cannot take.
@@ -78,7 +87,7 @@ def read_response(fields: Fields, api: Api) -> ResponsesRequest:
     reasoning = fields.object("reasoning") or Fields({}, "reasoning")
     rendering = read_rendering(fields, api, messages, reasoning)
     summary = reasoning.choice("summary", _SUMMARIES)
-    verbosity, unknown_text = _text(fields, api)
+    verbosity, grammar, unknown_text = _text(fields, api)
     top_logprobs = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS) or 0
     logprobs = _logprobs(fields, top_logprobs)
     max_tokens = fields.integer("max_output_tokens", 1, MOST_TOKENS)
@@ -106,7 +115,8 @@ def read_response(fields: Fields, api: Api) -> ResponsesRequest:
         user=fields.text("user"),
         verbosity=verbosity or "medium",
     )
-    options = msgspec.structs.replace(options, ignored=(*options.ignored, *nested))
+    options = msgspec.structs.replace(options, grammar=grammar or options.grammar, ignored=(*options.ignored, *nested))
+    check_grammar(options)
     return ResponsesRequest(options, messages, rendering, asked=asked)
 
 
@@ -156,21 +166,16 @@ def _part(fields: Fields, role: str) -> str:
     return fields.required_text("text")
 
 
-def _text(fields: Fields, api: Api) -> tuple[str | None, list[str]]:
-    """The verbosity, which has no effect and is told back, and what of `text` is unknown."""
+def _text(fields: Fields, api: Api) -> tuple[str | None, Grammar | None, list[str]]:
+    """The verbosity, which has no effect and is told back, what form the text is to have, and what of it is unknown."""
     text = fields.object("text")
     if text is None:
-        return None, []
+        return None, None, []
     verbosity = text.choice("verbosity", _VERBOSITIES)
     form = text.object("format")
-    if form is None:
-        return verbosity, unknown_fields(text, api)
-    kind = form.required_text("type")
-    if kind not in _FORMATS:
-        raise not_one_of(kind, _FORMATS, form.path("type"))
-    if kind != "text":
-        raise unsupported(text.path("format"))
-    return verbosity, unknown_fields(text, api) + unknown_fields(form, api)
+    unknown: list[str] = []
+    grammar = None if form is None else read_format(form, "", partial(unknown_fields, api=api), unknown)
+    return verbosity, grammar, unknown + unknown_fields(text, api)
 
 
 def _logprobs(fields: Fields, top_logprobs: int) -> int | None:

@@ -9,8 +9,10 @@ from typing import Final
 
 from sidecar.engine.client import EngineProcess, EngineUnreachableError
 from sidecar.engine.config import EngineConfig
+from sidecar.grammars.compiler import CompiledGrammar
 from sidecar.jsonlog import JsonLog
 from sidecar.settings import Timeouts
+from sidecar.supervisor.grammars import ToldGrammars
 from sidecar.supervisor.life import EngineLife, Sleep, Spawn
 from sidecar.supervisor.sequences import Desk, Sequences
 from sidecar.supervisor.throughput import Throughput
@@ -27,7 +29,7 @@ class Supervisor:
     """One engine and the requests it has. `run` it in a task of its own.
 
     Mutable: `last_step` (None before the first of this process), `on_step` (callbacks), `_draining`, `_idle`, and the
-    parts `_life`, `_desk`, `_pace`.
+    parts `_life`, `_desk`, `_pace`, `_told`.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Supervisor:
         self._life = EngineLife(config, timeouts, self, log, spawn=spawn, clock=clock, sleep=sleep)
         self._desk = Desk()
         self._pace = Throughput()
+        self._told = ToldGrammars()
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -100,8 +103,8 @@ class Supervisor:
         """Sequences that the engine has and does not run."""
         return self._desk.open_count - self.running
 
-    def open(self, request_id: str, submits: list[Submit]) -> Sequences:
-        """Give a request to the engine.
+    def open(self, request_id: str, submits: list[Submit], grammar: CompiledGrammar | None = None) -> Sequences:
+        """Give a request to the engine; `grammar` is the one that its submits name.
 
         Raises ApiError: 503 if it cannot be taken now, 409 for an id that runs, 400 for one that is too much for ever.
         """
@@ -117,6 +120,8 @@ class Supervisor:
         if full or self._desk.open_count >= self._capacity or link.congested:
             raise self._overloaded(len(submits))
         try:
+            for command in [] if grammar is None else self._told.tell(grammar):
+                link.send(command)
             for submit in submits:
                 link.send(submit)
         except EngineUnreachableError as exc:
@@ -186,6 +191,7 @@ class Supervisor:
     def lost(self) -> int:
         """For `life`: the engine is gone."""
         self.last_step = None
+        self._told = ToldGrammars()
         lost = self._desk.lose_all()
         self._idle.set()
         return lost

@@ -1,8 +1,8 @@
 """The messages between the sidecar's front and its engine process, and their framing on a socketpair.
 
-Front → engine: `Submit`, `Cancel`, `Shutdown`. Engine → front: `Ready` once, then one `Step` per engine step, which
-carries every delta of that step; `Failed` when the process cannot go on. A frame is a 4-byte big-endian length and a
-msgpack body.
+Front → engine: `Submit`, `Cancel`, `Define`, `Forget`, `Shutdown`. Engine → front: `Ready` once, then one `Step` per
+engine step, which carries every delta of that step; `Failed` when the process cannot go on. A frame is a 4-byte
+big-endian length and a msgpack body.
 """
 
 import enum
@@ -10,6 +10,8 @@ import struct
 from typing import Final, Generic, TypeVar
 
 import msgspec
+
+from sidecar.wire.grammars import CompilerCommand, CompilerReport
 
 MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 _LENGTH: Final = struct.Struct(">I")
@@ -57,7 +59,8 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
 
     A prompt is charged once: only the first choice of it has `counts_prompt`. `logprobs` asks for the log-probability
     of each token that is picked and of so many likeliest ones beside it (None: for nothing), `prompt_logprobs` for the
-    same of the prompt's own tokens. What ran under one `cache_scope` may reuse the cached prefixes of the same scope.
+    same of the prompt's own tokens. The answer follows the grammar of that key, if there is one. What ran under one
+    `cache_scope` may reuse the cached prefixes of the same scope.
     An embedding model gets `max_new_tokens` 0.
     """
 
@@ -75,6 +78,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     cache_scope: str = ""
+    grammar: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -87,6 +91,20 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     request_id: str
     index: int
     generated: int | None = None
+
+
+class Define(msgspec.Struct, frozen=True, tag="define"):
+    """A grammar that later submits name by its key. `vocabulary` goes with the first of an engine; see `grammars`."""
+
+    key: str
+    compiled: bytes
+    vocabulary: bytes = b""
+
+
+class Forget(msgspec.Struct, frozen=True, tag="forget"):
+    """No later submit names this grammar. Sequences that follow it go on."""
+
+    key: str
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
@@ -177,7 +195,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
-Command = Submit | Cancel | Shutdown
+Command = Submit | Cancel | Define | Forget | Shutdown
 Report = Ready | Step | Failed
 
 
@@ -214,7 +232,7 @@ class FrameReader(Generic[T]):
         return messages
 
 
-def encode_frame(message: Command | Report) -> bytes:
+def encode_frame(message: Command | Report | CompilerCommand | CompilerReport) -> bytes:
     """One message as it goes on the wire, length first."""
     body = msgspec.msgpack.encode(message)
     return _LENGTH.pack(len(body)) + body

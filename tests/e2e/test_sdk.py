@@ -109,8 +109,8 @@ def test_errors_are_the_sdk_s_own(house: Any, key: str) -> None:
         client.chat.completions.create(**{**GREEDY, "temperature": "hot"})
     assert (wrong_type.value.code, wrong_type.value.param) == ("invalid_type", "temperature")
     with pytest.raises(openai.BadRequestError) as unsupported:
-        client.chat.completions.create(**GREEDY, extra_body={"guided_regex": "a+"})
-    assert (unsupported.value.code, unsupported.value.param) == ("unsupported_parameter", "guided_regex")
+        client.chat.completions.create(**GREEDY, extra_body={"prompt_logprobs": 1})
+    assert (unsupported.value.code, unsupported.value.param) == ("unsupported_parameter", "prompt_logprobs")
     with pytest.raises(openai.BadRequestError) as unknown:
         client.chat.completions.create(**GREEDY, extra_body={"temprature": 1})
     assert (unknown.value.code, unknown.value.param) == ("unknown_parameter", "temprature")

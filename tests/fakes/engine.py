@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from sidecar.api.front import Language
+from sidecar.grammars.compiler import CompiledGrammar
 from sidecar.supervisor import EngineLostError
 from sidecar.tokenizer.messages import PLAIN, Message, Rendering
 from sidecar.tokenizer.text import Detokenizer
@@ -167,9 +168,11 @@ class FakeEngine:
         self.refusal: ApiError | None = None
         self.opened: asyncio.Queue[FakeSequences] = asyncio.Queue()
         self.cancelled: list[str] = []
+        self.grammars: list[CompiledGrammar | None] = []
         self.cached_tokens = 0
 
-    def open(self, request_id: str, submits: list[Submit]) -> FakeSequences:
+    def open(self, request_id: str, submits: list[Submit], grammar: CompiledGrammar | None = None) -> FakeSequences:
+        self.grammars.append(grammar)
         if self.refusal is not None:
             raise self.refusal
         sequences = FakeSequences(request_id, submits, self.cached_tokens)

@@ -8,6 +8,7 @@ import pytest
 
 from sidecar.engine.batch import Batch, Chunk, DeviceLostError, Load, Save
 from sidecar.engine.core import MOST_FAILED_STEPS, Core, EngineBrokenError
+from sidecar.engine.grammars import Grammars
 from sidecar.engine.prefix_cache import PrefixCache
 from sidecar.engine.scheduler import Scheduler
 from sidecar.engine.slot_pool import SlotPool
@@ -108,7 +109,9 @@ def run(slots: SlotWriter, script: list[list[Command]], runner: FakeRunner | Non
     channel = FakeChannel(script)
     failures: list[Exception] = []
     scheduler = Scheduler(SlotPool(4, 1000), 256, prefixes=PrefixCache(8))
-    core = Core(runner or FakeRunner(), scheduler, slots, channel, lambda exc, _: failures.append(exc))
+    core = Core(
+        runner or FakeRunner(), scheduler, slots, channel, lambda exc, _: failures.append(exc), grammars=Grammars(64)
+    )
     core.run()
     assert not scheduler.has_work
     assert scheduler.pool.used_tokens == 0
@@ -206,7 +209,14 @@ def test_a_row_without_a_number_costs_only_itself(slots: SlotWriter) -> None:
 
 def test_a_model_that_fails_step_after_step_ends_the_engine(slots: SlotWriter) -> None:
     channel = FakeChannel([[submit(str(n))] for n in range(MOST_FAILED_STEPS)])
-    core = Core(FakeRunner(broken=True), Scheduler(SlotPool(4, 100), 16), slots, channel, lambda _exc, _count: None)
+    core = Core(
+        FakeRunner(broken=True),
+        Scheduler(SlotPool(4, 100), 16),
+        slots,
+        channel,
+        lambda _exc, _count: None,
+        grammars=Grammars(64),
+    )
     with pytest.raises(EngineBrokenError):
         core.run()
     # The last one too is told why: who only loses its engine tries the same again.
@@ -217,7 +227,14 @@ def test_a_lost_gpu_ends_the_engine_at_once_and_no_sequence_is_blamed(slots: Slo
     channel = FakeChannel([[submit("a"), submit("b")], []])
     told: list[int] = []
     scheduler = Scheduler(SlotPool(4, 100), 16)
-    core = Core(FakeRunner(device_lost=True), scheduler, slots, channel, lambda _, sequences: told.append(sequences))
+    core = Core(
+        FakeRunner(device_lost=True),
+        scheduler,
+        slots,
+        channel,
+        lambda _, sequences: told.append(sequences),
+        grammars=Grammars(64),
+    )
     with pytest.raises(EngineBrokenError, match="the GPU has failed"):
         core.run()
     assert told == [2]
@@ -264,7 +281,9 @@ def test_a_copy_that_fails_ends_the_engine_and_no_sequence_runs_on_what_is_not_t
     told: list[int] = []
     scheduler = Scheduler(SlotPool(4, 1000), 256, prefixes=PrefixCache(8))
     with pytest.raises(EngineBrokenError):
-        Core(runner, scheduler, slots, channel, lambda _, sequences: told.append(sequences)).run()
+        Core(
+            runner, scheduler, slots, channel, lambda _, sequences: told.append(sequences), grammars=Grammars(64)
+        ).run()
     assert (told, channel.deltas("b")) == ([1], [])
 
 

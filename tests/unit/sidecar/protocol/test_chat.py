@@ -124,7 +124,7 @@ def test_fields_that_ask_for_nothing_pass(fields: dict[str, Any]) -> None:
         ({"parallel_tool_calls": "no"}, "parallel_tool_calls", "invalid_type"),
         ({"functions": [{}]}, "functions", "unsupported_parameter"),
         ({"function_call": {"name": "f"}}, "function_call", "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing_required_parameter"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
         ({"response_format": {}}, "response_format.type", "missing_required_parameter"),
         ({"modalities": ["text", "audio"]}, "modalities[1]", "unsupported_value"),

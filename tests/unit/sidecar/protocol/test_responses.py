@@ -154,9 +154,22 @@ def test_fields_that_ask_for_nothing_pass(fields: dict[str, Any]) -> None:
     assert read(fields).options.ignored == ()
 
 
-@pytest.mark.parametrize("kind", ["json_object", "json_schema"])
-def test_formats_other_than_text_are_refused(kind: str) -> None:
-    assert refused({"text": {"format": {"type": kind}}}) == ("text.format", "unsupported_parameter")
+def test_a_format_has_the_fields_of_its_schema_in_itself() -> None:
+    form = {"type": "json_schema", "name": "n", "schema": {"type": "integer"}, "strict": True}
+    grammar = read({"text": {"format": form}}).options.grammar
+    assert grammar is not None
+    assert (grammar.kind, json.loads(grammar.source)["type"], grammar.param) == (
+        "json_schema",
+        "integer",
+        "text.format",
+    )
+    assert refused({"text": {"format": {**form, "schema": None}}}) == (
+        "text.format.schema",
+        "missing_required_parameter",
+    )
+    assert refused({"text": {"format": {**form, "name": "a b"}}}) == ("text.format.name", "invalid_value")
+    assert refused({"text": {"format": {**form, "schema": {"not": {}}}}}) == ("text.format", "invalid_json_schema")
+    assert refused({"text": {"format": {"type": "json_object"}}, "min_tokens": 2}) == ("min_tokens", "invalid_value")
 
 
 @pytest.mark.parametrize(
