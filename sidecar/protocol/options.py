@@ -264,7 +264,8 @@ def _stop(fields: Fields) -> tuple[str, ...]:
     if isinstance(value, str):
         stops = [value]
     elif isinstance(value, list):
-        check_length(value, "stop", MAX_STOPS)
+        if value:
+            check_length(value, "stop", MAX_STOPS)
         stops = [as_text(stop, f"stop[{at}]") for at, stop in enumerate(value)]
     else:
         raise wrong_type("stop", "a string or an array of strings", value)

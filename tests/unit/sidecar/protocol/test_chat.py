@@ -81,7 +81,7 @@ def test_either_name_sets_the_output_limit(fields: dict[str, Any], expected: tup
             "skip_special_tokens": True,
             "return_token_ids": False,
         },
-        {"stop_token_ids": [], "logit_bias": None, "include_stop_str_in_output": False},
+        {"stop": [], "stop_token_ids": [], "logit_bias": None, "include_stop_str_in_output": False},
     ],
 )
 def test_fields_that_ask_for_nothing_pass(fields: dict[str, Any]) -> None:
