@@ -25,7 +25,7 @@ from sidecar.wire.errors import bad_request
 
 INT64: Final = (1 << 63) - 1
 MOST_TOKENS: Final = (1 << 31) - 1
-MAX_STOPS: Final = 4
+MAX_STOPS: Final = 16  # OpenAI takes 4; lm-eval's HumanEval sends 6
 MAX_STOP_CHARS: Final = 256
 COMPLETION_DEFAULT_TOKENS: Final = 16  # OpenAI's, for /v1/completions
 

@@ -89,6 +89,14 @@ def test_fields_that_ask_for_nothing_pass(fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"),
+    [([], ()), ("END", ("END",)), (["", "END"], ("END",)), (list("abcdefghijklmnop"), tuple("abcdefghijklmnop"))],
+)
+def test_stop_strings_are_one_or_up_to_sixteen(given: object, expected: tuple[str, ...]) -> None:
+    assert read({"stop": given}).options.stop == expected
+
+
+@pytest.mark.parametrize(
     ("fields", "param", "code"),
     [
         ({"messages": None}, "messages", "missing_required_parameter"),
@@ -111,7 +119,7 @@ def test_fields_that_ask_for_nothing_pass(fields: dict[str, Any]) -> None:
         ({"n": 9}, "n", "integer_above_max_value"),
         ({"n": "2"}, "n", "invalid_type"),
         ({"seed": 2**63}, "seed", "integer_above_max_value"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "array_above_max_length"),
+        ({"stop": ["a"] * 17}, "stop", "array_above_max_length"),
         ({"stop": [5]}, "stop[0]", "invalid_type"),
         ({"stream": "yes"}, "stream", "invalid_type"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
