@@ -134,6 +134,8 @@ def prepare(engine: Engine, settings: DatabaseSettings) -> None:
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute(f"PRAGMA synchronous = {settings.synchronous}")
         cursor.execute("PRAGMA foreign_keys = ON")
+        # Content that is deleted is not to be read in a free page.
+        cursor.execute("PRAGMA secure_delete = ON")
         cursor.close()
 
     def begin(connection: Connection) -> None:

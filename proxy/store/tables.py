@@ -22,6 +22,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     TypeDecorator,
     text,
 )
@@ -152,4 +153,23 @@ boot: Final = Table(
     Column("pid", Integer, nullable=False),
     Column("started", Utc, nullable=False),
     Column("ended", Utc),
+)
+
+# Answers of /v1/responses that may be asked for again and gone on from, each with the items of its own request: the
+# only table that holds content. `input` is a JSON array, `response` the whole object. No foreign key to the previous
+# one: it may be deleted first. The index by account has all that it takes to find what an account holds too much.
+stored_response: Final = Table(
+    "stored_response",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("account_id", String(40), ForeignKey("account.id"), nullable=False),
+    Column("previous_id", String(40)),
+    Column("model", String(200), nullable=False),
+    Column("created", Utc, nullable=False),
+    Column("expires", Utc, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("input", Text, nullable=False),
+    Column("response", Text, nullable=False),
+    Index("ix_stored_response_account", "account_id", "created", "id", "bytes"),
+    Index("ix_stored_response_expires", "expires"),
 )

@@ -17,10 +17,13 @@ from proxy.store.database import Database, file_of, open_database
 from proxy.store.keys import KeyRecord, Keys
 from proxy.store.ledger import Ledger
 from proxy.store.posting import Entry, Settled, Voided
+from proxy.store.responses import Owned, StoredResponse, StoredResponses, Turn
 from proxy.store.writer import Writer
 
 NOW = dt.datetime(2026, 11, 25, 12, 0, tzinfo=dt.UTC)
 PERIOD = "2026-11"
+# Of stored responses, for each account.
+MOST_BYTES = 60
 
 
 class FakeClock:
@@ -80,6 +83,15 @@ class Records:
     def boot(self, boot_id: str) -> Boot:
         return Boot(boot_id, 7, NOW)
 
+    def stored(self, name: str, previous: str | None = None, **changes: Any) -> StoredResponse:
+        """By default it expires a day later, and a name of one letter makes it 5 bytes long."""
+        record = {"account_id": "acc", "model": "small", "created": NOW, "expires": NOW + dt.timedelta(days=1)}
+        turn = Turn(f'["{name}"]', "")
+        return StoredResponse(**{"id": name, "previous_id": previous, **record, "turn": turn, **changes})
+
+    def owned(self, name: str, account_id: str = "acc", now: dt.datetime = NOW) -> Owned:
+        return Owned(name, account_id, now)
+
     def voided(self, request_id: str) -> Voided:
         return Voided(request_id, ended=NOW, duration_ms=1, status=503, reason="upstream_refused", error_code="busy")
 
@@ -94,6 +106,7 @@ class Store:
     accounts: Accounts
     keys: Keys
     boots: Boots
+    responses: StoredResponses
 
 
 @pytest.fixture
@@ -130,4 +143,5 @@ async def store(settings: DatabaseSettings, clock: FakeClock, make: Records) -> 
         await accounts.create(Account("acc", "the account", NOW))
         await keys.create(make.key("key_a"))
         await keys.create(make.key("key_b"))
-        yield Store(database, writer, Ledger(writer, "boot_1"), accounts, keys, Boots(writer))
+        responses = StoredResponses(writer, most_bytes=MOST_BYTES)
+        yield Store(database, writer, Ledger(writer, "boot_1"), accounts, keys, Boots(writer), responses)

@@ -78,7 +78,8 @@ def test_a_killed_process_leaves_no_lock(settings: DatabaseSettings) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pragma", "value"), [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1), ("busy_timeout", 50)]
+    ("pragma", "value"),
+    [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1), ("secure_delete", 1), ("busy_timeout", 50)],
 )
 async def test_the_connection_is_set_up(tmp_path: Path, pragma: str, value: object) -> None:
     async with open_database(at(tmp_path / "house.db")) as database, database.read() as connection:
