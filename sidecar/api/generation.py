@@ -166,7 +166,7 @@ class Generation:
             return MessageShape(head)
         spell = None if plan.options.logprobs is None else language.tokenizer.spell
         if plan.asked is not None:
-            return ResponseShape(head, plan.asked, spell)
+            return ResponseShape(head, plan.asked, spell, plan.ticket.stored, plan.ticket.previous_response_id)
         shape = ChatShape if plan.endpoint is Endpoint.CHAT else TextShape
         return shape(head, spell, plan.told_prompts, plan.options.tokens_by_id)
 

@@ -96,12 +96,12 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     output: tuple[OutputMessage, ...]
     parallel_tool_calls: bool
-    previous_response_id: None = None
+    previous_response_id: str | None
     prompt_cache_key: str | None
     reasoning: Reasoning
     safety_identifier: str | None
     service_tier: str | UnsetType
-    store: Literal[False] = False
+    store: bool
     temperature: float
     text: TextSettings
     tool_choice: str
@@ -186,11 +186,16 @@ class TextDone(ContentEvent, frozen=True, kw_only=True, tag="response.output_tex
 
 @dataclass(frozen=True, slots=True)
 class ResponseShape:
-    """/v1/responses. `spell` is None where no log-probabilities are told."""
+    """/v1/responses. `spell` is None where no log-probabilities are told.
+
+    `stored` and `previous_id`: what a proxy does with the answer, and what it has put before the request.
+    """
 
     head: Head
     asked: Asked
     spell: Spell | None = None
+    stored: bool = False
+    previous_id: str | None = None
 
     @property
     def item_id(self) -> str:
@@ -248,10 +253,12 @@ class ResponseShape:
             model=self.head.model,
             output=output,
             parallel_tool_calls=asked.parallel_tool_calls,
+            previous_response_id=self.previous_id,
             prompt_cache_key=asked.prompt_cache_key,
             reasoning=Reasoning(asked.reasoning_effort, asked.reasoning_summary),
             safety_identifier=asked.safety_identifier,
             service_tier="default" if self.head.echo_service_tier else UNSET,
+            store=self.stored,
             temperature=asked.temperature,
             text=TextSettings(asked.verbosity),
             tool_choice=asked.tool_choice,

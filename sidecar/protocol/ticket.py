@@ -25,6 +25,7 @@ class Ticket:
     """One request's papers. `proxied`: a proxy sent it, and settles by the usage comment.
 
     `max_total_tokens` and `max_output_tokens` are ceilings, over the request and per choice; None where none is set.
+    `stored` and `previous_response_id` are of /v1/responses: what the answer tells back of a store that the proxy has.
     """
 
     request_id: str
@@ -36,6 +37,8 @@ class Ticket:
     max_total_tokens: int | None = None
     max_output_tokens: int | None = None
     cache_scope: str = ""
+    stored: bool = False
+    previous_response_id: str | None = None
 
 
 def new_request_id() -> str:
@@ -63,6 +66,8 @@ def read_ticket(headers: Mapping[str, str], own_id: str) -> Ticket:
         max_total_tokens=_positive(headers, internal.MAX_TOTAL_TOKENS),
         max_output_tokens=_positive(headers, internal.MAX_OUTPUT_TOKENS),
         cache_scope=_name(headers, internal.CACHE_SCOPE),
+        stored=_stored(headers),
+        previous_response_id=_name(headers, internal.PREVIOUS_RESPONSE) or None,
     )
 
 
@@ -96,6 +101,13 @@ def _weight(headers: Mapping[str, str]) -> float:
     if not _DECIMAL.fullmatch(text) or float(text) == 0:
         raise _malformed(internal.WEIGHT)
     return float(text)
+
+
+def _stored(headers: Mapping[str, str]) -> bool:
+    text = headers.get(internal.STORED)
+    if text not in {None, "1"}:
+        raise _malformed(internal.STORED)
+    return text is not None
 
 
 def _malformed(name: str) -> ApiError:

@@ -21,6 +21,10 @@ MAX_TOTAL_TOKENS: Final = "x-tollhouse-max-total-tokens"
 MAX_OUTPUT_TOKENS: Final = "x-tollhouse-max-output-tokens"
 # Of a body to be counted: the endpoint it is for. Without it the body's fields tell.
 ENDPOINT: Final = "x-tollhouse-endpoint"
+# Of a body of /v1/responses: "1" if the answer will be stored, and the response that it goes on from. What leads up to
+# it is in the body already.
+STORED: Final = "x-tollhouse-stored"
+PREVIOUS_RESPONSE: Final = "x-tollhouse-previous-response"
 # In the response head: the exact number of prompt tokens.
 PROMPT_TOKENS: Final = "x-tollhouse-prompt-tokens"
 # In the response head: fields of the body that are not known and were ignored.

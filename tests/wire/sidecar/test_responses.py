@@ -70,6 +70,24 @@ async def test_a_proxy_gets_the_usage_before_anything_is_done(serve: Serve) -> N
     assert documents(reply.frames[at:])[0]["type"] == "response.output_text.done"
 
 
+async def test_what_a_proxy_stores_is_told_back_in_every_event(serve: Serve) -> None:
+    desk = await serve(FakeEngine(answer))
+    store = {"x_tollhouse_stored": "1", "x_tollhouse_previous_response": "resp_0"}
+    whole = await desk.ask("POST", URL, BODY, **PROXY, **store)
+    assert (whole.json["store"], whole.json["previous_response_id"]) == (True, "resp_0")
+    streamed = await desk.ask("POST", URL, STREAM, x_tollhouse_request_id="req_2", **store)
+    told = [event["response"] for event in documents(streamed.frames) if "response" in event]
+    assert len(told) == 3
+    assert {(response["store"], response["previous_response_id"]) for response in told} == {(True, "resp_0")}
+
+
+@pytest.mark.parametrize(("name", "value"), [("store", True), ("previous_response_id", "resp_0")])
+async def test_no_body_makes_a_sidecar_claim_a_store(serve: Serve, name: str, value: Any) -> None:
+    desk = await serve(FakeEngine(answer))
+    reply = await desk.ask("POST", URL, {**BODY, name: value}, **PROXY)
+    assert (reply.status, reply.json["error"]["param"]) == (400, name)
+
+
 async def test_an_engine_lost_in_a_stream_is_a_failed_response_and_no_proper_end(serve: Serve) -> None:
     desk = await serve()
     connection = await desk.connect()

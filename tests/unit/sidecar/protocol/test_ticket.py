@@ -1,5 +1,7 @@
 """What a proxy says in headers is read strictly, and nothing is needed without one."""
 
+from dataclasses import replace
+
 import pytest
 
 from sidecar.protocol.ticket import Ticket, is_request_id, new_request_id, read_ticket
@@ -21,8 +23,11 @@ def test_a_proxy_s_words_are_taken() -> None:
         "x-tollhouse-max-output-tokens": "50",
         "x-tollhouse-cache-scope": "a:" + "x" * 126,
     }
+    store = {"x-tollhouse-stored": "1", "x-tollhouse-previous-response": "resp_1"}
     scope = headers["x-tollhouse-cache-scope"]
-    assert read_ticket(headers, "req_own") == Ticket("req_1", True, "acct_1", 2.5, -3, 900, 100, 50, scope)
+    ticket = Ticket("req_1", True, "acct_1", 2.5, -3, 900, 100, 50, scope)
+    assert read_ticket(headers, "req_own") == ticket
+    assert read_ticket(headers | store, "req_own") == replace(ticket, stored=True, previous_response_id="resp_1")
 
 
 @pytest.mark.parametrize(
@@ -34,6 +39,9 @@ def test_a_proxy_s_words_are_taken() -> None:
         ("x-tollhouse-tenant", "a b"),
         ("x-tollhouse-cache-scope", "a b"),
         ("x-tollhouse-cache-scope", "x" * 129),
+        ("x-tollhouse-stored", ""),
+        ("x-tollhouse-stored", "true"),
+        ("x-tollhouse-previous-response", "a b"),
         ("x-tollhouse-weight", "0"),
         ("x-tollhouse-weight", "nan"),
         ("x-tollhouse-priority", "1.5"),
