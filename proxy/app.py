@@ -13,7 +13,7 @@ import resource
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +40,7 @@ from proxy.policy.load import load_policy
 from proxy.policy.schema import Policy
 from proxy.record import CommitWatch, Record
 from proxy.recovery import recover
+from proxy.responses import Responses, purge
 from proxy.routes import Front
 from proxy.secrets import ensure_root_secret
 from proxy.settings import Proxy
@@ -49,6 +50,7 @@ from proxy.store.boots import Boot, Boots
 from proxy.store.database import open_database
 from proxy.store.keys import Keys
 from proxy.store.ledger import Ledger
+from proxy.store.responses import StoredResponses
 from proxy.store.writer import Observer, Unobserved, Writer
 from proxy.upstream import Sidecar, Upstreams
 from sidecar.jsonlog import JsonLog
@@ -83,6 +85,7 @@ class Stores:
     ledger: Ledger
     boots: Boots
     smith: Keysmith
+    responses: StoredResponses
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,8 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
         for listening, with_api in ((admin, False), (admin_unix, True)):
             edge = _admin_edge(house, settings, place, clock, log, with_api=with_api)
             await stack.enter_async_context(_listening(edge, listening))
-        await stack.enter_async_context(_watching(metrics))
+        await stack.enter_async_context(_beside(watch_loop(metrics.loop_lag), "event loop lag"))
+        await stack.enter_async_context(_beside(purge(stores.responses, clock), "purge"))
         server = await stack.enter_async_context(_listening(house.edge, public))
         log.info(
             "ready",
@@ -186,13 +190,18 @@ def build(
     meters = Meters(Cells(clock), Cells(clock), Leases(), QuotaBook(stores.ledger))
     admission = Admission(lambda: policy, meters, stores.ledger, clock, storage_s=timeouts.storage_s)
     record = Record(metrics, stores.keys, log, clock)
+    storage_s = timeouts.storage_s
+    responses = Responses(
+        lambda: policy, stores.responses, clock, most_bytes=limits.max_body_bytes, storage_s=storage_s
+    )
     pipeline = Pipeline(
-        identify, admission, upstreams, record, clock=clock, log=log, limits=limits, storage_s=timeouts.storage_s
+        identify, admission, upstreams, responses, record, clock=clock, log=log, limits=limits, storage_s=storage_s
     )
     front = Front(
         pipeline,
         upstreams,
         admission.allows,
+        responses,
         record=record,
         metrics=metrics,
         clock=clock,
@@ -253,6 +262,7 @@ async def _open_stores(settings: Proxy, clock: Clock, observer: Observer) -> Asy
                 Ledger(writer, boot_id),
                 Boots(writer),
                 Keysmith(root),
+                StoredResponses(writer, settings.limits.max_stored_bytes),
             )
 
 
@@ -296,8 +306,8 @@ async def _listening(edge: EdgeServer, bound: socket.socket) -> AsyncIterator[as
 
 
 @contextlib.asynccontextmanager
-async def _watching(metrics: Metrics) -> AsyncIterator[None]:
-    task = asyncio.create_task(watch_loop(metrics.loop_lag), name="event loop lag")
+async def _beside(work: Coroutine[None, None, None], name: str) -> AsyncIterator[None]:
+    task = asyncio.create_task(work, name=name)
     try:
         yield
     finally:

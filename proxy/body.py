@@ -5,12 +5,13 @@ bytes, so nothing that two JSON readers could read differently (duplicate keys, 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import msgspec
 
 from proxy.exchange import Call, Question, TextEndpoint
-from sidecar.wire.errors import bad_request
+from sidecar.wire.errors import ApiError, bad_request
 from sidecar.wire.internal import Endpoint
 
 # OpenAI's API reference, completions: `max_tokens` defaults to 16.
@@ -28,12 +29,20 @@ _TEMPLATE_FIELDS: Final = frozenset(
     }
 )
 
+
+class _Input(msgspec.Struct):
+    input: str | list[msgspec.Raw] = []
+
+
 _decoder: Final = msgspec.json.Decoder(dict[str, object])
+_raw_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_input_decoder: Final = msgspec.json.Decoder(_Input)
 
 
 def read_call(endpoint: Endpoint, body: bytes, *, max_choices: int, max_prompts: int) -> Call:
     """Raises ApiError 400 that names the field at fault."""
     fields = _decode(body)
+    store, previous_id = _stored(fields) if endpoint is Endpoint.RESPONSES else (None, None)
     # All that is produced counts, also what is not given in the end.
     choices = max(_integer(fields, name, highest=max_choices) or 1 for name in ("n", "best_of"))
     max_output, max_output_param = _max_output(endpoint, fields)
@@ -60,6 +69,38 @@ def read_call(endpoint: Endpoint, body: bytes, *, max_choices: int, max_prompts:
         messages=messages,
         body=_encode(fields),
         plain=plain,
+        store=store,
+        previous_id=previous_id,
+    )
+
+
+def continued(call: Call, earlier: Sequence[msgspec.Raw], most_bytes: int) -> Call:
+    """A call of /v1/responses with the items of its conversation before its own. Raises ApiError 413.
+
+    An `input` that holds no items stays as it is, for the sidecar to refuse.
+    """
+    own = _items(call.body)
+    if not own:
+        return call
+    fields = _raw_decoder.decode(call.body)
+    fields["input"] = msgspec.Raw(msgspec.json.encode([*earlier, *own]))
+    body = msgspec.json.encode(fields)
+    if len(body) > most_bytes:
+        raise conversation_too_long()
+    return replace(call, body=body, messages=call.messages + len(earlier), earlier_items=len(earlier))
+
+
+def own_items(call: Call) -> bytes:
+    """The items of a call of /v1/responses without those before them, as a JSON array; a text is a message."""
+    return msgspec.json.encode(_items(call.body)[call.earlier_items :])
+
+
+def conversation_too_long() -> ApiError:
+    return ApiError(
+        413,
+        "The conversation that 'previous_response_id' leads to is too long for one request.",
+        code="request_too_large",
+        param="previous_response_id",
     )
 
 
@@ -86,6 +127,29 @@ def _encode(fields: dict[str, object]) -> bytes:
         return msgspec.json.encode(fields)
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as exc:
         raise bad_request("The request body holds a value that JSON cannot carry safely.") from exc
+
+
+def _stored(fields: dict[str, object]) -> tuple[bool | None, str | None]:
+    """`store` and `previous_response_id`, taken out: the sidecar is told of a store by us alone."""
+    store = _flag(fields, "store") if fields.get("store") is not None else None
+    previous_id = fields.get("previous_response_id")
+    if previous_id is not None and not isinstance(previous_id, str):
+        raise _wrong_type("previous_response_id", "a string")
+    for name in ("store", "previous_response_id"):
+        fields.pop(name, None)
+    return store, previous_id
+
+
+def _items(body: bytes) -> list[msgspec.Raw]:
+    """The items of a body's `input`; none if it is neither a text nor an array."""
+    try:
+        given = _input_decoder.decode(body).input
+    except msgspec.ValidationError:
+        return []
+    if isinstance(given, str):
+        message = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": given}]}
+        return [msgspec.Raw(msgspec.json.encode(message))]
+    return given
 
 
 def _model(fields: dict[str, object]) -> str:

@@ -70,6 +70,9 @@ class Call:
     `max_output_tokens` is what the client asked for, per choice; None if it asked for nothing. `choices` counts all
     sequences: prompts × n. `prompt_bytes` is the length of `body`, `messages` how many messages or prompts it holds.
     `plain`: beside these nothing makes its prompt longer, so that bytes bound its tokens.
+
+    Of /v1/responses only: `store` is what the client asked for, and in the end whether the answer is stored;
+    `previous_id` the response that it goes on from, whose conversation is the first `earlier_items` of the input.
     """
 
     endpoint: Endpoint
@@ -81,6 +84,9 @@ class Call:
     messages: int
     body: bytes = field(repr=False)
     plain: bool = True
+    store: bool | None = None
+    previous_id: str | None = None
+    earlier_items: int = 0
 
     @property
     def prompt_bytes(self) -> int:

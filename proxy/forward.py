@@ -1,10 +1,12 @@
 """From the sidecar to the client: open the upstream request, relay its answer, settle before its end leaves.
 
 The two promises kept here: the first byte leaves only after the reservation is durable, the last ones only after the
-settlement is. Whatever breaks off in between, the relay says how it ended and the settling room finds out what is owed.
+settlement is, and the answer too if it is to be stored. Whatever breaks off in between, the relay says how it ended and
+the settling room finds out what is owed.
 """
 
 import contextlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -56,7 +58,11 @@ class Settling(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One request on its way through this room."""
+    """One request on its way through this room.
+
+    `keep`, if its answer is to be stored, is given the whole of it or the end of its stream, and returns when it is on
+    disk. It raises ApiError.
+    """
 
     call: Call
     ticket: Ticket
@@ -65,6 +71,7 @@ class Run:
     client: Client
     settling: Settling
     timings: "Timings"
+    keep: Callable[[bytes], Awaitable[None]] | None = None
 
 
 @dataclass(slots=True)
@@ -114,7 +121,7 @@ class Forward:
                 body = await answer.whole()
             usage = _usage_of(run.call, body)
             await self._durable(run)
-        outcome = await self._settle(run, usage)
+        outcome = await self._settle(run, usage, body)
         run.timings.first_byte_s = self._clock.monotonic()
         with contextlib.suppress(LeftError):
             await run.client.answer(200, body)
@@ -133,7 +140,7 @@ class Forward:
         if sifter.usage is None or not sifter.complete:
             return await self._lost(run, timed_out=False, told=sifter.failed)
         try:
-            outcome = await self._settle(run, sifter.usage)
+            outcome = await self._settle(run, sifter.usage, sifter.held)
         except ApiError as error:
             if not run.client.answered:
                 raise
@@ -155,10 +162,14 @@ class Forward:
         await run.reserved.durable()
         run.timings.durable_s = self._clock.monotonic()
 
-    async def _settle(self, run: Run, usage: Usage) -> Outcome:
+    async def _settle(self, run: Run, usage: Usage, told: bytes) -> Outcome:
+        """What is owed first: an answer that cannot be stored has run all the same."""
         run.timings.settling_s = self._clock.monotonic()
         try:
-            return await run.settling.complete(usage)
+            outcome = await run.settling.complete(usage)
+            if run.keep is not None:
+                await run.keep(told)
+            return outcome
         finally:
             run.timings.settled_s = self._clock.monotonic()
 

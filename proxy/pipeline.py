@@ -18,6 +18,7 @@ from proxy.forward import CLIENT_CLOSED, Delivery, Forward, Reserved, Run, Timin
 from proxy.metrics import OTHER
 from proxy.policy.schema import CacheScope
 from proxy.record import Ended, Record, Rooms
+from proxy.responses import own_place
 from proxy.settings import Limits
 from proxy.settle import Chargeable, Settlement
 from proxy.upstream import Sidecar, Ticket, UpstreamRefusedError, Upstreams
@@ -79,8 +80,20 @@ class Admits(Protocol):
     ) -> Granted:
         """Raises ApiError; then nothing was consumed."""
 
+    async def check_limits(self, principal: Principal) -> None:
+        """Raises ApiError 403, 429 or 503."""
+
     def admit_question(self, principal: Principal, question: Question, model: ModelState | None) -> Pass:
         """Raises ApiError 403, 404 or 429; then nothing was consumed."""
+
+
+class Stores(Protocol):
+    """See `proxy.responses.Responses`."""
+
+    async def continued(self, principal: Principal, call: Call) -> Call:
+        """Raises ApiError 400, 413 or 503."""
+
+    def keeping(self, principal: Principal, call: Call) -> Callable[[bytes], Awaitable[None]] | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +127,7 @@ class Pipeline:
         identify: Identifies,
         admission: Admits,
         upstreams: Upstreams,
+        responses: Stores,
         record: Record,
         *,
         clock: Clock,
@@ -124,6 +138,7 @@ class Pipeline:
         self._identify = identify
         self._admission = admission
         self._upstreams = upstreams
+        self._responses = responses
         self._forward = Forward(clock)
         self._record = record
         self._clock = clock
@@ -139,9 +154,9 @@ class Pipeline:
         await self._end(client, endpoint.value, rooms, notes, timings)
 
     async def show(
-        self, client: Client, template: str, authorization: str | None, page: Callable[[Principal], bytes]
+        self, client: Client, template: str, authorization: str | None, page: Callable[[Principal], Awaitable[bytes]]
     ) -> None:
-        """Serve a request that only reads what a key may see, to its end."""
+        """Serve a request for what a key may see, to its end."""
         notes, timings = Notes(), Timings()
         await self._end(client, template, self._shown(client, authorization, page, notes), notes, timings)
 
@@ -181,7 +196,7 @@ class Pipeline:
         except LeftError as left:
             outcome = await self._left(client, left.ending, notes)
         except ApiError as error:
-            outcome = await _tell(client, error, _ending_of(error), notes)
+            outcome = await _tell(client, own_place(error, notes.call), _ending_of(error), notes)
         except Exception as exc:  # noqa: BLE001 - the boundary: what nobody expected is told as a 500 and logged
             self._log.exception("request_failed", exc, request_id=client.arrival.request_id)
             outcome = await _tell(client, internal_error(), Ending.INTERNAL, notes)
@@ -204,11 +219,11 @@ class Pipeline:
         return delivery.outcome
 
     async def _shown(
-        self, client: Client, authorization: str | None, page: Callable[[Principal], bytes], notes: Notes
+        self, client: Client, authorization: str | None, page: Callable[[Principal], Awaitable[bytes]], notes: Notes
     ) -> Outcome:
         async with client.present():
             principal = await self._identified(client, authorization, notes)
-            await client.answer(200, page(principal))
+            await client.answer(200, await page(principal))
         return Outcome(200, Ending.COMPLETE, None, "")
 
     async def _answered(
@@ -261,6 +276,10 @@ class Pipeline:
             # The key's rights come before the choice: a stranger to a model is not told whether it is up.
             model = self._admission.check(principal, call, found)
             notes.model = model.id
+            if call.previous_id is not None:
+                # A key at its limits reads no conversations.
+                await self._admission.check_limits(principal)
+            call = notes.call = await self._responses.continued(principal, call)
             sidecar = notes.sidecar = self._upstreams.choose(model.id)
             grant = await self._admission.admit(
                 principal, call, client.arrival, model, sidecar.count, upstream=sidecar.name
@@ -293,9 +312,12 @@ class Pipeline:
             max_total_tokens=grant.estimate.total,
             max_output_tokens=grant.estimate.output_tokens,
             trace=client.arrival.trace,
+            stored=bool(call.store),
+            previous_id=call.previous_id,
         )
         settlement = Settlement(grant, client.arrival, timings, self._clock, self._storage_s)
-        run = Run(call, ticket, sidecar, grant, client, settlement, timings)
+        keep = self._responses.keeping(principal, call)
+        run = Run(call, ticket, sidecar, grant, client, settlement, timings, keep)
         with self._record.streaming() if call.stream else contextlib.nullcontext():
             return await self._forward.run(run)
 

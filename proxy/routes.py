@@ -6,7 +6,8 @@ is told to the exchange, which stops the sidecar and settles what was produced (
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Final
 from urllib.parse import unquote
 
@@ -24,6 +25,7 @@ from proxy.identity import bearer
 from proxy.metrics import OTHER, Metrics
 from proxy.pipeline import Pipeline
 from proxy.record import Ended, Record
+from proxy.responses import Responses
 from proxy.settings import Limits, Timeouts
 from proxy.upstream import Upstreams
 from sidecar.wire import anthropic
@@ -33,6 +35,7 @@ from sidecar.wire.listing import entries, entry
 
 MODELS: Final = "/v1/models"
 MODEL: Final = "/v1/models/{id}"
+RESPONSE: Final = "/v1/responses/{id}"
 TEXT_ENDPOINTS: Final = frozenset(endpoint.value for endpoint in TextEndpoint)
 # The allowed methods of each template; OPTIONS is answered everywhere, and says the same.
 METHODS: Final = {
@@ -45,8 +48,14 @@ METHODS: Final = {
     TextEndpoint.COUNT_TOKENS.value: ("POST",),
     MODELS: ("GET", "HEAD"),
     MODEL: ("GET", "HEAD"),
+    RESPONSE: ("GET", "HEAD", "DELETE"),
 }
+_BELOW_RESPONSES: Final = f"{Endpoint.RESPONSES.value}/"
+# What else is below has names of its own, like `input_tokens`.
+_A_RESPONSE: Final = f"{_BELOW_RESPONSES}resp_"
 MAX_CLIENT_REQUEST_ID: Final = 512
+# What a key is shown, or ApiError.
+Page = Callable[[Principal], Awaitable[bytes]]
 # After the drain, an exchange that is told to end still stops its sidecar and settles.
 ENDING_S: Final = 10.0
 
@@ -62,6 +71,7 @@ class Front:
         pipeline: Pipeline,
         upstreams: Upstreams,
         allows: Callable[[Principal, str], bool],
+        responses: Responses,
         *,
         record: Record,
         metrics: Metrics,
@@ -72,6 +82,7 @@ class Front:
         self._pipeline = pipeline
         self._upstreams = upstreams
         self._allows = allows
+        self._responses = responses
         self._record = record
         self._metrics = metrics
         self._clock = clock
@@ -147,6 +158,8 @@ class Front:
             await self._pipeline.show(client, template, authorization, self._list)
         elif template == MODEL:
             await self._pipeline.show(client, template, authorization, self._one(path))
+        elif template == RESPONSE:
+            await self._pipeline.show(client, template, authorization, self._stored(request, path))
         elif template in TEXT_ENDPOINTS:
             await self._pipeline.ask(client, TextEndpoint(template), authorization, self._usable)
         else:
@@ -169,14 +182,14 @@ class Front:
         self._upstreams.check_told()
         return [model for model in self._upstreams.served() if self._allows(principal, model.id)]
 
-    def _list(self, principal: Principal) -> bytes:
+    async def _list(self, principal: Principal) -> bytes:
         """Raises ApiError 503 as `_usable` does."""
         return msgspec.json.encode(entries(self._usable(principal)))
 
-    def _one(self, path: str) -> Callable[[Principal], bytes]:
+    def _one(self, path: str) -> Page:
         name = unquote(path.removeprefix(f"{MODELS}/"))
 
-        def page(principal: Principal) -> bytes:
+        async def page(principal: Principal) -> bytes:
             """Raises ApiError 404, or 503 as long as some sidecar has not said what it serves."""
             self._upstreams.check_known(name)
             model = self._upstreams.find(name)
@@ -185,6 +198,12 @@ class Front:
             return msgspec.json.encode(entry(model))
 
         return page
+
+    def _stored(self, request: web.BaseRequest, path: str) -> Page:
+        response_id = unquote(path.removeprefix(_BELOW_RESPONSES))
+        if request.method == "DELETE":
+            return partial(self._responses.delete, response_id)
+        return partial(self._responses.show, response_id, request.query)
 
 
 def _path(request: web.BaseRequest) -> str:
@@ -216,6 +235,8 @@ def _template(path: str) -> str | None:
     """The route template of a raw path. A model's id may hold slashes, as they are or as %2F."""
     if path in METHODS:
         return path
+    if path.startswith(_A_RESPONSE) and "/" not in path.removeprefix(_A_RESPONSE):
+        return RESPONSE
     return MODEL if path.startswith(f"{MODELS}/") and len(path) > len(MODELS) + 1 else None
 
 

@@ -49,7 +49,7 @@ class Database(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Bounds of the HTTP edge."""
+    """Bounds of the HTTP edge, and of the content that is stored of one account."""
 
     max_body_bytes: Positive = 4 * 1024 * 1024
     max_header_line_bytes: Positive = 8190
@@ -59,6 +59,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     auth_failures_per_minute: Positive = 20
     max_choices: Annotated[int, Meta(ge=1, le=128)] = 8
     max_prompts: Annotated[int, Meta(ge=1, le=2048)] = 32
+    max_stored_bytes: Positive = 64 * 1024 * 1024
 
 
 class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

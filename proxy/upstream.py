@@ -55,6 +55,8 @@ class Ticket:
     max_total_tokens: int
     max_output_tokens: int
     trace: Trace
+    stored: bool = False
+    previous_id: str | None = None
 
     def headers(self, deadline_s: float | None) -> dict[str, str]:
         """The whole head of the upstream request: nothing of the client's is copied.
@@ -62,6 +64,8 @@ class Ticket:
         `deadline_s`: from now on, when nobody will wait for the end any more.
         """
         deadline = {} if deadline_s is None else {internal.DEADLINE_MS: str(max(1, round(deadline_s * 1000)))}
+        store = {internal.STORED: "1"} if self.stored else {}
+        previous = {} if self.previous_id is None else {internal.PREVIOUS_RESPONSE: self.previous_id}
         return {
             "content-type": "application/json",
             internal.REQUEST_ID: self.request_id,
@@ -71,6 +75,8 @@ class Ticket:
             internal.CACHE_SCOPE: self.cache_scope,
             internal.MAX_TOTAL_TOKENS: str(self.max_total_tokens),
             internal.MAX_OUTPUT_TOKENS: str(self.max_output_tokens),
+            **store,
+            **previous,
             **deadline,
             **tracing.headers(self.trace),
         }

@@ -1,4 +1,5 @@
 """Reads what a request used out of the upstream's answer: the usage comment of a stream, the `usage` of a JSON body.
+And the response object of one of /v1/responses, if it is to be stored.
 
 Pure: bytes in, bytes out. The states of a stream, in order:
 - passing: whole server-sent events go through untouched, the part of one is kept until the rest of it is here;
@@ -140,6 +141,10 @@ _response_decoder: Final = msgspec.json.Decoder(_Response)
 _FINISH_REASONS: Final = {"completed": "stop", "incomplete": "length"}
 
 
+class _LastEvent(msgspec.Struct):
+    response: msgspec.Raw
+
+
 class _MessageUsage(msgspec.Struct):
     input_tokens: int
     output_tokens: int
@@ -195,3 +200,13 @@ def _of_choices(answer: _Body) -> Usage:
         cached_tokens=(details.cached_tokens or 0) if details else 0,
         finish_reason=(answer.choices[0].finish_reason or "") if answer.choices else "",
     )
+
+
+def told_response(answer: bytes, *, stream: bool) -> bytes:
+    """The response object of an answer of /v1/responses, or of the held end of its stream. Raises AnswerError."""
+    if not stream:
+        return answer
+    try:
+        return bytes(msgspec.json.decode(_last_event(answer).partition(b"\ndata: ")[2], type=_LastEvent).response)
+    except msgspec.MsgspecError as exc:
+        raise AnswerError("the last event tells no response") from exc

@@ -53,6 +53,15 @@ class Admission:
             raise refusal.too_much_output(call.max_output_param, limit, tier.name)
         return model
 
+    async def check_limits(self, principal: Principal) -> None:
+        """What needs no size: whether a key's limits let anything more in now. Raises ApiError 403, 429 or 503.
+
+        `admit` does this too; on its own it comes before work that a key at its limits is not to cause.
+        """
+        subject = self._subject(principal)
+        await self._prime(subject)
+        self._refuse_unless_fitting(subject, self._meters.peek(subject, 0))
+
     async def admit(
         self,
         principal: Principal,
@@ -69,8 +78,8 @@ class Admission:
         """
         # The model first: nothing of a key's limits is anybody's business who may not use it.
         known = self.check(principal, call, model)
-        tier = self._policy().tier(principal.tier)
-        subject = Subject(principal.key_id, tier, month_of(self._clock.now()))
+        subject = self._subject(principal)
+        tier = subject.tier
         await self._prime(subject)
         sizing = Sizing(call, known, tier)
         estimate = await self._size(subject, sizing, counter)
@@ -114,6 +123,10 @@ class Admission:
             param = sizing.call.endpoint.prompt_field
             raise refusal.context_exceeded(count.prompt_tokens, sizing.model.max_context, param)
         return sizing.exact(count.prompt_tokens)
+
+    def _subject(self, principal: Principal) -> Subject:
+        """Raises ApiError 403 if its tier is gone."""
+        return Subject(principal.key_id, self._policy().tier(principal.tier), month_of(self._clock.now()))
 
     async def _prime(self, subject: Subject) -> None:
         try:

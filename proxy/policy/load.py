@@ -132,6 +132,7 @@ def _compile(name: str, rules: TierRules) -> Tier:
         priority=rules.priority,
         weight=rules.weight,
         cache_scope=rules.cache_scope,
+        response_retention_days=rules.response_retention_days,
     )
 
 

@@ -23,6 +23,7 @@ class TierRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     for, per choice; `default_output_tokens` is what it gets when it asks for nothing. `models` are served names or "*".
     A higher `priority` is scheduled first; accounts of one priority share what the model can do by their `weight`.
     `cache_scope`: who may find computed prompts of whom, and could tell by the time that somebody asked before.
+    `response_retention_days`: how long what /v1/responses was asked and answered is kept; 0 keeps no content at all.
     """
 
     requests_per_minute: Limit
@@ -36,6 +37,7 @@ class TierRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     priority: Annotated[int, Meta(ge=0, le=100)]
     weight: Annotated[float, Meta(ge=0.01, le=100)] = 1.0
     cache_scope: CacheScope = "account"
+    response_retention_days: Annotated[int, Meta(ge=0, le=3650)] = 0
 
 
 class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -60,6 +62,7 @@ class Tier(msgspec.Struct, frozen=True, kw_only=True):
     priority: int
     weight: float = 1.0
     cache_scope: CacheScope = "account"
+    response_retention_days: int = 0
 
     def allows(self, model: str) -> bool:
         return "*" in self.models or model in self.models

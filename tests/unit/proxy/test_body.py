@@ -5,8 +5,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from proxy.body import read_call, read_question
+from proxy.body import continued, own_items, read_call, read_question
 from proxy.exchange import Call, TextEndpoint
 from sidecar.wire.errors import ApiError
 from sidecar.wire.internal import Endpoint
@@ -242,3 +244,59 @@ def test_a_count_of_anthropic_s_names_its_model() -> None:
         read_question(TextEndpoint.COUNT_TOKENS, body, ["m"])
     assert caught.value.param == "model"
     assert read_question(TextEndpoint.TOKENIZE, body, ["m"]).model == "m"
+
+
+def response_call(**fields: Any) -> Call:
+    return read({"model": "m", **fields}, Endpoint.RESPONSES)
+
+
+@pytest.mark.parametrize("store", [None, True, False])
+def test_what_concerns_the_store_is_taken_out_of_a_response_s_body(store: bool | None) -> None:
+    call = response_call(input="a", store=store, previous_response_id="resp_1")
+    assert (call.store, call.previous_id) == (store, "resp_1")
+    assert msgspec.json.decode(call.body) == {"model": "m", "input": "a"}
+    chat = read({"model": "m", "store": True, "previous_response_id": 1})
+    assert (chat.store, chat.previous_id) == (None, None)
+    assert msgspec.json.decode(chat.body)["store"] is True
+
+
+@pytest.mark.parametrize(("name", "value"), [("store", 1), ("store", "true"), ("previous_response_id", ["resp_1"])])
+def test_a_wrong_type_about_the_store_is_refused(name: str, value: Any) -> None:
+    refusal = refused({"model": "m", "input": "a", name: value}, Endpoint.RESPONSES)
+    assert (refusal.code, refusal.param) == ("invalid_type", name)
+
+
+ITEMS = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "x"]), "content": st.text(max_size=5)}), max_size=4
+)
+
+
+@given(earlier=ITEMS, own=ITEMS.filter(bool) | st.text(max_size=5))
+def test_a_continued_call_is_what_was_before_and_its_own(earlier: list[dict[str, str]], own: Any) -> None:
+    call = response_call(input=own, instructions="i", top_p=0.5)
+    items = [msgspec.Raw(msgspec.json.encode(item)) for item in earlier]
+    longer = continued(call, items, 10_000)
+    mine = own if isinstance(own, list) else [text_item(own)]
+    body = msgspec.json.decode(longer.body)
+    assert body == {"model": "m", "instructions": "i", "top_p": 0.5, "input": [*earlier, *mine]}
+    assert (longer.messages, longer.earlier_items) == (len(earlier) + len(mine) + 1, len(earlier))
+    assert msgspec.json.decode(own_items(longer)) == msgspec.json.decode(own_items(call)) == mine
+
+
+def text_item(words: str) -> dict[str, Any]:
+    return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": words}]}
+
+
+@pytest.mark.parametrize("given", [{}, {"input": None}, {"input": []}, {"input": 5}, {"input": {"role": "user"}}])
+def test_what_holds_no_items_is_not_continued(given: dict[str, Any]) -> None:
+    call = response_call(**given)
+    assert continued(call, [msgspec.Raw(b"{}")], 10_000) is call
+
+
+def test_a_continued_call_has_the_size_of_a_body_at_most() -> None:
+    call, items = response_call(input="a"), [msgspec.Raw(b'{"a":1}')]
+    size = len(continued(call, items, 10_000).body)
+    assert len(continued(call, items, size).body) == size
+    with pytest.raises(ApiError) as caught:
+        continued(call, items, size - 1)
+    assert (caught.value.status, caught.value.param) == (413, "previous_response_id")

@@ -1,6 +1,7 @@
 """The relay: for each thing it waits for, what happens if that hangs and the exchange ends, and if it fails."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -268,3 +269,63 @@ async def test_a_keep_alive_comment_is_not_the_first_token() -> None:
     assert scene.timings.first_byte_s is None
     scene.client.leave(Ending.CLIENT_GONE)
     await task
+
+
+class Shelf:
+    """Where answers are stored: what it was given, and whether it takes it. `gate` is waited at."""
+
+    def __init__(self, settling: FakeSettling) -> None:
+        self.settling = settling
+        self.kept: list[bytes] = []
+        self.gate: asyncio.Event | None = None
+        self.error: Exception | None = None
+
+    async def keep(self, told: bytes) -> None:
+        assert self.settling.completed
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        self.kept.append(told)
+
+
+def shelved(*, stream: bool) -> tuple[Scene, Shelf]:
+    scene = Scene(stream=stream)
+    shelf = Shelf(scene.settling)
+    scene.run = replace(scene.run, keep=shelf.keep)
+    return scene, shelf
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_to_be_stored_is_complete_once_it_is(stream: bool) -> None:
+    scene, shelf = shelved(stream=stream)
+    shelf.gate = asyncio.Event()
+    task = await scene.play_until_it_waits()
+    assert scene.client.answers == []
+    assert not scene.client.sent.endswith(DONE)
+    shelf.gate.set()
+    assert (await task).outcome.ending is Ending.COMPLETE
+    assert shelf.kept == ([FINISH + DONE] if stream else [WHOLE])
+    assert scene.client.sent.endswith(DONE) or scene.client.answers == [(200, WHOLE)]
+
+
+async def test_an_answer_that_cannot_be_stored_is_owed_and_not_told_as_stored() -> None:
+    error = unavailable("The shelf is gone.", code="storage_unavailable", retry_after_s=1)
+    scene, shelf = shelved(stream=True)
+    shelf.error = error
+    delivery = await scene.play()
+    assert scene.client.last == "fail"
+    assert (delivery.outcome.ending, delivery.outcome.error_code) == (Ending.INTERNAL, "storage_unavailable")
+    scene, shelf = shelved(stream=False)
+    shelf.error = error
+    with pytest.raises(ApiError) as caught:
+        await scene.play()
+    assert (caught.value, scene.client.answers) == (error, [])
+    assert len(scene.settling.completed) == 1
+
+
+async def test_an_answer_that_is_not_whole_is_not_stored() -> None:
+    scene, shelf = shelved(stream=True)
+    scene.upstream.script = [delta("a"), usage_comment(3), FINISH]
+    await scene.play()
+    assert shelf.kept == []

@@ -69,6 +69,25 @@ class FakeAdmission:
         return self.grant
 
 
+class FakeResponses:
+    """The room of stored responses: `error` is what it raises."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.kept: list[bytes] = []
+
+    async def continued(self, _principal: Any, call: Any) -> Any:
+        if self.error is not None:
+            raise self.error
+        return call
+
+    def keeping(self, _principal: Any, call: Any) -> Any:
+        return self._keep if call.store else None
+
+    async def _keep(self, answer: bytes) -> None:
+        self.kept.append(answer)
+
+
 class FakeUpstreams:
     def __init__(self) -> None:
         self.sidecar = FakeUpstream()
@@ -105,7 +124,8 @@ class Hall:
         self.record, self.client, self.log = FakeRecord(), FakeClient(), io.StringIO()
         self.client.posted = BODY
         clock: Clock = FakeClock()
-        rooms: Any = (self.identify, self.admission, self.upstreams, self.record)
+        self.responses = FakeResponses()
+        rooms: Any = (self.identify, self.admission, self.upstreams, self.responses, self.record)
         self.pipeline = Pipeline(*rooms, clock=clock, log=JsonLog(self.log), limits=Limits(), storage_s=1.0)
 
     async def run(self) -> Ended:
@@ -278,7 +298,11 @@ async def test_cutting_a_key_ends_its_running_requests_and_no_other() -> None:
 async def test_a_page_is_shown_to_who_is_known() -> None:
     hall = Hall()
     client: Any = hall.client
-    await hall.pipeline.show(client, "/v1/models", "Bearer k", lambda principal: principal.tier.encode())
+
+    async def page(principal: Principal) -> bytes:
+        return principal.tier.encode()
+
+    await hall.pipeline.show(client, "/v1/models", "Bearer k", page)
     assert hall.client.answers == [(200, b"pro")]
     assert (hall.end.endpoint, hall.end.outcome.ending) == ("/v1/models", Ending.COMPLETE)
 

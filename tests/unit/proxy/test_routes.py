@@ -3,7 +3,7 @@
 import pytest
 
 from proxy.exchange import TextEndpoint
-from proxy.routes import METHODS, MODEL, MODELS, _allowed, _authorization, _client_request_id, _template
+from proxy.routes import METHODS, MODEL, MODELS, RESPONSE, _allowed, _authorization, _client_request_id, _template
 from sidecar.wire.internal import Endpoint
 
 
@@ -21,7 +21,12 @@ from sidecar.wire.internal import Endpoint
         ("/v1/detokenize", None),
         ("/tokenize/", None),
         ("/v1/responses", Endpoint.RESPONSES.value),
-        ("/v1/responses/resp_1", None),
+        ("/v1/responses/resp_1", RESPONSE),
+        ("/v1/responses/resp_%2F", RESPONSE),
+        ("/v1/responses/resp_1/", None),
+        ("/v1/responses/resp_1/cancel", None),
+        ("/v1/responses/input_tokens", None),
+        ("/v1/responses/", None),
         ("/v1/models", MODELS),
         ("/v1/models/m", MODEL),
         ("/v1/models/org/m", MODEL),

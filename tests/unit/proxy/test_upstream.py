@@ -296,3 +296,10 @@ def test_every_foreign_error_is_a_lost_sidecar(foreign: Exception) -> None:
         raise foreign
     assert lost.value.timed_out == isinstance(foreign, TimeoutError)
     assert lost.value.__cause__ is foreign
+
+
+def test_a_sidecar_is_told_what_is_stored_and_gone_on_from_only_where_there_is_such() -> None:
+    names = (internal.STORED, internal.PREVIOUS_RESPONSE)
+    assert not TICKET.headers(None).keys() & set(names)
+    headers = replace(TICKET, stored=True, previous_id="resp_1").headers(None)
+    assert [headers[name] for name in names] == ["1", "resp_1"]

@@ -160,3 +160,18 @@ def test_the_usage_of_a_message_counts_the_whole_prompt(reason: str, told: str) 
     used = {"input_tokens": 3, "output_tokens": 7, "cache_read_input_tokens": 2, "cache_creation_input_tokens": 0}
     body = msgspec.json.encode({"type": "message", "usage": used, "stop_reason": reason})
     assert usage.read_body(body, Endpoint.MESSAGES) == Usage(5, 7, 2, told)
+
+
+@pytest.mark.parametrize("name", ["completed", "incomplete"])
+def test_a_response_is_read_from_its_answer_and_from_the_end_of_its_stream(name: str) -> None:
+    response = b'{"id":"resp_1","text":"\\n\\ndata: "}'
+    assert usage.told_response(response, stream=False) == response
+    last = f'event: response.{name}\ndata: {{"sequence_number":9,"response":'.encode() + response + b"}\n\n"
+    for before in (b"", b'event: response.output_text.done\ndata: {"response":1}\n\n'):
+        assert usage.told_response(before + last, stream=True) == response
+
+
+@pytest.mark.parametrize("held", [b"", DONE, b"event: response.completed\ndata: {}\n\n", b"data: {\n\n", b"data: {}"])
+def test_an_end_without_a_response_tells_none(held: bytes) -> None:
+    with pytest.raises(AnswerError):
+        usage.told_response(held, stream=True)

@@ -31,6 +31,7 @@ TIERS = {
     "open": OPEN,
     "one": OPEN | {"requests_per_minute": 1},
     "other": OPEN | {"models": ["org/other"]},
+    "storing": OPEN | {"response_retention_days": 30},
     "few": OPEN | {"monthly_tokens": 100},
 }
 WAIT_S = 10.0
@@ -165,11 +166,12 @@ class House:
         await wire.send(request(key, body if body is not None else chat(), **options))
         return wire
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self, table: str = "ledger") -> list[dict[str, Any]]:
         path = Path(self.settings.database.url.removeprefix("sqlite+aiosqlite:///"))
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
             database.row_factory = sqlite3.Row
-            return [dict(row) for row in database.execute("SELECT * FROM ledger ORDER BY created")]
+            # The table is the test's own word.
+            return [dict(row) for row in database.execute(f"SELECT * FROM {table} ORDER BY created")]  # noqa: S608
 
     async def row(self, state: str) -> dict[str, Any]:
         """The only row of the ledger, once it is in a state."""

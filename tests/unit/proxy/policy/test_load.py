@@ -31,6 +31,7 @@ DEFECTS = {
     "a_tier_named_none": (3, 3, "cannot be a tier's name"),
     "a_tier_with_a_space": (3, 3, "cannot be a tier's name"),
     "a_weight_of_nothing": (13, 13, "0.01"),
+    "a_retention_of_less_than_nothing": (13, 30, "-1"),
     "another_cache_scope": (13, 18, "everyone"),
     "an_anchor": (6, 18, "anchors"),
     "an_octal_number": (7, 23, "leading zero"),
@@ -99,14 +100,16 @@ def test_a_tier_is_compiled(tmp_path: Path) -> None:
     assert not tier.allows("*")
 
 
-def test_a_tier_has_equal_weight_and_keeps_prompts_within_the_account_unless_it_says_otherwise(tmp_path: Path) -> None:
+def test_a_tier_has_equal_weight_shares_prompts_in_the_account_and_stores_nothing_unless_it_says_so(
+    tmp_path: Path,
+) -> None:
     write(tmp_path, "a.yaml", "free")
     tier = load_policy(tmp_path).tier("free")
-    assert (tier.weight, tier.cache_scope) == (1.0, "account")
+    assert (tier.weight, tier.cache_scope, tier.response_retention_days) == (1.0, "account", 0)
     with (tmp_path / "a.yaml").open("a") as file:
-        file.write("    weight: 2.5\n    cache_scope: key\n")
+        file.write("    weight: 2.5\n    cache_scope: key\n    response_retention_days: 30\n")
     tier = load_policy(tmp_path).tier("free")
-    assert (tier.weight, tier.cache_scope) == (2.5, "key")
+    assert (tier.weight, tier.cache_scope, tier.response_retention_days) == (2.5, "key", 30)
 
 
 def test_every_model_is_a_star(tmp_path: Path) -> None:
