@@ -18,6 +18,7 @@ import msgspec
 from proxy.body import continued, conversation_too_long, own_items
 from proxy.clock import Clock
 from proxy.exchange import Call, Principal
+from proxy.input_items import item_list
 from proxy.policy.schema import Policy
 from proxy.store.database import StorageError
 from proxy.store.responses import ConversationTooLongError, Owned, StoredResponse, Turn
@@ -88,11 +89,12 @@ class Responses:
         """The response object as it was answered. Raises ApiError 400, 404 or 503."""
         if query.get("stream", "false") != "false":
             raise bad_request("A stored response is not streamed.", param="stream", code="unsupported_value")
-        async with self._storage():
-            turn = await self._store.find(self._owned(principal, response_id))
-        if turn is None:
-            raise _not_found(response_id)
-        return turn.response.encode()
+        return (await self._found(response_id, principal)).response.encode()
+
+    async def items(self, response_id: str, query: Mapping[str, str], principal: Principal) -> bytes:
+        """A page of the items of its own request. Raises ApiError 400, 404 or 503."""
+        turn = await self._found(response_id, principal)
+        return msgspec.json.encode(item_list(response_id, turn.input, query))
 
     async def delete(self, response_id: str, principal: Principal) -> bytes:
         """Raises ApiError 404 or 503."""
@@ -101,6 +103,13 @@ class Responses:
         if not there:
             raise _not_found(response_id)
         return msgspec.json.encode(Deleted(response_id))
+
+    async def _found(self, response_id: str, principal: Principal) -> Turn:
+        async with self._storage():
+            turn = await self._store.find(self._owned(principal, response_id))
+        if turn is None:
+            raise _not_found(response_id)
+        return turn
 
     async def _conversation(self, principal: Principal, previous_id: str) -> list[Turn]:
         try:

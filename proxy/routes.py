@@ -36,6 +36,8 @@ from sidecar.wire.listing import entries, entry
 MODELS: Final = "/v1/models"
 MODEL: Final = "/v1/models/{id}"
 RESPONSE: Final = "/v1/responses/{id}"
+INPUT_ITEMS: Final = "/v1/responses/{id}/input_items"
+STORED: Final = frozenset({RESPONSE, INPUT_ITEMS})
 TEXT_ENDPOINTS: Final = frozenset(endpoint.value for endpoint in TextEndpoint)
 # The allowed methods of each template; OPTIONS is answered everywhere, and says the same.
 METHODS: Final = {
@@ -49,10 +51,12 @@ METHODS: Final = {
     MODELS: ("GET", "HEAD"),
     MODEL: ("GET", "HEAD"),
     RESPONSE: ("GET", "HEAD", "DELETE"),
+    INPUT_ITEMS: ("GET", "HEAD"),
 }
 _BELOW_RESPONSES: Final = f"{Endpoint.RESPONSES.value}/"
 # What else is below has names of its own, like `input_tokens`.
 _A_RESPONSE: Final = f"{_BELOW_RESPONSES}resp_"
+_ITEMS: Final = "/input_items"
 MAX_CLIENT_REQUEST_ID: Final = 512
 # What a key is shown, or ApiError.
 Page = Callable[[Principal], Awaitable[bytes]]
@@ -158,8 +162,8 @@ class Front:
             await self._pipeline.show(client, template, authorization, self._list)
         elif template == MODEL:
             await self._pipeline.show(client, template, authorization, self._one(path))
-        elif template == RESPONSE:
-            await self._pipeline.show(client, template, authorization, self._stored(request, path))
+        elif template in STORED:
+            await self._pipeline.show(client, template, authorization, self._stored(request, template, path))
         elif template in TEXT_ENDPOINTS:
             await self._pipeline.ask(client, TextEndpoint(template), authorization, self._usable)
         else:
@@ -199,11 +203,12 @@ class Front:
 
         return page
 
-    def _stored(self, request: web.BaseRequest, path: str) -> Page:
-        response_id = unquote(path.removeprefix(_BELOW_RESPONSES))
+    def _stored(self, request: web.BaseRequest, template: str, path: str) -> Page:
+        response_id = unquote(path.removeprefix(_BELOW_RESPONSES).removesuffix(_ITEMS))
         if request.method == "DELETE":
             return partial(self._responses.delete, response_id)
-        return partial(self._responses.show, response_id, request.query)
+        shown = self._responses.items if template == INPUT_ITEMS else self._responses.show
+        return partial(shown, response_id, request.query)
 
 
 def _path(request: web.BaseRequest) -> str:
@@ -235,8 +240,9 @@ def _template(path: str) -> str | None:
     """The route template of a raw path. A model's id may hold slashes, as they are or as %2F."""
     if path in METHODS:
         return path
-    if path.startswith(_A_RESPONSE) and "/" not in path.removeprefix(_A_RESPONSE):
-        return RESPONSE
+    if path.startswith(_A_RESPONSE):
+        _, slash, rest = path.removeprefix(_A_RESPONSE).partition("/")
+        return {"": RESPONSE, _ITEMS: INPUT_ITEMS}.get(slash + rest)
     return MODEL if path.startswith(f"{MODELS}/") and len(path) > len(MODELS) + 1 else None
 
 

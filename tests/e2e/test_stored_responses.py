@@ -67,6 +67,14 @@ def test_log_probabilities_are_stored_and_are_no_part_of_the_next_prompt(client:
     assert client.responses.create(**ASKED, input="Why?", previous_response_id=first.id).output_text
 
 
+def test_what_was_asked_is_listed_page_by_page(client: openai.OpenAI) -> None:
+    asked: Any = [{"role": "user", "content": f"Number {number}?"} for number in range(5)]
+    answer = client.responses.create(**ASKED, input=asked)
+    found: list[Any] = list(client.responses.input_items.list(answer.id, limit=2, order="asc"))
+    assert [item.content[0].text for item in found] == [item["content"] for item in asked]
+    assert len({item.id for item in found}) == 5
+
+
 def test_a_deleted_response_is_gone_with_what_goes_on_from_it(client: openai.OpenAI) -> None:
     first = client.responses.create(**ASKED, input="One?")
     second = client.responses.create(**ASKED, input="Two?", previous_response_id=first.id)

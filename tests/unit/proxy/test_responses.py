@@ -192,7 +192,9 @@ async def test_a_page_is_of_the_key_s_account_and_of_now() -> None:
     assert await room.responses.show("resp_1", {}, MINE) == b'{"id":"resp_1"}'
     deleted = msgspec.json.decode(await room.responses.delete("resp_1", MINE))
     assert deleted == {"id": "resp_1", "object": "response", "deleted": True}
-    assert room.store.asked == 2 * [Owned("resp_1", "acct_1", NOON)]
+    items = msgspec.json.decode(await room.responses.items("resp_1", {}, MINE))
+    assert items == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
+    assert room.store.asked == 3 * [Owned("resp_1", "acct_1", NOON)]
 
 
 @pytest.mark.parametrize("response_id", ["resp_", "resp_" + "a" * 36, "resp_ü", "resp_a\n", "msg_1", ""])
@@ -212,6 +214,7 @@ async def test_a_store_that_fails_is_told_as_one(error: Exception) -> None:
     assert keep is not None
     asks: list[Callable[[], Any]] = [
         lambda: room.responses.show("resp_1", {}, MINE),
+        lambda: room.responses.items("resp_1", {}, MINE),
         lambda: room.responses.delete("resp_1", MINE),
         lambda: keep(ANSWER),
     ]

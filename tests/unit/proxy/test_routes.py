@@ -3,7 +3,17 @@
 import pytest
 
 from proxy.exchange import TextEndpoint
-from proxy.routes import METHODS, MODEL, MODELS, RESPONSE, _allowed, _authorization, _client_request_id, _template
+from proxy.routes import (
+    INPUT_ITEMS,
+    METHODS,
+    MODEL,
+    MODELS,
+    RESPONSE,
+    _allowed,
+    _authorization,
+    _client_request_id,
+    _template,
+)
 from sidecar.wire.internal import Endpoint
 
 
@@ -25,6 +35,9 @@ from sidecar.wire.internal import Endpoint
         ("/v1/responses/resp_%2F", RESPONSE),
         ("/v1/responses/resp_1/", None),
         ("/v1/responses/resp_1/cancel", None),
+        ("/v1/responses/resp_1/input_items", INPUT_ITEMS),
+        ("/v1/responses/resp_1/input_items/", None),
+        ("/v1/responses/resp_1//input_items", None),
         ("/v1/responses/input_tokens", None),
         ("/v1/responses/", None),
         ("/v1/models", MODELS),

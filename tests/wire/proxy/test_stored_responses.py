@@ -250,6 +250,23 @@ async def test_a_response_is_shown_and_deleted(house: House) -> None:
     assert (line["endpoint"], line["error_code"]) == (f"{URL}/{{id}}", "response_not_found")
 
 
+async def test_what_a_response_was_asked_is_listed(house: House) -> None:
+    key = await house.key("storing")
+    asked = [{"role": "user", "content": name} for name in "abc"]
+    await ask(house, key, response("1"))
+    await ask(house, key, response("2"), previous_response_id="resp_1", input=asked)
+    page = json.loads((await below(house, key, "resp_2/input_items?limit=2")).body)
+    assert [item["content"][0]["text"] for item in page["data"]] == ["c", "b"]
+    assert (page["object"], page["has_more"]) == ("list", True)
+    rest = json.loads((await below(house, key, f"resp_2/input_items?limit=2&after={page['last_id']}")).body)
+    assert [item["content"][0]["text"] for item in rest["data"]] == ["a"]
+    wrong = await below(house, key, "resp_2/input_items?order=up")
+    assert (wrong.status, wrong.error["param"]) == (400, "order")
+    assert (await below(house, await house.key("storing"), "resp_2/input_items")).status == 404
+    deleting = await below(house, key, "resp_2/input_items", "DELETE")
+    assert (deleting.status, deleting.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+
+
 async def test_another_account_s_response_is_an_unknown_one(house: House) -> None:
     mine, other = await house.key("storing"), await house.key("storing")
     await ask(house, mine, response("1"))
