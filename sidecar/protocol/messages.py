@@ -78,10 +78,11 @@ def _part(fields: Fields, role: str) -> str:
 
 def _tool_calls(fields: Fields) -> tuple[ToolCall, ...]:
     calls = fields.array("tool_calls")
-    old = fields.object("function_call")
+    function = fields.object("function_call")
+    # Deprecated by OpenAI in favour of `tool_calls`; templates know only those.
+    old = () if function is None else (_function("", function),)
     if calls is None:
-        # Deprecated by OpenAI in favour of `tool_calls`; templates know only those.
-        return () if old is None else (_function("", old),)
+        return old
     check_length(calls, fields.path("tool_calls"), MAX_TOOL_CALLS)
     return tuple(_tool_call(as_object(call, f"{fields.path('tool_calls')}[{at}]")) for at, call in enumerate(calls))
 

@@ -258,6 +258,14 @@ def test_a_broken_call_in_the_history_is_refused_by_its_place(call: dict[str, An
     assert refused({"messages": [{"role": "assistant", "tool_calls": [call]}]})[0] == param
 
 
+def test_of_calls_in_both_spellings_the_new_one_counts_and_both_are_checked() -> None:
+    both = {"role": "assistant", "tool_calls": [CALL], "function_call": {"name": "g", "arguments": "{}"}}
+    (message,) = read({"messages": [both]}).messages
+    assert message.tool_calls == (ToolCall("call_1", "f", '{"a":1}'),)
+    broken = {**both, "function_call": {"name": "g"}}
+    assert refused({"messages": [broken]}) == ("messages[0].function_call.arguments", "missing_required_parameter")
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"[]", b'"x"', b"{", b'{"model":NaN}', b'{"a":1e999}', b'{"a":"\\ud800"}', b"\xff", b"[" * 100_000]
 )
