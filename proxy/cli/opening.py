@@ -16,6 +16,7 @@ from proxy.cli.screen import Screen
 from proxy.cli.sidecar_command import SidecarConfig
 from proxy.clock import Clock
 from proxy.settings import Proxy
+from proxy.sockets import url
 
 POLL_S: Final = 0.1
 # A sidecar gives up loading after this by itself (timeouts.load_s of conf/sidecar.yaml).
@@ -119,9 +120,3 @@ def described(ready: dict[str, object], socket: str) -> str:
     if "max_context" in ready:
         parts.append(f"{ready['max_context']} tokens of context")
     return ", ".join([socket, *parts])
-
-
-def url(host: str, port: int) -> str:
-    """Where a client on this machine finds a listener."""
-    here = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104 - read, not bound
-    return f"http://[{here}]:{port}" if ":" in here else f"http://{here}:{port}"

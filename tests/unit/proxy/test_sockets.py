@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.sockets import ListenError, bind_tcp, bind_unix
+from proxy.sockets import ListenError, bind_tcp, bind_unix, url
 
 
 def test_a_unix_socket_is_private_and_so_is_its_folder(tmp_path: Path) -> None:
@@ -58,3 +58,17 @@ def test_an_ipv6_address_works_where_there_is_ipv6() -> None:
         pytest.skip("no IPv6 here")
     with bind_tcp("::1", 0) as bound:
         assert bound.family == socket.AF_INET6
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),  # noqa: S104
+        ("::", "http://[::1]:80"),
+        ("::1", "http://[::1]:80"),
+        ("box.example", "http://box.example:80"),
+    ],
+)
+def test_an_address_is_one_that_a_client_here_can_use(host: str, expected: str) -> None:
+    assert url(host, 80) == expected

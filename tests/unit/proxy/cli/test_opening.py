@@ -82,17 +82,3 @@ def test_the_sidecar_is_described_by_what_it_said() -> None:
     ready = {"precision": "int8", "tier": "packed", "max_context": 8192, "pid": 3}
     assert opening.described(ready, "run/s.sock") == "run/s.sock, int8, packed, 8192 tokens of context"
     assert opening.described({}, "run/s.sock") == "run/s.sock"
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("127.0.0.1", "http://127.0.0.1:80"),
-        ("0.0.0.0", "http://127.0.0.1:80"),  # noqa: S104
-        ("::", "http://[::1]:80"),
-        ("::1", "http://[::1]:80"),
-        ("box.example", "http://box.example:80"),
-    ],
-)
-def test_an_address_is_one_that_a_client_here_can_use(host: str, expected: str) -> None:
-    assert opening.url(host, 80) == expected
