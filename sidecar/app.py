@@ -188,6 +188,7 @@ def application(front: Front, embedding: Front | None = None) -> web.Application
             web.get("/v1/models/{id:.+}", models.one),
             web.post("/internal/count", internals.count),
             web.get("/internal/state", internals.state),
+            web.get("/internal/openapi", internals.openapi),
             web.get("/internal/requests/{id}", internals.usage),
             web.delete("/internal/requests/{id}", internals.cancel),
             web.get("/metrics", internals.metrics),

@@ -1,6 +1,7 @@
 """/internal/* and /metrics: what a proxy asks of its sidecar. On the socket only; a proxy does not pass them on."""
 
 import asyncio
+from importlib.metadata import version
 
 from aiohttp import web
 
@@ -12,6 +13,7 @@ from sidecar.api.models import json_response
 from sidecar.api.preparation import Preparation
 from sidecar.metrics import CONTENT_TYPE
 from sidecar.protocol.fields import Fields
+from sidecar.protocol.openapi.document import document
 from sidecar.protocol.ticket import Ticket, is_request_id
 from sidecar.wire.errors import bad_request
 from sidecar.wire.internal import ENDPOINT, Count, Endpoint
@@ -40,6 +42,11 @@ class Internals:
 
     async def state(self, _: web.Request) -> web.Response:
         return json_response(self._front.state(self._others))
+
+    async def openapi(self, _: web.Request) -> web.Response:
+        api = self._front.settings.api
+        body = await asyncio.to_thread(lambda: document(api, version("tollhouse")))
+        return web.Response(body=body, content_type="application/json")
 
     async def usage(self, request: web.Request) -> web.Response:
         request_id = _request_id(request)

@@ -6,7 +6,7 @@ one that must be null is null. No decisions: what is sent when is in `stream`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -20,6 +20,8 @@ KEEP_ALIVE: Final = b": keep-alive\n\n"
 
 # Where tokens are told: see `ChatShape`.
 TokenIds = Sequence[int] | UnsetType
+# What the choices of an answer are.
+Part = TypeVar("Part")
 
 
 class PromptDetails(msgspec.Struct, frozen=True):
@@ -96,7 +98,7 @@ class TextChoice(msgspec.Struct, frozen=True):
     token_ids: TokenIds = UNSET
 
 
-class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+class Envelope(msgspec.Struct, Generic[Part], frozen=True, kw_only=True):
     """What is around the choices, in whole answers and in chunks. `usage` of None is null, UNSET no key at all."""
 
     id: str
@@ -104,9 +106,9 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     model: str
     system_fingerprint: str
-    service_tier: str | UnsetType
-    choices: tuple[ChatChoice | ChunkChoice | TextChoice, ...]
-    usage: TokenUsage | UnsetType | None
+    service_tier: str | UnsetType = UNSET
+    choices: tuple[Part, ...]
+    usage: TokenUsage | UnsetType | None = UNSET
     prompt_token_ids: TokenIds = UNSET
 
 
@@ -272,11 +274,11 @@ def _envelope(
     head: Head,
     prefix: str,
     kind: str,
-    choices: tuple[ChatChoice | ChunkChoice | TextChoice, ...],
+    choices: tuple[Part, ...],
     usage: ChunkUsage,
     *,
     prompt: TokenIds = UNSET,
-) -> Envelope:
+) -> Envelope[Part]:
     return Envelope(
         id=f"{prefix}-{head.request_id.removeprefix('req_')}",
         object=kind,
@@ -290,5 +292,5 @@ def _envelope(
     )
 
 
-def _event(envelope: Envelope) -> bytes:
+def _event(envelope: Envelope[Part]) -> bytes:
     return b"data: " + msgspec.json.encode(envelope) + b"\n\n"

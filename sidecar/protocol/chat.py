@@ -30,7 +30,7 @@ REFUSED: Final[dict[str, Neutral]] = {
     "web_search_options": (),
 }
 _VERBOSITIES: Final = ("low", "medium", "high")
-_MODALITIES: Final = ("text", "audio")
+MODALITIES: Final = ("text", "audio")
 
 
 def read_chat(fields: Fields, api: Api) -> ChatRequest:
@@ -94,10 +94,10 @@ def _check_modalities(fields: Fields) -> None:
     modalities = fields.array("modalities")
     if modalities is None:
         return
-    check_length(modalities, "modalities", len(_MODALITIES))
+    check_length(modalities, "modalities", len(MODALITIES))
     for at, modality in enumerate(modalities):
         name = as_text(modality, f"modalities[{at}]")
-        if name not in _MODALITIES:
-            raise not_one_of(name, _MODALITIES, f"modalities[{at}]")
+        if name not in MODALITIES:
+            raise not_one_of(name, MODALITIES, f"modalities[{at}]")
         if name != "text":
             raise bad_request("This model answers in text only.", param=f"modalities[{at}]", code="unsupported_value")

@@ -47,7 +47,7 @@ MAX_STOP_TOKENS: Final = 64
 MAX_ALLOWED_TOKENS: Final = 1024
 MAX_BAD_WORDS: Final = 128
 MAX_BAD_WORD_CHARS: Final = 256
-_MOST_BIAS: Final = 100
+MOST_BIAS: Final = 100
 _MOST_PENALTY: Final = 2
 # Transformers takes any; past this nothing is left of a distribution.
 _MOST_REPETITION_PENALTY: Final = 10
@@ -220,7 +220,7 @@ def _logit_bias(fields: Fields) -> dict[int, float]:
     for name in names:
         if not (name.isascii() and name.isdigit() and len(name) <= 10):
             raise invalid_value("logit_bias", f"'{name[:64]}' is no token id.")
-        bias = biases.number(name, -_MOST_BIAS, _MOST_BIAS)
+        bias = biases.number(name, -MOST_BIAS, MOST_BIAS)
         if bias is None:
             raise wrong_type(biases.path(name), "a decimal", None)
         found[int(name)] = bias

@@ -100,7 +100,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     prompt_cache_key: str | None
     reasoning: Reasoning
     safety_identifier: str | None
-    service_tier: str | UnsetType
+    service_tier: str | UnsetType = UNSET
     store: bool
     temperature: float
     text: TextSettings
@@ -109,8 +109,8 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: int
     top_p: float
     truncation: Literal["disabled"] = "disabled"
-    usage: ResponseUsage | UnsetType
-    user: str | UnsetType
+    usage: ResponseUsage | UnsetType = UNSET
+    user: str | UnsetType = UNSET
     metadata: dict[str, str]
 
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Awaitable, Callable
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
@@ -125,6 +126,13 @@ async def test_the_state_is_what_a_proxy_reads(serve: Serve) -> None:
     assert (model.id, model.max_context, model.fingerprint) == ("org/m", 100, "fp_1")
     assert model.bound is not None
     assert (model.bound.per_request, model.bound.per_message) == (1, 2)
+
+
+async def test_the_openapi_document_is_that_of_the_settings(serve: Serve) -> None:
+    document = (await (await serve(api=Api(max_choices=3))).ask("GET", "/internal/openapi")).json
+    body = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body["properties"]["n"]["maximum"] == 3
+    assert document["info"]["version"] == version("tollhouse")
 
 
 async def test_a_request_can_be_asked_for_and_ended(serve: Serve) -> None:

@@ -1,0 +1,158 @@
+"""The bodies of the public endpoints as JSON Schema: what `reading` cannot read off their readers, and the samples.
+
+A new field of one value needs nothing here; an array, an object or a field that is refused needs a row. Bounds are the
+readers' own constants. Rules between fields are in no schema: docs/api.md has them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from sidecar.protocol import anthropic, chat, completions, embeddings, metadata, options, responses
+from sidecar.protocol import tokenization as tokens
+from sidecar.protocol.fields import Fields
+from sidecar.protocol.openapi.conversations import (
+    ONLY_TEXT,
+    anthropic_messages,
+    messages_and_rendering,
+    refused,
+    response_input,
+)
+from sidecar.protocol.openapi.reading import Schema, array, describe, text
+from sidecar.protocol.options import MOST_TOKENS, Neutral
+from sidecar.settings import Api
+from sidecar.wire.anthropic import COUNT_TOKENS
+from sidecar.wire.internal import Endpoint
+
+EMBEDDINGS: Final = "/v1/embeddings"
+TOKENIZE: Final = "/tokenize"
+DETOKENIZE: Final = "/detokenize"
+
+_MODEL: Final = text(least=1)
+_TOKEN: Final[Schema] = {"type": "integer", "minimum": 0, "maximum": MOST_TOKENS}
+_PROMPT: Final[Schema] = {"anyOf": [text(), array(_TOKEN, least=1)]}
+_CHAT: Final[dict[str, object]] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+_STREAMED: Final[dict[str, object]] = {"stream": True, "stream_options": {}}
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """One endpoint's: its reader, samples of bodies, the tables of what it refuses, and what else is to be said."""
+
+    read: Callable[[Fields, Api], object]
+    samples: tuple[dict[str, object], ...]
+    refused: tuple[Mapping[str, Neutral], ...]
+    more: dict[str, Schema]
+
+
+def bodies(api: Api) -> dict[str, Schema]:
+    """Each body's schema by its path. Raises UndescribedError."""
+    return {
+        path: describe(body.read, body.samples, refused(*body.refused) | body.more, api)
+        for path, body in _bodies(api).items()
+    }
+
+
+def _bodies(api: Api) -> dict[str, Body]:
+    conversation, of_anthropic = messages_and_rendering(api), {"model": _MODEL, **anthropic_messages(api)}
+    return {
+        Endpoint.CHAT.value: Body(
+            chat.read_chat,
+            (_CHAT, {**_CHAT, **_STREAMED, "response_format": {"type": "text"}}),
+            (chat.REFUSED, options.REFUSED),
+            _shared() | conversation | _chat(),
+        ),
+        Endpoint.COMPLETIONS.value: Body(
+            completions.read_completion,
+            ({"model": "m", "prompt": "x"}, {"model": "m", "prompt": "x", "echo": True, **_STREAMED}),
+            (completions.REFUSED, options.REFUSED),
+            _shared() | {"prompt": _one_or_many(_PROMPT, api.max_prompts), "suffix": text(0)},
+        ),
+        Endpoint.RESPONSES.value: Body(
+            responses.read_response,
+            (
+                {"model": "m", "input": "x"},
+                {"model": "m", "input": "x", **_STREAMED, "reasoning": {}, "text": {"format": {"type": "text"}}},
+            ),
+            (responses.REFUSED, options.REFUSED),
+            _shared() | _metadata() | response_input(api),
+        ),
+        Endpoint.MESSAGES.value: Body(
+            anthropic.read_message,
+            ({**_CHAT, "max_tokens": 1}, {**_CHAT, "max_tokens": 1, "thinking": {"type": "disabled"}, "metadata": {}}),
+            (anthropic.REFUSED,),
+            of_anthropic
+            | {
+                "stop_sequences": array(text(options.MAX_STOP_CHARS, 1), anthropic.MAX_STOP_SEQUENCES),
+                "metadata.user_id": text(anthropic.MAX_USER_ID_CHARS),
+            },
+        ),
+        COUNT_TOKENS: Body(
+            anthropic.read_count,
+            (_CHAT, {**_CHAT, "thinking": {"type": "disabled"}}),
+            (anthropic.REFUSED,),
+            of_anthropic,
+        ),
+        EMBEDDINGS: Body(
+            embeddings.read_embedding,
+            ({"model": "m", "input": "x"},),
+            (),
+            {"model": _MODEL, "input": _one_or_many(_PROMPT, embeddings.MAX_INPUTS)},
+        ),
+        TOKENIZE: Body(
+            tokens.read_tokenize,
+            ({"prompt": "x"}, {"messages": _CHAT["messages"]}),
+            (tokens.REFUSED,),
+            conversation | {"model": _MODEL, "prompt": {"description": "Either this or `messages`."}},
+        ),
+        DETOKENIZE: Body(tokens.read_detokenize, ({"tokens": []},), (), {"model": _MODEL, "tokens": array(_TOKEN)}),
+    }
+
+
+def _shared() -> dict[str, Schema]:
+    """Of chats, completions and responses."""
+    stop = text(options.MAX_STOP_CHARS)
+    limited = {name: {"maxLength": most} for name, most in options.IGNORED_TEXTS.items() if most is not None}
+    return {
+        **limited,
+        "model": _MODEL,
+        "truncate_prompt_tokens": {"not": {"const": 0}},
+        "logit_bias": {
+            "maxProperties": options.MAX_BIASES,
+            "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+            "additionalProperties": {
+                "type": "number",
+                "minimum": -options.MOST_BIAS,
+                "maximum": options.MOST_BIAS,
+            },
+        },
+        "stop": {"anyOf": [stop, array(stop, options.MAX_STOPS, 1)]},
+        "stop_token_ids": array(_TOKEN, options.MAX_STOP_TOKENS),
+        "allowed_token_ids": array(_TOKEN, options.MAX_ALLOWED_TOKENS, 1),
+        "bad_words": array(
+            {**text(options.MAX_BAD_WORD_CHARS), "pattern": r"\S"},
+            options.MAX_BAD_WORDS,
+        ),
+    }
+
+
+def _metadata() -> dict[str, Schema]:
+    return {
+        "metadata": {
+            "maxProperties": metadata.MAX_METADATA,
+            "propertyNames": {"maxLength": metadata.MAX_METADATA_KEY_CHARS},
+            "additionalProperties": text(metadata.MAX_METADATA_VALUE_CHARS),
+        }
+    }
+
+
+def _chat() -> dict[str, Schema]:
+    return {
+        **_metadata(),
+        "modalities": array({"enum": ["text"]}, len(chat.MODALITIES), 1),
+        "response_format.type": ONLY_TEXT,
+    }
+
+
+def _one_or_many(prompt: Schema, most: int) -> Schema:
+    return {"anyOf": [*prompt["anyOf"], array(prompt, most, 1)]}
