@@ -237,6 +237,10 @@ class Sidecar:
         """The sidecar's metrics page. Raises ApiError or UpstreamLostError."""
         return await self._ask("GET", "/metrics", self._timeouts.state_s)
 
+    async def openapi(self) -> bytes:
+        """The OpenAPI document of what the sidecar answers. Raises ApiError or UpstreamLostError."""
+        return await self._ask("GET", "/internal/openapi", self._timeouts.state_s)
+
     @contextlib.asynccontextmanager
     async def open(self, call: Call, ticket: Ticket) -> AsyncIterator[Answer]:
         """Run a call. The answer's head is here on entry; leaving before its end breaks the connection off.

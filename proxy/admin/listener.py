@@ -59,6 +59,7 @@ class AdminFront:
             "/readyz": self._readyz,
             "/healthz": self._healthz,
             "/metrics": self._metrics,
+            "/openapi.json": self._openapi,
         }
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -121,6 +122,9 @@ class AdminFront:
 
     async def _metrics(self, _client: Client, _request: web.BaseRequest) -> Page:
         return await self._pages.metrics()
+
+    async def _openapi(self, _client: Client, _request: web.BaseRequest) -> Page:
+        return await self._pages.openapi(self._place)
 
     async def _state(self, _client: Client, _request: web.BaseRequest) -> Page:
         return _json(self._pages.state(self._place))

@@ -4,6 +4,7 @@
 metrics are passed on, because Prometheus cannot scrape a Unix socket.
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import msgspec
 from proxy.admin.actions import Desk, ServerState, UpstreamState, usage
 from proxy.clock import Clock
 from proxy.metrics import Metrics, quota_bands
+from proxy.sockets import url
 from proxy.upstream import UpstreamLostError, Upstreams
 from sidecar.wire.errors import ApiError, unavailable
 
@@ -137,6 +139,15 @@ class Pages:
             return Page(await sidecar.metrics(), content_type=METRICS_TYPE)
         except UpstreamLostError as exc:
             raise unavailable("The sidecar broke off.", code="upstream_unavailable", retry_after_s=1) from exc
+
+    async def openapi(self, place: Place) -> Page:
+        """The document of the public listener, from the first sidecar that gives it. Raises ApiError 503."""
+        for sidecar in sorted(self._upstreams.sidecars, key=lambda sidecar: not sidecar.ready):
+            with contextlib.suppress(ApiError, UpstreamLostError, msgspec.MsgspecError):
+                document = msgspec.json.decode(await sidecar.openapi(), type=dict[str, msgspec.Raw])
+                servers = msgspec.json.encode([{"url": url(place.host, place.port)}])
+                return Page(msgspec.json.encode({**document, "servers": msgspec.Raw(servers)}))
+        raise unavailable("No sidecar can be reached.", code="upstream_unavailable", retry_after_s=1)
 
     async def _make_bands(self) -> None:
         now_s = self._clock.monotonic()

@@ -30,6 +30,7 @@ def usage_comment(completion_tokens: int, prompt_tokens: int = PROMPT_TOKENS) ->
     return internal.USAGE_COMMENT + msgspec.json.encode(usage) + b"\n\n"
 
 
+OPENAPI: Final = {"openapi": "3.1.0", "paths": {"/v1/models": {}}}
 FINISH: Final = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
 DONE: Final = b"data: [DONE]\n\n"
 STREAM: Final = [delta("Hello"), delta(" you"), usage_comment(3), FINISH + DONE]
@@ -87,6 +88,7 @@ class FakeSidecar:
         app.router.add_post("/v1/responses", self._run)
         app.router.add_post("/internal/count", self._count)
         app.router.add_get("/internal/state", self._state)
+        app.router.add_get("/internal/openapi", self._openapi)
         app.router.add_delete("/internal/requests/{id}", self._cancel)
         app.router.add_get("/metrics", self._metrics)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
@@ -101,6 +103,9 @@ class FakeSidecar:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+
+    async def _openapi(self, _: web.Request) -> web.Response:
+        return web.json_response(OPENAPI)
 
     async def _run(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from proxy.admin.actions import NewAccount, NewKey
 from proxy.admin.client import AdminClient, NotReachableError
 from sidecar.wire.errors import ApiError
+from tests.fakes.sidecar import OPENAPI
 from tests.wire.proxy.conftest import Build
 from tests.wire.proxy.house import Answer, House, chat, request
 
@@ -92,6 +93,16 @@ async def test_a_sidecar_s_metrics_are_passed_on(house: House) -> None:
     assert (await got(house, "/metrics/sidecar/other")).status == 404
     await house.sidecar.stop()
     assert (await got(house, "/metrics/sidecar/local")).status == 503
+
+
+async def test_the_openapi_document_is_a_sidecar_s_with_the_public_address(house: House) -> None:
+    page = await got(house, "/openapi.json")
+    servers = [{"url": f"http://127.0.0.1:{house.ready['port']}"}]
+    assert (page.status, json.loads(page.body)) == (200, {**OPENAPI, "servers": servers})
+    assert page.headers["content-type"] == "application/json"
+    await house.sidecar.stop()
+    page = await got(house, "/openapi.json")
+    assert (page.status, page.error["code"]) == (503, "upstream_unavailable")
 
 
 async def test_accounts_keys_and_usage_over_the_socket(house: House) -> None:
