@@ -12,12 +12,12 @@ from sidecar.protocol import anthropic, chat, completions, embeddings, metadata,
 from sidecar.protocol import tokenization as tokens
 from sidecar.protocol.fields import Fields
 from sidecar.protocol.openapi.conversations import (
-    ONLY_TEXT,
     anthropic_messages,
     messages_and_rendering,
     refused,
     response_input,
 )
+from sidecar.protocol.openapi.forms import response_format, structured_outputs, text_format
 from sidecar.protocol.openapi.reading import Schema, array, describe, text
 from sidecar.protocol.options import MOST_TOKENS, Neutral
 from sidecar.settings import Api
@@ -32,6 +32,10 @@ _MODEL: Final = text(least=1)
 _TOKEN: Final[Schema] = {"type": "integer", "minimum": 0, "maximum": MOST_TOKENS}
 _PROMPT: Final[Schema] = {"anyOf": [text(), array(_TOKEN, least=1)]}
 _CHAT: Final[dict[str, object]] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+_TEXT: Final[dict[str, object]] = {"model": "m", "prompt": "x"}
+_NAMED: Final[dict[str, object]] = {"name": "n", "schema": {}}
+_FORMAT: Final[dict[str, object]] = {"response_format": {"type": "json_schema", "json_schema": _NAMED}}
+_OBJECT: Final[dict[str, object]] = {"response_format": {"type": "json_object"}}
 _STREAMED: Final[dict[str, object]] = {"stream": True, "stream_options": {}}
 
 
@@ -58,24 +62,31 @@ def _bodies(api: Api) -> dict[str, Body]:
     return {
         Endpoint.CHAT.value: Body(
             chat.read_chat,
-            (_CHAT, {**_CHAT, **_STREAMED, "response_format": {"type": "text"}}),
+            (_CHAT, {**_CHAT, **_STREAMED, **_FORMAT}, {**_CHAT, **_OBJECT, "structured_outputs": {}}),
             (chat.REFUSED, options.REFUSED),
             _shared() | conversation | _chat(),
         ),
         Endpoint.COMPLETIONS.value: Body(
             completions.read_completion,
-            ({"model": "m", "prompt": "x"}, {"model": "m", "prompt": "x", "echo": True, **_STREAMED}),
+            (_TEXT, {**_TEXT, **_OBJECT, "structured_outputs": {}}, {**_TEXT, "echo": True, **_STREAMED, **_FORMAT}),
             (completions.REFUSED, options.REFUSED),
-            _shared() | {"prompt": _one_or_many(_PROMPT, api.max_prompts), "suffix": text(0)},
+            _shared() | response_format() | {"prompt": _one_or_many(_PROMPT, api.max_prompts), "suffix": text(0)},
         ),
         Endpoint.RESPONSES.value: Body(
             responses.read_response,
             (
                 {"model": "m", "input": "x"},
-                {"model": "m", "input": "x", **_STREAMED, "reasoning": {}, "text": {"format": {"type": "text"}}},
+                {
+                    "model": "m",
+                    "input": "x",
+                    **_STREAMED,
+                    "reasoning": {},
+                    "text": {"format": {"type": "json_schema", **_NAMED}},
+                },
+                {"model": "m", "input": "x", "structured_outputs": {}},
             ),
             (responses.REFUSED, options.REFUSED),
-            _shared() | _metadata() | response_input(api),
+            _shared() | _metadata() | response_input(api) | text_format(),
         ),
         Endpoint.MESSAGES.value: Body(
             anthropic.read_message,
@@ -115,6 +126,7 @@ def _shared() -> dict[str, Schema]:
     limited = {name: {"maxLength": most} for name, most in options.IGNORED_TEXTS.items() if most is not None}
     return {
         **limited,
+        **structured_outputs(),
         "model": _MODEL,
         "truncate_prompt_tokens": {"not": {"const": 0}},
         "logit_bias": {
@@ -150,7 +162,7 @@ def _chat() -> dict[str, Schema]:
     return {
         **_metadata(),
         "modalities": array({"enum": ["text"]}, len(chat.MODALITIES), 1),
-        "response_format.type": ONLY_TEXT,
+        **response_format(),
     }
 
 

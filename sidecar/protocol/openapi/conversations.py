@@ -62,7 +62,6 @@ def response_input(api: Api) -> dict[str, Schema]:
     return {
         "input": {"anyOf": [text(), array({"anyOf": kinds}, api.max_messages, 1)]},
         "include": array({"enum": list(responses.INCLUDABLE)}),
-        "text.format.type": ONLY_TEXT,
         **_rendering(api),
     }
 
