@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, LineTooLong
-from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import _ErrInfo
 from typing_extensions import override
 
@@ -37,10 +37,11 @@ Refuse = Callable[[ApiError, str], web.Response]
 class EdgeProtocol(web.RequestHandler):
     """aiohttp's protocol, with errors that say nothing of the request's bytes, and a limit on the time of a head.
 
-    Mutable beside aiohttp's own: `_head_timer`, while a head is due; `_head_begun`, whether bytes of it are here.
+    Mutable beside aiohttp's own: `_head_timer`, while a head is due; `_head_begun`, whether bytes of it are here;
+    `_last_body`, of the last head that came.
     """
 
-    __slots__ = ("_head_begun", "_head_timeout_s", "_head_timer", "_refuse", "_same_user")
+    __slots__ = ("_head_begun", "_head_timeout_s", "_head_timer", "_last_body", "_refuse", "_same_user")
 
     def __init__(
         self, manager: "EdgeServer", *, refuse: Refuse, same_user: bool, head_timeout_s: float, **options: Any
@@ -51,6 +52,7 @@ class EdgeProtocol(web.RequestHandler):
         self._head_timeout_s = head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_begun = False
+        self._last_body: StreamReader = EMPTY_PAYLOAD
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -71,10 +73,11 @@ class EdgeProtocol(web.RequestHandler):
 
     @override
     def data_received(self, data: bytes) -> None:
-        running = self._current_request
-        in_body = running is not None and not running.content.is_eof()
+        # Not the running request's: before Python 3.12 a request is neither in the queue nor running for a moment.
+        in_body = not self._last_body.is_eof()
         super().data_received(data)
         if self._messages:
+            self._last_body = self._messages[-1][1]
             self._stop_head_timer()
         elif not in_body and not self._head_begun:
             self._head_begun = True

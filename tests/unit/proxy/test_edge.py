@@ -1,13 +1,16 @@
 """The edge's small decisions; its behaviour on a socket is in tests/wire/proxy."""
 
+import asyncio
 import os
 import socket
 from typing import Any
 
 import pytest
+from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, BadStatusLine, LineTooLong
 
-from proxy.edge import _parse_refusal, address_of, common_headers, peer_uid
+from proxy.edge import EdgeServer, _parse_refusal, address_of, common_headers, peer_uid
+from proxy.settings import Limits
 
 LIMIT = 8191
 CANARY = "sk-th_canary"
@@ -72,3 +75,25 @@ class FakeRequest:
 def test_the_address_of_a_peer(peername: object, address: str) -> None:
     request: Any = FakeRequest(peername)
     assert address_of(request) == address
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_body_is_not_taken_for_the_next_head_however_soon_it_comes(turns: int) -> None:
+    answered = asyncio.Event()
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        await request.read()
+        answered.set()
+        return web.Response()
+
+    server = EdgeServer(answer, lambda error, _: web.Response(status=error.status), Limits())
+    ours, theirs = socket.socketpair()
+    with theirs:
+        _, protocol = await asyncio.get_running_loop().connect_accepted_socket(server, ours)
+        protocol.data_received(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        protocol.data_received(b"body")
+        assert protocol._head_timer is None
+        await answered.wait()
+        protocol.force_close()
