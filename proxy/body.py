@@ -45,24 +45,19 @@ def read_call(endpoint: Endpoint, body: bytes, *, max_choices: int, max_prompts:
     store, previous_id = _stored(fields) if endpoint is Endpoint.RESPONSES else (None, None)
     # All that is produced counts, also what is not given in the end.
     choices = max(_integer(fields, name, highest=max_choices) or 1 for name in ("n", "best_of"))
-    max_output, max_output_param = _max_output(endpoint, fields)
-    if endpoint is Endpoint.RESPONSES:
-        messages = len(given) if isinstance(given := fields.get("input"), list) else 1
-        messages += fields.get("instructions") is not None
-    elif endpoint is Endpoint.COMPLETIONS:
-        messages = _prompts(fields, max_prompts)
+    max_output, max_output_param = (0, "input") if endpoint is Endpoint.EMBEDDINGS else _max_output(endpoint, fields)
+    messages = _messages(endpoint, fields, max_prompts)
+    if endpoint is Endpoint.COMPLETIONS:
         choices *= messages
-    else:
-        messages = len(given) if isinstance(given := fields.get("messages"), list) else 0
     plain = all(fields.get(name) is None for name in _TEMPLATE_FIELDS)
     if endpoint is Endpoint.MESSAGES:
-        # The system text is one more, and a last message of the assistant's is gone on with.
-        messages += fields.get("system") is not None
+        # A last message of the assistant's is gone on with.
         plain = plain and not _prefilled(fields.get("messages"))
     return Call(
         endpoint=endpoint,
         model=_model(fields),
-        stream=_flag(fields, "stream"),
+        # Embeddings are given whole; the sidecar judges the field.
+        stream=endpoint is not Endpoint.EMBEDDINGS and _flag(fields, "stream"),
         choices=choices,
         max_output_tokens=max_output,
         max_output_param=max_output_param,
@@ -208,14 +203,27 @@ def _max_output(endpoint: Endpoint, fields: dict[str, object]) -> tuple[int | No
     return old, "max_tokens"
 
 
-def _prompts(fields: dict[str, object], highest: int) -> int:
-    """How many prompts a completions body holds: a list of token ids is one prompt."""
-    prompt = fields.get("prompt")
-    if not isinstance(prompt, list) or not prompt or isinstance(prompt[0], int):
-        return 1
-    if len(prompt) > highest:
-        raise bad_request(f"'prompt' may hold {highest} prompts.", param="prompt", code="array_above_max_length")
-    return len(prompt)
+def _messages(endpoint: Endpoint, fields: dict[str, object], max_prompts: int) -> int:
+    """How many messages or prompts a body holds; instructions and a system text are one more."""
+    given = fields.get(endpoint.prompt_field)
+    if endpoint is Endpoint.COMPLETIONS:
+        prompts = _prompts(given)
+        if prompts > max_prompts:
+            raise bad_request(
+                f"'prompt' may hold {max_prompts} prompts.", param="prompt", code="array_above_max_length"
+            )
+        return prompts
+    if endpoint is Endpoint.EMBEDDINGS:
+        return _prompts(given)
+    if endpoint is Endpoint.RESPONSES:
+        return (len(given) if isinstance(given, list) else 1) + (fields.get("instructions") is not None)
+    messages = len(given) if isinstance(given, list) else 0
+    return messages + (endpoint is Endpoint.MESSAGES and fields.get("system") is not None)
+
+
+def _prompts(given: object) -> int:
+    """How many prompts are given: a list of token ids is one."""
+    return len(given) if isinstance(given, list) and given and not isinstance(given[0], int) else 1
 
 
 def _prefilled(messages: object) -> bool:

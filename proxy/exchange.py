@@ -67,9 +67,10 @@ class Principal:
 class Call:
     """What is asked: the admission fields of a parsed body, and the body itself, decoded and encoded again.
 
-    `max_output_tokens` is what the client asked for, per choice; None if it asked for nothing. `choices` counts all
-    sequences: prompts × n. `prompt_bytes` is the length of `body`, `messages` how many messages or prompts it holds.
-    `plain`: beside these nothing makes its prompt longer, so that bytes bound its tokens.
+    `max_output_tokens` is what the client asked for, per choice; None if it asked for nothing, 0 for embeddings, which
+    have no output. `choices` counts all sequences: prompts × n. `prompt_bytes` is the length of `body`, `messages` how
+    many messages or prompts it holds. `plain`: beside these nothing makes its prompt longer, so that bytes bound its
+    tokens.
 
     Of /v1/responses only: `store` is what the client asked for, and in the end whether the answer is stored;
     `previous_id` the response that it goes on from, whose conversation is the first `earlier_items` of the input.

@@ -47,6 +47,7 @@ METHODS: Final = {
     TextEndpoint.TOKENIZE.value: ("POST",),
     TextEndpoint.DETOKENIZE.value: ("POST",),
     Endpoint.RESPONSES.value: ("POST",),
+    Endpoint.EMBEDDINGS.value: ("POST",),
     TextEndpoint.COUNT_TOKENS.value: ("POST",),
     MODELS: ("GET", "HEAD"),
     MODEL: ("GET", "HEAD"),

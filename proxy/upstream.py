@@ -64,6 +64,7 @@ class Ticket:
         `deadline_s`: from now on, when nobody will wait for the end any more.
         """
         deadline = {} if deadline_s is None else {internal.DEADLINE_MS: str(max(1, round(deadline_s * 1000)))}
+        output = {internal.MAX_OUTPUT_TOKENS: str(self.max_output_tokens)} if self.max_output_tokens else {}
         store = {internal.STORED: "1"} if self.stored else {}
         previous = {} if self.previous_id is None else {internal.PREVIOUS_RESPONSE: self.previous_id}
         return {
@@ -74,7 +75,7 @@ class Ticket:
             internal.PRIORITY: str(self.priority),
             internal.CACHE_SCOPE: self.cache_scope,
             internal.MAX_TOTAL_TOKENS: str(self.max_total_tokens),
-            internal.MAX_OUTPUT_TOKENS: str(self.max_output_tokens),
+            **output,
             **store,
             **previous,
             **deadline,

@@ -156,7 +156,16 @@ class _Message(msgspec.Struct):
     stop_reason: str | None = None
 
 
+class _EmbeddingUsage(msgspec.Struct):
+    prompt_tokens: int
+
+
+class _Embeddings(msgspec.Struct):
+    usage: _EmbeddingUsage
+
+
 _message_decoder: Final = msgspec.json.Decoder(_Message)
+_embeddings_decoder: Final = msgspec.json.Decoder(_Embeddings)
 
 
 def read_body(body: bytes, endpoint: Endpoint) -> Usage:
@@ -166,6 +175,8 @@ def read_body(body: bytes, endpoint: Endpoint) -> Usage:
             return _of_response(_response_decoder.decode(body))
         if endpoint is Endpoint.MESSAGES:
             return _of_message(_message_decoder.decode(body))
+        if endpoint is Endpoint.EMBEDDINGS:
+            return Usage(_embeddings_decoder.decode(body).usage.prompt_tokens, 0)
         return _of_choices(_body_decoder.decode(body))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise AnswerError("the answer has no usage that can be read") from exc

@@ -4,10 +4,13 @@ What a client asked for is never cut: either it fits or the refusal says why. On
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 from proxy.exchange import Call, Estimate
 from proxy.policy.schema import Tier
 from sidecar.wire.internal import Endpoint, ModelState
+
+_LISTS_OF_PROMPTS: Final = (Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +32,13 @@ class Sizing:
         if bound is None or not self.call.plain:
             return None
         prompt = bound.per_request + bound.per_message * self.call.messages + self.call.prompt_bytes
-        if self.call.endpoint is Endpoint.COMPLETIONS:
+        if self.call.endpoint in _LISTS_OF_PROMPTS:
             # Each prompt of a list is encoded on its own, with what any prompt costs.
             prompt += bound.per_request * (self.call.messages - 1)
         output = min(self._wanted(), self.model.max_context - 1)
         if self.one_prompt:
             prompt = min(prompt, self.model.max_context - output)
-        return Estimate(prompt, max(1, output), self.call.choices, exact=False)
+        return Estimate(prompt, max(self.least_output, output), self.call.choices, exact=False)
 
     def exact(self, prompt_tokens: int) -> Estimate:
         """The cost with a counted prompt. Output that nobody asked for is cut to what the limits could ever hold."""
@@ -45,12 +48,17 @@ class Sizing:
         if self.call.max_output_tokens is None:
             limits = [limit for limit in (self.tier.tokens_per_minute, self.tier.monthly_tokens) if limit is not None]
             output = min([output, *((limit - prompt_tokens) // self.call.choices for limit in limits)])
-        return Estimate(prompt_tokens, max(1, output), self.call.choices, exact=True)
+        return Estimate(prompt_tokens, max(self.least_output, output), self.call.choices, exact=True)
 
     @property
     def one_prompt(self) -> bool:
         """Whether the prompt tokens are one prompt's: several prompts share no context window."""
-        return self.call.endpoint is not Endpoint.COMPLETIONS or self.call.messages <= 1
+        return self.call.endpoint not in _LISTS_OF_PROMPTS or self.call.messages <= 1
+
+    @property
+    def least_output(self) -> int:
+        """What each choice has at least; embeddings have none."""
+        return 0 if self.call.endpoint is Endpoint.EMBEDDINGS else 1
 
     def _wanted(self) -> int:
         """Output tokens per choice as asked for, or as the tier gives; without any limit, the context window."""

@@ -119,7 +119,7 @@ class Admission:
         if bounded is not None and self._meters.peek(subject, bounded.total).tokens_fit:
             return bounded
         count = await counter(sizing.call)
-        if sizing.one_prompt and count.prompt_tokens >= sizing.model.max_context:
+        if sizing.one_prompt and count.prompt_tokens + sizing.least_output > sizing.model.max_context:
             param = sizing.call.endpoint.prompt_field
             raise refusal.context_exceeded(count.prompt_tokens, sizing.model.max_context, param)
         return sizing.exact(count.prompt_tokens)

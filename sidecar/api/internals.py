@@ -32,7 +32,7 @@ class Internals:
         body = await read_body(request, self._front.settings.api.max_body_bytes)
         fields = await self._preparation.fields(body)
         endpoint = _endpoint(request, fields)
-        if endpoint is None:
+        if endpoint is Endpoint.EMBEDDINGS:
             # Nothing is reserved yet: the proxy asks in order to do so.
             _, plan = await self._embeddings.plan(fields, Ticket(request[REQUEST_ID]))
             return json_response(Count(plan.prompt_tokens, plan.max_context))
@@ -67,8 +67,8 @@ class Internals:
         return web.Response(body=page, headers={"content-type": CONTENT_TYPE})
 
 
-def _endpoint(request: web.Request, fields: Fields) -> Endpoint | None:
-    """Which endpoint a body is for; None for /v1/embeddings. Raises ApiError 400 for one that is told and not known.
+def _endpoint(request: web.Request, fields: Fields) -> Endpoint:
+    """Which endpoint a body is for. Raises ApiError 400 for one that is told and not known.
 
     Where it is not told: a chat has messages, and of embeddings the body has an input and no prompt.
     """
@@ -80,7 +80,7 @@ def _endpoint(request: web.Request, fields: Fields) -> Endpoint | None:
         return Endpoint(told)
     if "messages" in names:
         return Endpoint.CHAT
-    return None if "input" in names and "prompt" not in names else Endpoint.COMPLETIONS
+    return Endpoint.EMBEDDINGS if "input" in names and "prompt" not in names else Endpoint.COMPLETIONS
 
 
 def _request_id(request: web.Request) -> str:

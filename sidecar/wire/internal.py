@@ -36,12 +36,13 @@ USAGE_COMMENT: Final = b": tollhouse-usage "
 
 
 class Endpoint(enum.StrEnum):
-    """The public routes that generate, by their route template."""
+    """The public routes that a model runs for, by their route template."""
 
     CHAT = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
     RESPONSES = "/v1/responses"
     MESSAGES = "/v1/messages"
+    EMBEDDINGS = "/v1/embeddings"
 
     @property
     def prompt_field(self) -> str:
@@ -54,6 +55,7 @@ _PROMPT_FIELDS: Final = {
     Endpoint.COMPLETIONS: "prompt",
     Endpoint.RESPONSES: "input",
     Endpoint.MESSAGES: "messages",
+    Endpoint.EMBEDDINGS: "input",
 }
 
 

@@ -53,11 +53,12 @@ class Process:
         lines = self.log.read_text().splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
-    def wait_for(self, event: str, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
+    def wait_for(self, event: str, timeout_s: float = START_TIMEOUT_S, **told: str) -> dict[str, Any]:
+        """Its first line of this event that says what is told, too."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             for line in self.events():
-                if line["event"] == event:
+                if line["event"] == event and told.items() <= line.items():
                     return line
             if self.popen.poll() is not None:
                 break
@@ -72,10 +73,11 @@ class Process:
 
 @dataclass
 class House:
-    """A folder with a configuration, and the processes started in it."""
+    """A folder with a configuration, and the processes started in it; `programs` is where those lie."""
 
     folder: Path
     tiers: dict[str, dict[str, Any]]
+    programs: Path = BIN
     sidecar: Process | None = None
     proxy: Process | None = None
     port: int = 0
@@ -84,13 +86,15 @@ class House:
     keys: dict[str, str] = field(default_factory=dict)
     clients: list[openai.OpenAI] = field(default_factory=list)
 
-    def write(self, engine: dict[str, Any] | None = None, **proxy: Any) -> None:
+    def write(
+        self, engine: dict[str, Any] | None = None, embedding: dict[str, Any] | None = None, **proxy: Any
+    ) -> None:
         (self.folder / "policies").mkdir(parents=True, exist_ok=True)
         tiers = {name: UNLIMITED | rules for name, rules in self.tiers.items()}
         self.yaml("policies/default.yaml", {"version": 1, "tiers": tiers})
         self.yaml(
             "conf/sidecar.yaml",
-            {"model": {"id": MODEL, "source": MODEL}, "engine": engine or {}},
+            {"model": {"id": MODEL, "source": MODEL}, "embedding": embedding, "engine": engine or {}},
         )
         self.yaml(
             "conf/proxy.yaml",
@@ -113,7 +117,11 @@ class House:
         log = self.folder / f"{self.starts}-{command[0]}.log"
         with log.open("wb") as out:
             popen = subprocess.Popen(
-                [BIN / command[0], *command[1:]], cwd=self.folder, stdout=out, stderr=out, start_new_session=True
+                [self.programs / command[0], *command[1:]],
+                cwd=self.folder,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
             )
         return Process(popen, log)
 
@@ -138,7 +146,11 @@ class House:
     def command(self, *arguments: str, code: int = 0) -> Any:
         """Run `tollhouse --json …` and give its document."""
         done = subprocess.run(
-            [BIN / "tollhouse", "--json", *arguments], cwd=self.folder, capture_output=True, timeout=60, check=False
+            [self.programs / "tollhouse", "--json", *arguments],
+            cwd=self.folder,
+            capture_output=True,
+            timeout=60,
+            check=False,
         )
         assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
         return json.loads(done.stdout) if done.stdout.strip() else None

@@ -8,17 +8,18 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 import torch
 import yaml
 from transformers import AutoModel, AutoTokenizer
 
-from tests.e2e.conftest import BIN, MODEL, Process
+from tests.e2e.conftest import BIN, MODEL, House, Process
 
 EMBEDDER = "all-minilm-l6-v2"
 TEXTS = ["A cat sits on the mat.", "A kitten rests on a rug.", "The central bank raised interest rates.", "Hi"]
@@ -172,3 +173,25 @@ def test_a_lost_encoder_comes_back_and_the_chat_model_stays(sidecar: Sidecar) ->
         time.sleep(0.1)
     assert len(sidecar.embed(input=TEXTS)["data"]) == 4
     assert ready(MODEL) == chats
+
+
+def test_a_key_s_embeddings_are_those_of_the_sidecar_and_in_the_ledger(build_house: Callable[..., House]) -> None:
+    house = build_house({"open": {}, "few": {"monthly_tokens": 30}}, embedding={"id": EMBEDDER, "source": EMBEDDER})
+    sidecar = house.start_sidecar()
+    for model in (MODEL, EMBEDDER):
+        sidecar.wait_for("ready", model=model)
+    house.start_proxy()
+    answer = house.client(house.key("open")).embeddings.create(model=EMBEDDER, input=TEXTS)
+    found = np.array([one.embedding for one in answer.data], dtype="<f4")
+    assert np.abs(found - plain(TEXTS)).max() < 1e-5
+    (row,) = house.ledger().values()
+    assert (row["state"], row["endpoint"], row["completion_tokens"]) == ("settled", "/v1/embeddings", 0)
+    assert row["prompt_tokens"] == answer.usage.prompt_tokens == answer.usage.total_tokens
+    few = house.client(house.key("few"))
+    assert few.embeddings.create(model=EMBEDDER, input="word " * 20).usage.total_tokens > 15
+    with pytest.raises(openai.RateLimitError) as over:
+        few.embeddings.create(model=EMBEDDER, input="word " * 20)
+    assert over.value.code == "insufficient_quota"
+    with pytest.raises(openai.BadRequestError) as too_long:
+        few.embeddings.create(model=EMBEDDER, input="word " * 600)
+    assert (too_long.value.code, too_long.value.param) == ("context_length_exceeded", "input")

@@ -86,6 +86,7 @@ class FakeSidecar:
         app.router.add_post("/tokenize", self._run)
         app.router.add_post("/detokenize", self._run)
         app.router.add_post("/v1/responses", self._run)
+        app.router.add_post("/v1/embeddings", self._run)
         app.router.add_post("/internal/count", self._count)
         app.router.add_get("/internal/state", self._state)
         app.router.add_get("/internal/openapi", self._openapi)

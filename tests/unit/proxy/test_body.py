@@ -89,6 +89,14 @@ def test_a_response_has_no_limit_of_output_but_its_own() -> None:
         assert (refusal.param, refusal.code) == ("max_output_tokens", code)
 
 
+@pytest.mark.parametrize(("given", "count"), [("a", 1), (["a"] * 40, 40), ([1, 2, 3], 1), ([[1], [2]], 2), ([], 1)])
+def test_embeddings_count_their_inputs_and_have_no_output(given: object, count: int) -> None:
+    call = read({"model": "m", "input": given, "max_tokens": 5, "stream": True}, Endpoint.EMBEDDINGS)
+    assert (call.messages, call.choices, call.max_output_tokens, call.stream) == (count, 1, 0, False)
+    # What has no meaning here is the sidecar's to refuse.
+    assert msgspec.json.decode(call.body)["stream"] is True
+
+
 def test_all_that_is_produced_counts_also_what_is_not_given() -> None:
     assert read({"model": "m", "prompt": ["a", "b"], "n": 2, "best_of": 4}, Endpoint.COMPLETIONS).choices == 8
     assert read({"model": "m", "prompt": "a", "n": 3, "best_of": None}, Endpoint.COMPLETIONS).choices == 3

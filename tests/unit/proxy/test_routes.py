@@ -40,6 +40,7 @@ from sidecar.wire.internal import Endpoint
         ("/v1/responses/resp_1//input_items", None),
         ("/v1/responses/input_tokens", None),
         ("/v1/responses/", None),
+        ("/v1/embeddings", Endpoint.EMBEDDINGS.value),
         ("/v1/models", MODELS),
         ("/v1/models/m", MODEL),
         ("/v1/models/org/m", MODEL),

@@ -175,3 +175,10 @@ def test_a_response_is_read_from_its_answer_and_from_the_end_of_its_stream(name:
 def test_an_end_without_a_response_tells_none(held: bytes) -> None:
     with pytest.raises(AnswerError):
         usage.told_response(held, stream=True)
+
+
+def test_embeddings_use_their_prompt_alone() -> None:
+    body = b'{"object":"list","data":[],"usage":{"prompt_tokens":5,"total_tokens":5}}'
+    assert usage.read_body(body, Endpoint.EMBEDDINGS) == Usage(5, 0)
+    with pytest.raises(usage.AnswerError):
+        usage.read_body(b'{"data":[]}', Endpoint.EMBEDDINGS)

@@ -119,3 +119,14 @@ def test_a_message_of_anthropic_s_is_one_prompt() -> None:
     sizes = sizing(endpoint=Endpoint.MESSAGES, messages=3, size=100)
     assert sizes.one_prompt
     assert sizes.bounded() == sizing(messages=3, size=100).bounded()
+
+
+def test_embeddings_cost_their_inputs_alone() -> None:
+    several = sizing(endpoint=Endpoint.EMBEDDINGS, messages=3, asked=0, size=2000)
+    bounded = several.bounded()
+    assert bounded is not None
+    assert bounded.total == 3 * (7 + 5) + 2000
+    assert several.exact(2400).total == 2400
+    one = sizing(endpoint=Endpoint.EMBEDDINGS, asked=0, size=2000).bounded()
+    assert one is not None
+    assert one.total == 1000

@@ -138,6 +138,16 @@ async def test_a_counted_prompt_that_fills_the_context_is_refused_by_name(build:
     assert several.estimate.total == 1030
 
 
+async def test_an_input_to_embed_may_fill_the_context(build: Build) -> None:
+    house = build(bound=None)
+    house.exact = 1000
+    grant = await house.admit(endpoint=Endpoint.EMBEDDINGS, max_output_tokens=0)
+    assert grant.estimate.total == 1000
+    house.exact = 1001
+    refused = await house.refused(endpoint=Endpoint.EMBEDDINGS, max_output_tokens=0)
+    assert (refused.code, refused.param) == ("context_length_exceeded", "input")
+
+
 async def test_a_counter_that_is_away_has_consumed_nothing(build: Build) -> None:
     house = build(bound=None)
 
