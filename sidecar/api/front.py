@@ -134,7 +134,11 @@ class Front:
     def state(self, others: Sequence["Front"] = ()) -> State:
         """How this front's engine stands. `others`: fronts whose models are served beside it."""
         engine, step = self.engine, self.engine.last_step
-        models = [model for front in (self, *others) if (model := front.model()) is not None]
+        fronts = (self, *others)
+        models = [model for front in fronts if (model := front.model()) is not None]
+        if len(models) < len(fronts):
+            # None is named before all are: one that still loads would be taken for one that nobody serves.
+            models = []
         return State(
             ready=self.ready,
             reason="" if self.ready else self._reason,

@@ -51,6 +51,15 @@ def test_an_engine_that_is_ready_before_the_tokenizer_is_still_loading() -> None
     assert (state.ready, state.reason, state.models) == (False, "loading", [])
 
 
+def test_two_models_are_named_together() -> None:
+    chat, encoder = front(FakeEngine()), front(FakeEngine())
+    assert len(chat.state([encoder]).models) == 2
+    for late in (chat, encoder):
+        loaded, late.language = late.language, None
+        assert chat.state([encoder]).models == []
+        late.language = loaded
+
+
 def test_the_cache_s_share_is_zero_before_the_first_step() -> None:
     engine = FakeEngine()
     assert front(engine).gauges().kv_used_ratio == 0
