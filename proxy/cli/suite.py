@@ -11,6 +11,7 @@ import click
 import msgspec
 from rich.text import Text
 
+from proxy.cli import clients
 from proxy.cli.exits import CommandError, Exit
 from proxy.cli.invocation import Invocation, pass_invocation
 
@@ -21,17 +22,18 @@ DEVELOPER_INSTALL: Final = "pip install -e '.[sidecar,dev]'"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One check. `module` is run with this interpreter; `script` lies beside it."""
+    """One check. `module` is run with an interpreter, this one unless said; `script` lies beside it."""
 
     name: str
     arguments: tuple[str, ...]
     module: str = ""
     script: str = ""
+    python: str = sys.executable
 
     def command(self) -> list[str]:
         """Raises CommandError."""
         if self.module:
-            return [sys.executable, "-m", self.module, *self.arguments]
+            return [self.python, "-m", self.module, *self.arguments]
         path = Path(sys.executable).parent / self.script
         if not path.exists():
             raise CommandError(f"{self.script} is not installed.", hint=f"Install it: {DEVELOPER_INSTALL}")
@@ -70,10 +72,14 @@ def test(invocation: Invocation, arguments: tuple[str, ...]) -> int:
     """Run the checks and tests of a checkout; with ARGUMENTS, only pytest with these.
 
     tollhouse test tests/unit -k quota
+
+    After `clients`: other people's clients against a running Tollhouse, in an environment of their own.
+
+    tollhouse test clients -k langchain
     """
     if not _is_checkout(Path.cwd()):
         raise CommandError("This folder is not a checkout of Tollhouse.", hint="Run it where its pyproject.toml lies.")
-    stages = [Stage("tests", arguments, module="pytest")] if arguments else STAGES
+    stages = _stages(invocation, arguments)
     results: list[Result] = []
     for stage in stages:
         results.append(_run(invocation, stage))
@@ -84,6 +90,16 @@ def test(invocation: Invocation, arguments: tuple[str, ...]) -> int:
     said = f"All passed in {took:.0f} s." if not code else f"{results[-1].name}: failed with exit code {code}."
     invocation.screen.reply({"stages": results}, lambda: Text(said, "bold red" if code else "bold green"))
     return code
+
+
+def _stages(invocation: Invocation, arguments: tuple[str, ...]) -> tuple[Stage, ...]:
+    if not arguments:
+        return STAGES
+    if arguments[0] != clients.TARGET:
+        return (Stage("tests", arguments, module="pytest"),)
+    python = clients.prepare(Path.cwd(), invocation.screen)
+    chosen = (clients.TESTS, "-c", clients.PYTEST, f"--programs={Path(sys.executable).parent}", *arguments[1:])
+    return (Stage(clients.TARGET, chosen, module="pytest", python=str(python)),)
 
 
 def _is_checkout(folder: Path) -> bool:

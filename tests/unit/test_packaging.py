@@ -279,7 +279,7 @@ def wanted(*extras: str) -> list[Requirement]:
     return [Requirement(text) for group in groups for text in group]
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", [*LOCKS, "clients.txt"])
 def test_a_lock_pins_every_package_with_its_hashes_and_nothing_of_cuda(lock: str) -> None:
     text = (PINS / lock).read_text()
     blocks = re.split(r"^(?=\S)", re.sub(r"^ *#.*\n", "", text, flags=re.MULTILINE), flags=re.MULTILINE)[1:]
@@ -300,6 +300,20 @@ def test_a_lock_has_what_pyproject_asks_for(lock: str, extras: list[str]) -> Non
         if requirement.name != "torch":
             versions = [version(found) for found in packages[canonicalize_name(requirement.name)]]
             assert all(requirement.specifier.contains(found) for found in versions), requirement
+
+
+def test_the_clients_lock_has_what_is_asked_for() -> None:
+    lines = (PINS / "clients.in").read_text().splitlines()
+    for requirement in [Requirement(line) for line in lines if not line.startswith("#")]:
+        versions = [version(found) for found in pinned("clients.txt")[canonicalize_name(requirement.name)]]
+        assert versions
+        assert all(requirement.specifier.contains(found) for found in versions)
+
+
+def test_the_lock_of_the_clients_for_node_names_no_registry() -> None:
+    text = (ROOT / "tests/clients/node/package-lock.json").read_text()
+    assert '"integrity"' in text
+    assert '"resolved"' not in text
 
 
 def test_the_locks_agree_on_every_version() -> None:

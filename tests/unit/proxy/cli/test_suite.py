@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.cli import root, suite
+from proxy.cli import clients, root, suite
 from proxy.cli.exits import CommandError
 from proxy.cli.suite import Stage
 
@@ -57,6 +57,17 @@ def test_arguments_go_to_pytest_and_to_it_alone(capfd: pytest.CaptureFixture[str
     assert str(arguments) in out
     assert "good" not in out
     assert "tests: pytest" in err
+
+
+def test_clients_are_run_with_their_own_interpreter(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(clients, "prepare", lambda root, _: root / "python")
+    (Path("python")).symlink_to(sys.executable)
+    assert root.run(["test", "clients", "-k", "langchain"]) == 0
+    out, _ = capfd.readouterr()
+    asked = ["tests/clients", "-c", "tests/clients/pytest.ini", f"--programs={Path(sys.executable).parent}"]
+    assert str([*asked, "-k", "langchain"]) in out
 
 
 def test_another_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
