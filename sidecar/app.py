@@ -30,7 +30,8 @@ from sidecar.catalog.fetch import resolve
 from sidecar.engine.config import EngineConfig
 from sidecar.jsonlog import JsonLog
 from sidecar.metrics import Metrics
-from sidecar.settings import Embedding, Sidecar
+from sidecar.protocol.speech.dialect import find_dialect
+from sidecar.settings import Api, Embedding, Sidecar
 from sidecar.supervisor import Supervisor
 from sidecar.tokenizer.model_tokenizer import ModelTokenizer, TokenizerUnusableError
 from sidecar.wire.anthropic import COUNT_TOKENS
@@ -121,7 +122,7 @@ def build(settings: Sidecar, folder: Path, log: JsonLog, embedding_folder: Path 
 def _room(settings: Sidecar, config: EngineConfig, metrics: Metrics, log: JsonLog) -> Room:
     supervisor = Supervisor(config, settings.timeouts, max_queue(settings), log)
     front = Front(settings, supervisor, metrics, log, embeds=config.embeds)
-    room = Room(front, supervisor, partial(load_language, Path(config.model_path)))
+    room = Room(front, supervisor, partial(load_language, Path(config.model_path), settings.api))
     supervisor.on_ready.append(lambda _: room.announce())
     return room
 
@@ -203,7 +204,7 @@ def application(front: Front, embedding: Front | None = None) -> web.Application
     return app
 
 
-def load_language(folder: Path) -> Language:
+def load_language(folder: Path, api: Api) -> Language:
     """The model's tokenizer and chat template. Takes seconds: call it in a thread. Raises TokenizerUnusableError."""
     tokenizer = ModelTokenizer(folder)
     return Language(
@@ -212,6 +213,7 @@ def load_language(folder: Path) -> Language:
         bound=tokenizer.bound(),
         chats=tokenizer.has_chat_template,
         created=int((folder / "config.json").stat().st_mtime),
+        dialect=find_dialect(tokenizer.template_source, api.reasoning_format),
     )
 
 

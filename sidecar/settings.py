@@ -77,6 +77,7 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class Api(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Bounds of the OpenAI surface. Fields that OpenAI does not have: `refuse` answers 400, `ignore` names them.
 
+    `reasoning_format`: how the model marks its thoughts; `auto`: as its chat template does.
     `chat_template_kwargs`: the variables of a chat template that clients may set. Raises ValueError for a name that is
     the renderer's own.
     """
@@ -86,6 +87,7 @@ class Api(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     max_prompts: Annotated[int, Meta(ge=1, le=2048)] = 32
     max_messages: Positive = 2048
     max_body_bytes: Positive = 4 * 1024 * 1024
+    reasoning_format: Literal["auto", "none", "think"] = "auto"
     chat_template_kwargs: tuple[VariableName, ...] = ("enable_thinking", "thinking", "reasoning_effort")
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from sidecar.grammars.compiler import (
 from sidecar.jsonlog import JsonLog
 from sidecar.metrics import Gauges, Metrics
 from sidecar.protocol.plan import Encoder, Limits
+from sidecar.protocol.speech.dialect import WORDS_ONLY, Dialect
 from sidecar.settings import Sidecar
 from sidecar.supervisor import EngineLostError
 from sidecar.tokenizer.text import Detokenizer
@@ -33,7 +34,9 @@ DRAINING: Final = "draining"
 class TextDecoder(Encoder, Protocol):
     """A tokenizer both ways."""
 
-    def detokenizer(self, before: Sequence[int] = (), *, specials: bool = False) -> Detokenizer: ...
+    def detokenizer(
+        self, before: Sequence[int] = (), *, specials: bool = False, markers: Sequence[str] = ()
+    ) -> Detokenizer: ...
     def spell(self, token: int, *, begins: bool = False) -> bytes: ...
     def vocabulary(self, size: int) -> list[bytes]: ...
 
@@ -47,6 +50,7 @@ class Language:
     bound: TokenBound | None
     chats: bool
     created: int
+    dialect: Dialect = WORDS_ONLY
 
 
 class Front:
@@ -81,7 +85,8 @@ class Front:
         language, info = self.language, self.engine.info
         if not self.engine.ready or language is None or info is None:
             raise not_ready(self._reason)
-        return language, Limits(self.served, info.max_context, info.vocab_size, language.stop_token_ids)
+        ends = language.stop_token_ids
+        return language, Limits(self.served, info.max_context, info.vocab_size, ends, language.dialect)
 
     async def compiled(self, grammar: Grammar) -> CompiledGrammar:
         """Raises ApiError: 400 for a grammar that cannot be compiled, 503 if it cannot be now."""

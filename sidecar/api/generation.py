@@ -175,13 +175,18 @@ def _choices(plan: Plan, language: Language) -> Choices:
     options = plan.options
     return Choices(
         len(plan.submits),
-        partial(language.tokenizer.detokenizer, specials=options.specials_shown),
+        partial(
+            language.tokenizer.detokenizer,
+            specials=options.specials_shown,
+            markers=() if plan.speech is None else plan.speech.markers,
+        ),
         options.stop,
         # A token that is to be ignored as an end is a token like any other.
         stop_token_ids(options, language.stop_token_ids),
         plan.tellings,
         min_tokens=options.min_tokens,
         stop_shown=options.stop_shown,
+        speech=plan.speech,
     )
 
 

@@ -13,6 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from sidecar.protocol.choices import Progress
 from sidecar.protocol.logprobs import ChatLogprobs, Entry, Spell, TextLogprobs, chat_logprobs, text_logprobs
+from sidecar.protocol.speech.pieces import Kind, Piece
 from sidecar.wire.errors import ApiError
 
 DONE: Final = b"data: [DONE]\n\n"
@@ -51,9 +52,11 @@ class TokenUsage(msgspec.Struct, frozen=True):
 
 
 class ChatMessage(msgspec.Struct, frozen=True):
-    """The assistant's message."""
+    """The assistant's message. Thoughts have two names: DeepSeek's, and vLLM's of today."""
 
     content: str
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
     role: Literal["assistant"] = "assistant"
     refusal: None = None
     annotations: tuple[()] = ()
@@ -74,6 +77,8 @@ class Delta(msgspec.Struct, frozen=True):
 
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
     refusal: UnsetType | None = UNSET
 
 
@@ -128,18 +133,17 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A whole choice: its text, why it ended, what is told of its tokens, and the stop string that ended it."""
+    """A whole choice: its text, why it ended, what is told of its tokens, and the stop string that ended it.
+
+    `thought`: what was thought before the text.
+    """
 
     text: str
     finish_reason: str
     entries: tuple[Entry, ...] = ()
     tokens: tuple[int, ...] = ()
     stop: str | None = None
-
-
-def token_usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> TokenUsage:
-    total = prompt_tokens + completion_tokens
-    return TokenUsage(prompt_tokens, completion_tokens, total, PromptDetails(cached_tokens))
+    thought: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +163,19 @@ class ChatShape:
 
     def opening(self, index: int, usage: ChunkUsage) -> bytes:
         """The event that begins a choice."""
-        choice = ChunkChoice(index, Delta("assistant", "", None), token_ids=self._tokens(()))
+        choice = ChunkChoice(index, Delta(role="assistant", content="", refusal=None), token_ids=self._tokens(()))
         return self._event(choice, usage, UNSET if index else self._prompt)
 
     def part(self, progress: Progress, usage: ChunkUsage) -> bytes:
-        """An event of one choice: more text, and what is told of its tokens."""
-        delta, tokens = Delta(content=progress.text), self._tokens(progress.tokens)
-        return self._event(
-            ChunkChoice(progress.index, delta, self._logprobs(progress.entries), token_ids=tokens), usage
-        )
+        """The events of one choice's progress, one for each piece; the first has what is told of the tokens."""
+        deltas = [_delta(piece) for piece in progress.pieces] or [Delta(content=progress.text)]
+        tokens, entries = progress.tokens, progress.entries
+        events: list[bytes] = []
+        for delta in deltas:
+            choice = ChunkChoice(progress.index, delta, self._logprobs(entries), token_ids=self._tokens(tokens))
+            events.append(self._event(choice, usage))
+            tokens, entries = (), ()
+        return b"".join(events)
 
     def closing(self, index: int, given: Given, usage: ChunkUsage) -> bytes:
         """The event that ends a choice."""
@@ -187,7 +195,7 @@ class ChatShape:
         made = tuple(
             ChatChoice(
                 index,
-                ChatMessage(given.text),
+                _message(given),
                 given.finish_reason,
                 self._logprobs(given.entries),
                 self._tokens(given.tokens),
@@ -268,6 +276,17 @@ class TextShape:
 
     def _event(self, choice: TextChoice, usage: ChunkUsage) -> bytes:
         return _event(_envelope(self.head, "cmpl", "text_completion", (choice,), usage))
+
+
+def _message(given: Given) -> ChatMessage:
+    thought = given.thought or UNSET
+    return ChatMessage(given.text, thought, thought)
+
+
+def _delta(piece: Piece) -> Delta:
+    if piece.kind is Kind.THOUGHT:
+        return Delta(reasoning_content=piece.text, reasoning=piece.text)
+    return Delta(content=piece.text)
 
 
 def _envelope(

@@ -105,7 +105,8 @@ class MessageShape:
         return _event(start) + _event(BlockStart(index, Text("")))
 
     def part(self, progress: Progress, usage: ChunkUsage) -> bytes:  # noqa: ARG002  the opening and the closing tell it
-        return _event(BlockDelta(progress.index, TextDelta(progress.text)))
+        # Thoughts have no block here.
+        return _event(BlockDelta(progress.index, TextDelta(progress.text))) if progress.text else b""
 
     def closing(self, index: int, given: Given, usage: ChunkUsage) -> bytes:
         return _event(BlockStop(index)) + _event(MessageDelta(_stopped(given), _told(usage)))

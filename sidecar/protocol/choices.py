@@ -6,16 +6,21 @@ A choice ends once, in one of these ways:
   run past it by then is told to be discarded, and its later deltas are passed over;
 - the engine could not go on with it: an ApiError, which ends the whole request.
 
-A token's log-probabilities go out with its text: they wait while that may yet become a stop string, and what a stop
-string cuts off takes its tokens with it.
+A token's log-probabilities go out with its text: they wait while that may yet become a stop string or is not yet known
+for what it is, and what a stop string cuts off takes its tokens with it. What is not shown for itself, such as a marker
+around thoughts, has entries all the same.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from sidecar.protocol.logprobs import Entry
+from sidecar.protocol.speech.dialect import Speech
+from sidecar.protocol.speech.listener import Call
+from sidecar.protocol.speech.pieces import Kind, Piece, joined
 from sidecar.tokenizer.text import Detokenizer, StopScanner
 from sidecar.wire.errors import SERVER_ERROR, ApiError, internal_error
 from sidecar.wire.frames import Delta, Finish, Logprobs
@@ -38,7 +43,7 @@ class Telling:
 
     `logprobs`: of each token; `end_token`: of the one that ends the answer too, which has no text (completions).
     `echo`: the prompt comes first. `offset`: how many characters the prompt has. `before`: the tokens that the text
-    continues. `tokens`: the ids of all tokens that count.
+    continues. `tokens`: the ids of all tokens that count. `thoughts`: thoughts have log-probabilities, too.
     """
 
     logprobs: bool = False
@@ -47,17 +52,22 @@ class Telling:
     offset: int = 0
     before: tuple[int, ...] = ()
     tokens: bool = False
+    thoughts: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a delta did to its choice. `cancel_at`: the engine is to stop it, and this many of its tokens count."""
+    """What a delta did to its choice. `cancel_at`: the engine is to stop it, and this many of its tokens count.
+
+    `pieces` are of an answer that has more than words; `text` is the words among them, or all there is.
+    """
 
     index: int
     text: str = ""
     cancel_at: int | None = None
     entries: tuple[Entry, ...] = ()
     tokens: tuple[int, ...] = ()
+    pieces: tuple[Piece, ...] = ()
 
 
 class Choice:
@@ -76,13 +86,19 @@ class Choice:
         stop_token_ids: tuple[int, ...],
         telling: Telling,
         min_tokens: int = 0,
+        *,
+        speech: Speech | None = None,
     ) -> None:
-        """Of `stop_token_ids` the one that ends it has no text. A stop string that ends within `min_tokens` is text."""
+        """Of `stop_token_ids` the one that ends it has no text. A stop string that ends within `min_tokens` is text.
+
+        `speech`: how the answer is read; None for one of words only.
+        """
         self._detokenizer = detokenizer
         self._scanner = scanner
         self._stop_token_ids = stop_token_ids
         self._telling = telling
         self._min_tokens = min_tokens
+        self._listener = None if speech is None else speech.listener()
         self._pieces: list[str] = []
         self._silent: list[Entry] = []
         self._waiting: deque[tuple[Entry, int]] = deque()
@@ -101,6 +117,19 @@ class Choice:
         return "".join(self._pieces)
 
     @property
+    def thought(self) -> str:
+        """What was thought before the text."""
+        return "" if self._listener is None else self._listener.thought
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        return () if self._listener is None else self._listener.calls
+
+    @property
+    def thought_tokens(self) -> int:
+        return 0 if self._listener is None else self._listener.thought_tokens
+
+    @property
     def stop(self) -> str | None:
         """The stop string that ended it, if one did."""
         return self._scanner.found
@@ -116,7 +145,7 @@ class Choice:
             return Progress(delta.index)
         self._scored += delta.prompt_logprobs
         self.cached_tokens = self.cached_tokens or delta.cached_tokens
-        pieces: list[str] = []
+        pieces: list[Piece] = []
         shown = self._shown(delta)
         logprobs: list[Logprobs | None] = [*delta.logprobs] or [None] * len(delta.token_ids)
         for count, (token, told) in enumerate(zip(shown, logprobs, strict=False), start=1):
@@ -128,11 +157,11 @@ class Choice:
             self.finish_reason = self._finished(delta, shown, logprobs, pieces)
         return self._progress(delta, pieces, len(delta.token_ids), None)
 
-    def _finished(self, delta: Delta, shown: list[int], logprobs: list[Logprobs | None], pieces: list[str]) -> str:
+    def _finished(self, delta: Delta, shown: list[int], logprobs: list[Logprobs | None], pieces: list[Piece]) -> str:
         reason = finish_reason(delta)
         if self._scan(self._settled(self._detokenizer.flush()), pieces):
             return "stop"
-        pieces.append(self._scanner.flush())
+        self._hear(self._scanner.flush(), pieces)
         if len(shown) < len(delta.token_ids):
             self._note(delta.token_ids[-1], logprobs[-1], shows=False)
         # What has no text by now has none.
@@ -148,6 +177,8 @@ class Choice:
 
     def _decode(self, token: int, told: Logprobs | None) -> str:
         self._note(token, told, shows=self._detokenizer.shows(token))
+        if self._listener is not None:
+            self._listener.token(self._decoded)
         return self._settled(self._detokenizer.feed(token))
 
     def _note(self, token: int, told: Logprobs | None, *, shows: bool) -> None:
@@ -170,21 +201,29 @@ class Choice:
         self._waiting += [(entry, self._decoded) for entry in self._silent]
         self._silent.clear()
 
-    def _scan(self, text: str, pieces: list[str]) -> bool:
+    def _scan(self, text: str, pieces: list[Piece]) -> bool:
         shown, stopped = self._scanner.feed(text, may_end=self.generated > self._min_tokens)
-        pieces.append(shown)
-        return stopped
+        self._hear(shown, pieces)
+        return stopped or (self._listener is not None and self._listener.over)
 
-    def _stopped(self, delta: Delta, pieces: list[str], count: int) -> Progress:
+    def _hear(self, text: str, pieces: list[Piece]) -> None:
+        if self._listener is not None:
+            pieces += self._listener.feed(text)
+        elif text:
+            pieces.append(Piece(Kind.WORDS, text, len(text)))
+
+    def _stopped(self, delta: Delta, pieces: list[Piece], count: int) -> Progress:
         self.finish_reason = "stop"
         # Also of a sequence that has ended by itself meanwhile: its usage slot has all that it produced.
         past = delta.finish is None or self.generated < delta.generated
         return self._progress(delta, pieces, count, self.generated if past else None)
 
-    def _progress(self, delta: Delta, pieces: list[str], count: int, cancel_at: int | None) -> Progress:
+    def _progress(self, delta: Delta, pieces: list[Piece], count: int, cancel_at: int | None) -> Progress:
         """`count` of the delta's tokens are the choice's."""
-        text = "".join(pieces)
-        self._given += len(text)
+        if self._listener is not None and self.finish_reason:
+            pieces += self._listener.flush()
+        text = "".join(piece.text for piece in pieces if piece.kind is Kind.WORDS)
+        self._given = self._given + len(text) if self._listener is None else self._listener.taken
         entries = self._due()
         if not self._echoed and (delta.token_ids or self.finish_reason):
             self._echoed = True
@@ -194,7 +233,8 @@ class Choice:
         self.entries += entries
         tokens = tuple(delta.token_ids[:count]) if self._telling.tokens else ()
         self.tokens += tokens
-        return Progress(delta.index, text, cancel_at, entries, tokens)
+        told = () if self._listener is None else joined(pieces)
+        return Progress(delta.index, text, cancel_at, entries, tokens, told)
 
     def _due(self) -> tuple[Entry, ...]:
         """The entries whose text is out; at the end of the choice those of which any is."""
@@ -204,9 +244,15 @@ class Choice:
             begun = entry.offset - self._telling.offset < self._given
             if end > self._given and not (self.finish_reason and begun):
                 break
-            due.append(entry)
+            if self._tells(entry):
+                due.append(entry)
             self._waiting.popleft()
         return tuple(due)
+
+    def _tells(self, entry: Entry) -> bool:
+        if self._listener is None or self._telling.thoughts:
+            return True
+        return entry.offset - self._telling.offset >= self._listener.thought_until
 
     def _prompt(self) -> str:
         return "" if self._telling.echo is None else self._telling.echo.text
@@ -232,16 +278,17 @@ class Choices:
         *,
         min_tokens: int = 0,
         stop_shown: bool = False,
+        speech: Speech | None = None,
     ) -> None:
         """`detokenizer` is given the tokens before; `tellings`: one for each sequence; none where only text is told.
 
-        `stop_shown`: what ends a choice is part of its text.
+        `stop_shown`: what ends a choice is part of its text. `speech`: as in `Choice`.
         """
         silent = () if stop_shown else stop_token_ids
-        told = tellings or (Telling(),) * count
+        scanner = partial(StopScanner, stops, shown=stop_shown)
         self.all = tuple(
-            Choice(detokenizer(one.before), StopScanner(stops, shown=stop_shown), silent, one, min_tokens)
-            for one in told
+            Choice(detokenizer(how.before), scanner(), silent, how, min_tokens, speech=speech)
+            for how in tellings or (Telling(),) * count
         )
 
     def take(self, delta: Delta) -> Progress:
@@ -255,6 +302,11 @@ class Choices:
     @property
     def completion_tokens(self) -> int:
         return sum(choice.generated for choice in self.all)
+
+    @property
+    def thought_tokens(self) -> int:
+        """Those of the completion that were thoughts."""
+        return sum(choice.thought_tokens for choice in self.all)
 
     @property
     def finish_reason(self) -> str:

@@ -22,6 +22,8 @@ from sidecar.protocol.requests import (
     ResponsesRequest,
     choice_seeds,
 )
+from sidecar.protocol.speech.dialect import WORDS_ONLY, Dialect, Speech
+from sidecar.protocol.speech.thoughts import ends_open, is_left_open
 from sidecar.protocol.ticket import Ticket
 from sidecar.tokenizer.messages import PLAIN, Message, Rendering
 from sidecar.wire.errors import ApiError, bad_request
@@ -30,6 +32,8 @@ from sidecar.wire.internal import Endpoint
 
 # How many tokens of a prompt a detokenizer looks back at, at most.
 _LOOKED_BACK_AT: Final = 64
+# And how many a template's last words have: those that begin the answer.
+_LAST_WORDS: Final = 16
 # A longer text is refused before it is tokenised (GUARDS, C2): tokens average about four bytes.
 MOST_BYTES_PER_TOKEN: Final = 8
 
@@ -49,20 +53,21 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the loaded model allows, and the tokens that end its answers."""
+    """What the loaded model allows, the tokens that end its answers, and its ways to say things."""
 
     model: str
     max_context: int
     vocab_size: int
     stop_token_ids: tuple[int, ...]
+    dialect: Dialect = WORDS_ONLY
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A request ready to run. Its sequences are indexed by prompt, then choice: `prompt × best_of + choice`.
 
-    `best_of` is how many a prompt has; `tellings` says what each tells beside its text. `asked` is of
-    /v1/responses only.
+    `best_of` is how many a prompt has; `tellings` says what each tells beside its text, `speech` how it is read.
+    `asked` is of /v1/responses only.
     """
 
     ticket: Ticket
@@ -73,6 +78,7 @@ class Plan:
     best_of: int
     tellings: tuple[Telling, ...]
     asked: Asked | None = None
+    speech: Speech | None = None
 
     @property
     def told_prompts(self) -> list[list[int]] | None:
@@ -160,7 +166,17 @@ def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limi
     ]
     tellings = tuple(telling for telling in _tellings(request, prompts, encoder) for _ in range(best_of))
     asked = request.asked if isinstance(request, ResponsesRequest) else None
-    return Plan(ticket, options, request.endpoint, prompt_tokens, tuple(submits), best_of, tellings, asked)
+    speech = _speech(request, prompts, limits.dialect, encoder)
+    return Plan(ticket, options, request.endpoint, prompt_tokens, tuple(submits), best_of, tellings, asked, speech)
+
+
+def _speech(request: GenerationRequest, prompts: Prompts, dialect: Dialect, encoder: Encoder) -> Speech | None:
+    """How the answers are to be read; None where they are words and nothing else."""
+    if isinstance(request, CompletionRequest) or not dialect.thinks:
+        return None
+    if request.rendering.continue_final_message:
+        return Speech(inside=is_left_open(request.messages[-1].content))
+    return Speech(inside=ends_open(encoder.decode(list(prompts[0][-_LAST_WORDS:]))))
 
 
 def _tellings(request: GenerationRequest, prompts: Prompts, encoder: Encoder) -> list[Telling]:
@@ -169,7 +185,10 @@ def _tellings(request: GenerationRequest, prompts: Prompts, encoder: Encoder) ->
     if isinstance(request, ChatRequest):
         # What begins a message has nothing before it.
         continued = request.rendering.continue_final_message
-        return [Telling(logprobs, tokens=tokens, before=prompts[0][-_LOOKED_BACK_AT:] if continued else ())]
+        before = prompts[0][-_LOOKED_BACK_AT:] if continued else ()
+        # A response tells the log-probabilities of a text, and thoughts are not in it.
+        thoughts = request.endpoint is not Endpoint.RESPONSES
+        return [Telling(logprobs, tokens=tokens, before=before, thoughts=thoughts)]
     tellings: list[Telling] = []
     for prompt, ids in zip(request.prompts, prompts, strict=True):
         before = ids[-_LOOKED_BACK_AT:]

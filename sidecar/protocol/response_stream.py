@@ -8,7 +8,6 @@
 Events are numbered from 0, without gaps.
 """
 
-from sidecar.protocol.answer import token_usage
 from sidecar.protocol.choices import Choices, Progress
 from sidecar.protocol.response_answer import (
     IN_PROGRESS,
@@ -28,7 +27,7 @@ from sidecar.protocol.response_answer import (
     TextDelta,
     TextDone,
 )
-from sidecar.protocol.stream import StreamOptions, given_choice, usage_comment
+from sidecar.protocol.stream import StreamOptions, given_choice, token_usage, usage_comment
 from sidecar.wire.errors import ApiError
 
 
@@ -60,7 +59,7 @@ class ResponseStream:
         """The whole end of the stream, once the choice has ended."""
         shape, choice = self._shape, self._choices.all[0]
         given = given_choice(choice)
-        usage = token_usage(self._prompt_tokens, self._choices.completion_tokens, self._choices.cached_tokens(1))
+        usage = token_usage(self._choices, self._prompt_tokens, 1)
         part, message, response = shape.part(given), shape.message(given), shape.ended(given, usage)
         item_id = shape.item_id
         last = Incomplete if response.status == INCOMPLETE else Completed

@@ -12,7 +12,15 @@ from typing import Final
 import msgspec
 from msgspec import UNSET
 
-from sidecar.protocol.answer import ChatShape, ChunkUsage, Given, TextShape, TokenUsage, token_usage
+from sidecar.protocol.answer import (
+    ChatShape,
+    ChunkUsage,
+    CompletionDetails,
+    Given,
+    PromptDetails,
+    TextShape,
+    TokenUsage,
+)
 from sidecar.protocol.anthropic_answer import MessageShape
 from sidecar.protocol.choices import Choice, Choices, Progress
 from sidecar.protocol.response_answer import ResponseShape
@@ -54,7 +62,7 @@ class Stream:
         if not self._opened:
             self._opened = True
             opening = b"".join(self._shape.opening(index, usage) for index in range(len(self._choices.all)))
-        if not progress.text and not progress.entries and not progress.tokens:
+        if not (progress.text or progress.entries or progress.tokens or progress.pieces):
             return opening
         return opening + self._shape.part(progress, usage)
 
@@ -75,13 +83,23 @@ class Stream:
         return self._shape.failed(error)
 
     def _usage(self) -> TokenUsage:
-        cached_tokens = self._choices.cached_tokens(self._options.sequences_of_a_prompt)
-        return token_usage(self._prompt_tokens, self._choices.completion_tokens, cached_tokens)
+        return token_usage(self._choices, self._prompt_tokens, self._options.sequences_of_a_prompt)
 
     def _chunk_usage(self) -> ChunkUsage:
         if self._options.continuous_usage:
             return self._usage()
         return None if self._options.include_usage else UNSET
+
+
+def token_usage(choices: Choices, prompt_tokens: int, of: int) -> TokenUsage:
+    """What a client is told; a prompt has `of` choices."""
+    return TokenUsage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=choices.completion_tokens,
+        total_tokens=prompt_tokens + choices.completion_tokens,
+        prompt_tokens_details=PromptDetails(choices.cached_tokens(of)),
+        completion_tokens_details=CompletionDetails(choices.thought_tokens),
+    )
 
 
 def usage_comment(choices: Choices, prompt_tokens: int, of: int) -> bytes:
@@ -98,9 +116,10 @@ def usage_comment(choices: Choices, prompt_tokens: int, of: int) -> bytes:
 def whole(shape: Shape | ResponseShape, choices: Choices, prompt_tokens: int, given: int = 1, of: int = 1) -> bytes:
     """The JSON answer of ended choices: the likeliest `given` of the `of` that each prompt has."""
     made = [given_choice(choice) for choice in choices.best(given, of)]
-    return shape.whole(made, token_usage(prompt_tokens, choices.completion_tokens, choices.cached_tokens(of)))
+    return shape.whole(made, token_usage(choices, prompt_tokens, of))
 
 
 def given_choice(choice: Choice) -> Given:
     """A choice that has ended."""
-    return Given(choice.text, choice.finish_reason, tuple(choice.entries), tuple(choice.tokens), choice.stop)
+    entries, tokens = tuple(choice.entries), tuple(choice.tokens)
+    return Given(choice.text, choice.finish_reason, entries, tokens, choice.stop, choice.thought)

@@ -61,6 +61,11 @@ class ModelTokenizer:
         return self._template.exists
 
     @property
+    def template_source(self) -> str:
+        """The chat template as it is written; empty without one."""
+        return self._template.source
+
+    @property
     def stop_token_ids(self) -> list[int]:
         """The tokens that end an answer, by the model's generation config, its config and its tokenizer."""
         return self._stop_ids
@@ -85,9 +90,12 @@ class ModelTokenizer:
             return self.encode_text(rendered, add_special_tokens=False)
         return [token for part in self._control.split(rendered) for token in self._encode_part(part, disguise)]
 
-    def detokenizer(self, before: Sequence[int] = (), *, specials: bool = False) -> Detokenizer:
-        """For what follows the tokens `before`. `specials`: special tokens have text."""
-        return Detokenizer(self.decode, frozenset() if specials else self._special_ids, before)
+    def detokenizer(
+        self, before: Sequence[int] = (), *, specials: bool = False, markers: Sequence[str] = ()
+    ) -> Detokenizer:
+        """For what follows the tokens `before`. `specials`: special tokens have text; `markers`: these have always."""
+        shown = {self._backend.token_to_id(marker) for marker in markers}
+        return Detokenizer(self.decode, frozenset() if specials else self._special_ids - shown, before)
 
     def text_offsets(self, text: str) -> list[int]:
         """Where in a completion's prompt each of its tokens begins, in characters.

@@ -59,7 +59,8 @@ class ChatTemplate:
         self.exists = bool(tokenizer.chat_template)
         self._tokenizer = tokenizer
         self._knows_developer = "developer" in json.dumps(tokenizer.chat_template or "")
-        words = read_words(_source(tokenizer))
+        self.source = _source(tokenizer)
+        words = read_words(self.source)
         self._variables = words.variables
         # A client's word that is one of the template's own stays as it is, or the template would not know it.
         self._own_words = {word for word in words.literals if word.isidentifier()} - control

@@ -119,7 +119,7 @@ class StopScanner:
             start, size, self.found = min(found)
             self._held = ""
             return text[: start + size if self._shown else start], True
-        keep = self._unfinished(text)
+        keep = unfinished(text, self._stops)
         self._held = text[len(text) - keep :]
         self._passed = max(0, passed - len(text) + keep)
         return text[: len(text) - keep], False
@@ -129,10 +129,11 @@ class StopScanner:
         held, self._held = self._held, ""
         return held
 
-    def _unfinished(self, text: str) -> int:
-        """The length of the longest end of `text` that begins a stop string."""
-        longest = min(len(text), max(map(len, self._stops)) - 1)
-        for size in range(longest, 0, -1):
-            if any(stop.startswith(text[-size:]) for stop in self._stops):
-                return size
-        return 0
+
+def unfinished(text: str, words: Sequence[str]) -> int:
+    """The length of the longest end of `text` that begins one of `words` and is not all of it."""
+    longest = min(len(text), max(map(len, words)) - 1)
+    for size in range(longest, 0, -1):
+        if any(word.startswith(text[-size:]) for word in words):
+            return size
+    return 0

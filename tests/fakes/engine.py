@@ -8,6 +8,7 @@ from typing import Self
 
 from sidecar.api.front import Language
 from sidecar.grammars.compiler import CompiledGrammar
+from sidecar.protocol.speech.dialect import WORDS_ONLY, Dialect
 from sidecar.supervisor import EngineLostError
 from sidecar.tokenizer.messages import PLAIN, Message, Rendering
 from sidecar.tokenizer.text import Detokenizer
@@ -60,12 +61,14 @@ class LetterTokenizer:
         chat = "".join(f"{message.role[0]}:{message.content}." for message in messages)
         return self.encode_text(beside + (chat[:-1] if rendering.continue_final_message else chat))
 
-    def detokenizer(self, before: Sequence[int] = (), *, specials: bool = False) -> Detokenizer:
+    def detokenizer(
+        self, before: Sequence[int] = (), *, specials: bool = False, markers: Sequence[str] = ()
+    ) -> Detokenizer:
         return Detokenizer(lambda ids: "".join(map(chr, ids)), frozenset() if specials else frozenset({EOS}), before)
 
 
-def language() -> Language:
-    return Language(LetterTokenizer(), (EOS,), TokenBound(1, 2), chats=True, created=1700000000)
+def language(dialect: Dialect = WORDS_ONLY) -> Language:
+    return Language(LetterTokenizer(), (EOS,), TokenBound(1, 2), chats=True, created=1700000000, dialect=dialect)
 
 
 class FakeSequences:

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from sidecar.protocol.choices import Choices, Echo, Progress, Telling
 from sidecar.protocol.logprobs import Entry
+from sidecar.protocol.speech.dialect import Speech
+from sidecar.protocol.speech.pieces import Kind
 from sidecar.tokenizer.text import Detokenizer
 from sidecar.wire.errors import ApiError
 from sidecar.wire.frames import Delta, Finish, Logprobs
@@ -334,3 +336,43 @@ def test_cached_tokens_are_counted_once_a_prompt() -> None:
     for index in range(4):
         four.take(Delta("r", index, [97], 1, Finish.LENGTH, cached_tokens=64))
     assert four.cached_tokens(2) == 128
+
+
+def thinking(*stops: str, inside: bool = True, **told: object) -> Choices:
+    how = Telling(logprobs=True, **told)  # type: ignore[arg-type]  # a test's shorthand
+    speech = Speech(inside=inside)
+    return Choices(1, lambda _: Detokenizer(letters, frozenset({EOS})), stops, (EOS,), (how,), speech=speech)
+
+
+def test_a_stop_string_ends_thoughts_too_and_their_tokens_are_counted() -> None:
+    one = thinking("END")
+    progress = [one.take(scored("ab E", 1)), one.take(scored("NDxy", 5))]
+    assert [piece.text for told in progress for piece in told.pieces] == ["ab"]
+    assert (progress[1].cancel_at, one.all[0].thought, one.all[0].text, one.thought_tokens) == (6, "ab", "", 3)
+    assert letters([found.token for found in one.all[0].entries]) == "ab "
+
+
+@given(
+    st.lists(st.sampled_from(["<think>", "</think>", "<", " ", "a", "b", "ä"]), max_size=10).map("".join),
+    st.lists(st.integers(1, 5), max_size=20),
+    st.sampled_from(["ab", "a<", "never"]),
+    st.booleans(),
+)
+def test_however_tokens_come_thoughts_text_entries_and_count_are_the_same(
+    text: str, cuts: list[int], stop: str, inside: bool
+) -> None:
+    def outcome(sizes: list[int]) -> tuple[object, ...]:
+        one, told, at = thinking(stop, inside=inside), [], 0
+        for size in [*sizes, len(text)]:
+            piece = text[at : at + size]
+            told.append(one.take(scored(piece, at + 1)))
+            at += len(piece)
+        told.append(one.take(scored("", at + 1, Finish.STOP, eos=True)))
+        choice = one.all[0]
+        streamed = [piece for progress in told for piece in progress.pieces]
+        assert "".join(piece.text for piece in streamed if piece.kind is Kind.THOUGHT) == choice.thought
+        assert "".join(progress.text for progress in told) == choice.text
+        assert [entry for progress in told for entry in progress.entries] == choice.entries
+        return choice.thought, choice.text, choice.entries, choice.generated, choice.thought_tokens
+
+    assert outcome(cuts) == outcome([]) == outcome([1] * len(text))

@@ -1,5 +1,6 @@
 """How much each sequence may produce, what is refused before anything runs, and the seeds of the choices."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -8,10 +9,12 @@ import pytest
 
 from sidecar.protocol.plan import Limits, Plan, check_model, encode, make_plan
 from sidecar.protocol.requests import ChatRequest, CompletionRequest, Options
+from sidecar.protocol.speech.dialect import Dialect, Speech
 from sidecar.protocol.ticket import Ticket
 from sidecar.tokenizer.messages import PLAIN, Message, Rendering
 from sidecar.wire.errors import ApiError
 
+THINKS = Dialect(thinks=True)
 LIMITS = Limits("m", max_context=100, vocab_size=1000, stop_token_ids=(2,))
 OPTIONS = Options(
     model="m",
@@ -45,6 +48,10 @@ class WordEncoder:
 
     def text_offsets(self, text: str) -> list[int]:
         return [3 * at for at in range(len(text.split()))]
+
+    def decode(self, ids: list[int]) -> str:
+        """As if the third word began thoughts."""
+        return "".join("<think>" if token == 2 else "w" for token in ids)
 
     def encode_chat(self, messages: tuple[Message, ...], rendering: Rendering = PLAIN) -> list[int]:
         return self.encode_text(" ".join(message.content for message in messages))
@@ -335,3 +342,18 @@ def test_an_echo_without_log_probabilities_scores_nothing() -> None:
     assert (made.submits[0].prompt_logprobs, made.submits[0].logprobs) == (None, None)
     assert made.tellings[0].echo is not None
     assert made.tellings[0].echo.text == "a b"
+
+
+def test_how_an_answer_is_read_is_found_by_the_model_s_ways_and_the_prompt_s_end() -> None:
+    def speech(request: ChatRequest | CompletionRequest, dialect: Dialect = THINKS) -> Speech | None:
+        encoder, limits = WordEncoder(), dataclasses.replace(LIMITS, dialect=dialect)
+        return make_plan(request, encode(request, encoder, limits), Ticket("req_1"), limits, encoder).speech
+
+    assert speech(chat("a b")) == Speech(inside=False)
+    assert speech(chat("a b c")) == Speech(inside=True)
+    assert speech(text("a b c")) is None
+    assert speech(chat("a b c"), Dialect()) is None
+    rendering = Rendering(continue_final_message=True)
+    for words, inside in [("<think>so", True), ("<think>so</think> and", False)]:
+        continued = ChatRequest(OPTIONS, (Message("assistant", words),), rendering)
+        assert speech(continued) == Speech(inside=inside)

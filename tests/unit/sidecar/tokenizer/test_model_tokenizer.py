@@ -110,6 +110,13 @@ def test_a_developer_is_a_system_to_a_template_that_knows_none(model: ModelToken
     assert model.encode_chat(chat(("developer", "hi"))) == model.encode_chat(chat(("system", "hi")))
 
 
+def test_markers_have_text_also_where_they_are_special_tokens(model: ModelTokenizer) -> None:
+    ids = [START, *model.encode_text("the"), END]
+    fed = model.detokenizer(markers=("<|start|>", "<tool_call>"))
+    assert "".join(map(fed.feed, ids)) + fed.flush() == "<|start|>the"
+    assert [fed.shows(token) for token in (START, END)] == [True, False]
+
+
 @pytest.mark.parametrize(("specials", "text"), [(False, "the cat 🙂"), (True, "<|start|>the cat 🙂<|end|>")])
 def test_a_detokenizer_gives_the_text_with_special_tokens_or_without(
     model: ModelTokenizer, specials: bool, text: str
