@@ -24,10 +24,14 @@ _TEMPLATE_FIELDS: Final = frozenset(
         "chat_template_kwargs",
         "continue_final_message",
         "documents",
+        "functions",
         "reasoning",
         "reasoning_effort",
+        "tools",
     }
 )
+_CALL_FIELDS: Final = ("tool_calls", "function_call")
+_RESULT_ROLES: Final = ("tool", "function")
 
 
 class _Input(msgspec.Struct):
@@ -49,7 +53,7 @@ def read_call(endpoint: Endpoint, body: bytes, *, max_choices: int, max_prompts:
     messages = _messages(endpoint, fields, max_prompts)
     if endpoint is Endpoint.COMPLETIONS:
         choices *= messages
-    plain = all(fields.get(name) is None for name in _TEMPLATE_FIELDS)
+    plain = all(fields.get(name) is None for name in _TEMPLATE_FIELDS) and not _has_calls(fields.get("messages"))
     if endpoint is Endpoint.MESSAGES:
         # A last message of the assistant's is gone on with.
         plain = plain and not _prefilled(fields.get("messages"))
@@ -224,6 +228,15 @@ def _messages(endpoint: Endpoint, fields: dict[str, object], max_prompts: int) -
 def _prompts(given: object) -> int:
     """How many prompts are given: a list of token ids is one."""
     return len(given) if isinstance(given, list) and given and not isinstance(given[0], int) else 1
+
+
+def _has_calls(messages: object) -> bool:
+    """Whether tools were called earlier in a chat: how a template writes that, its bytes do not bound."""
+    return isinstance(messages, list) and any(
+        isinstance(message, dict)
+        and (message.get("role") in _RESULT_ROLES or any(message.get(name) is not None for name in _CALL_FIELDS))
+        for message in messages
+    )
 
 
 def _prefilled(messages: object) -> bool:

@@ -18,13 +18,11 @@ _ROLES: Final = (
     ("system", "user"),
     ("system",),
     ("assistant",),
-    ("tool",),
     ("assistant", "user"),
     ("user", "assistant"),
     ("user", "assistant", "user"),
     ("system", "user", "assistant", "user"),
     ("user", "user"),
-    ("user", "assistant", "tool"),
     ("user", "assistant", "user", "assistant", "user", "assistant", "user"),
 )
 _SAFE_STEPS: Final = frozenset({"ByteLevel", "Split", "Digits", "Punctuation", "Sequence"})

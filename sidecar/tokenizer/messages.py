@@ -25,11 +25,23 @@ class Message(msgspec.Struct, frozen=True):
     tool_calls: tuple[ToolCall, ...] = ()
 
 
+class Tool(msgspec.Struct, frozen=True):
+    """A function that the model may call; `parameters` is the JSON Schema of its arguments, None if it takes none.
+
+    `strict`: its arguments must fit the schema. Templates are not told.
+    """
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, object] | None = None
+    strict: bool = False
+
+
 class Rendering(msgspec.Struct, frozen=True):
     """What a chat template is given beside the messages.
 
     `continue_final_message`: the last message stays open, and the answer goes on from it. `reasoning_effort` is only
-    for a template that knows it; `variables` are for any.
+    for a template that knows it; `variables` are for any. `tools` are described to the model, whatever its template.
     """
 
     add_generation_prompt: bool = True
@@ -37,6 +49,7 @@ class Rendering(msgspec.Struct, frozen=True):
     variables: dict[str, Scalar] = {}
     reasoning_effort: str | None = None
     documents: tuple[dict[str, str], ...] = ()
+    tools: tuple[Tool, ...] = ()
 
 
 PLAIN: Final = Rendering()

@@ -66,6 +66,11 @@ class ModelTokenizer:
         return self._template.source
 
     @property
+    def knows_tools(self) -> bool:
+        """Whether the chat template is given tools; else they are described in words."""
+        return self._template.knows_tools
+
+    @property
     def stop_token_ids(self) -> list[int]:
         """The tokens that end an answer, by the model's generation config, its config and its tokenizer."""
         return self._stop_ids

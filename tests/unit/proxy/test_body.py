@@ -122,10 +122,17 @@ def test_an_echo_alone_reserves_a_token_and_is_forwarded_as_it_is() -> None:
         ("chat_template_kwargs", {"thinking": True}),
         ("reasoning_effort", "low"),
         ("documents", [{"text": "a"}]),
+        ("tools", [{"type": "function"}]),
+        ("functions", [{"name": "f"}]),
+        ("messages", [{"role": "tool", "content": "5", "tool_call_id": "c"}]),
+        ("messages", [{"role": "function", "content": "5", "name": "f"}]),
+        ("messages", [{"role": "user"}, {"role": "assistant", "tool_calls": []}]),
+        ("messages", [{"role": "assistant", "function_call": {}}]),
     ],
 )
 def test_a_chat_is_plain_unless_its_template_is_given_more_than_messages(field: str, value: object) -> None:
-    assert read({"model": "m", "messages": [], field: None}).plain
+    plain = [{"role": "assistant", "content": "a", "tool_calls": None}, 5]
+    assert read({"model": "m", field: None, "messages": plain}).plain
     assert not read({"model": "m", "messages": [], field: value}).plain
 
 

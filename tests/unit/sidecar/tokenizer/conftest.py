@@ -11,7 +11,7 @@ from tests.fakes.tiny import train
 TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}{{ '<|start|>system\nBe kind<|end|>\n' }}{% endif %}"
-    "{% if message['role'] == 'function' %}{{ raise_exception('no functions here') }}{% endif %}"
+    "{% if message['content'] == 'no' %}{{ raise_exception('say yes') }}{% endif %}"
     "{{ '<|start|>' + message['role'] + '\n' + message['content'] | trim + '<|end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}"
 )

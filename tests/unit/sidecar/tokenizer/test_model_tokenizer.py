@@ -101,8 +101,8 @@ def test_every_source_of_stop_tokens_counts(model: ModelTokenizer) -> None:
 
 
 def test_a_template_that_refuses_is_the_client_s_mistake(model: ModelTokenizer) -> None:
-    with pytest.raises(ApiError, match="no functions here") as caught:
-        model.encode_chat(chat(("function", "x")))
+    with pytest.raises(ApiError, match="say yes") as caught:
+        model.encode_chat(chat(("user", "no")))
     assert (caught.value.status, caught.value.param) == (400, "messages")
 
 
