@@ -213,7 +213,12 @@ def load_language(folder: Path, api: Api) -> Language:
         bound=tokenizer.bound(),
         chats=tokenizer.has_chat_template,
         created=int((folder / "config.json").stat().st_mtime),
-        dialect=find_dialect(tokenizer.template_source, api.reasoning_format),
+        dialect=find_dialect(
+            tokenizer.template_source,
+            api.reasoning_format,
+            api.tool_format,
+            knows_tools=tokenizer.knows_tools,
+        ),
     )
 
 

@@ -19,7 +19,7 @@ TOKENS: Final = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
 SEQUENCES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SHARES: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1)
 
-FINISH_REASONS: Final = ("stop", "length", "aborted")
+FINISH_REASONS: Final = ("stop", "length", "tool_calls", "function_call", "aborted")
 ABORT_REASONS: Final = ("client_gone", "engine_lost", "engine_error")
 EMBEDDING_OUTCOMES: Final = ("complete", "failed", "client_gone")
 PROMPT_SOURCES: Final = ("computed", "cached")

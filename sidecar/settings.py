@@ -77,7 +77,8 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class Api(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Bounds of the OpenAI surface. Fields that OpenAI does not have: `refuse` answers 400, `ignore` names them.
 
-    `reasoning_format`: how the model marks its thoughts; `auto`: as its chat template does.
+    `reasoning_format`: how the model marks its thoughts; `tool_format`: how it writes calls of tools; `auto`: as its
+    chat template does.
     `chat_template_kwargs`: the variables of a chat template that clients may set. Raises ValueError for a name that is
     the renderer's own.
     """
@@ -88,6 +89,7 @@ class Api(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     max_messages: Positive = 2048
     max_body_bytes: Positive = 4 * 1024 * 1024
     reasoning_format: Literal["auto", "none", "think"] = "auto"
+    tool_format: Literal["auto", "none", "hermes", "llama3", "mistral", "deepseek", "phi"] = "auto"
     chat_template_kwargs: tuple[VariableName, ...] = ("enable_thinking", "thinking", "reasoning_effort")
 
     def __post_init__(self) -> None:

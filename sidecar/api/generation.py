@@ -167,8 +167,8 @@ class Generation:
         spell = None if plan.options.logprobs is None else language.tokenizer.spell
         if plan.asked is not None:
             return ResponseShape(head, plan.asked, spell, plan.ticket.stored, plan.ticket.previous_response_id)
-        shape = ChatShape if plan.endpoint is Endpoint.CHAT else TextShape
-        return shape(head, spell, plan.told_prompts, plan.options.tokens_by_id)
+        told = (head, spell, plan.told_prompts, plan.options.tokens_by_id)
+        return ChatShape(*told, plan.legacy_calls) if plan.endpoint is Endpoint.CHAT else TextShape(*told)
 
 
 def _choices(plan: Plan, language: Language) -> Choices:

@@ -13,6 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from sidecar.protocol.choices import Progress
 from sidecar.protocol.logprobs import ChatLogprobs, Entry, Spell, TextLogprobs, chat_logprobs, text_logprobs
+from sidecar.protocol.speech.listener import Call
 from sidecar.protocol.speech.pieces import Kind, Piece
 from sidecar.wire.errors import ApiError
 
@@ -51,12 +52,38 @@ class TokenUsage(msgspec.Struct, frozen=True):
     completion_tokens_details: CompletionDetails = CompletionDetails()
 
 
+class Function(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A call of a function, or what a chunk adds to it: the name comes once, with the first."""
+
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call of a tool."""
+
+    id: str
+    function: Function
+    type: Literal["function"] = "function"
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True):
+    """What a chunk adds to a call: its beginning has all but the arguments, and the others have nothing else."""
+
+    index: int
+    function: Function
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+
+
 class ChatMessage(msgspec.Struct, frozen=True):
     """The assistant's message. Thoughts have two names: DeepSeek's, and vLLM's of today."""
 
-    content: str
+    content: str | None
     reasoning_content: str | UnsetType = UNSET
     reasoning: str | UnsetType = UNSET
+    tool_calls: tuple[ToolCall, ...] | UnsetType = UNSET
+    function_call: Function | UnsetType = UNSET
     role: Literal["assistant"] = "assistant"
     refusal: None = None
     annotations: tuple[()] = ()
@@ -79,6 +106,8 @@ class Delta(msgspec.Struct, frozen=True):
     content: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
     reasoning: str | UnsetType = UNSET
+    tool_calls: tuple[ToolCallDelta, ...] | UnsetType = UNSET
+    function_call: Function | UnsetType = UNSET
     refusal: UnsetType | None = UNSET
 
 
@@ -135,7 +164,7 @@ class Head:
 class Given:
     """A whole choice: its text, why it ended, what is told of its tokens, and the stop string that ended it.
 
-    `thought`: what was thought before the text.
+    `thought`: what was thought before the text; `calls`: the tools that were called.
     """
 
     text: str
@@ -144,6 +173,7 @@ class Given:
     tokens: tuple[int, ...] = ()
     stop: str | None = None
     thought: str = ""
+    calls: tuple[Call, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +182,14 @@ class ChatShape:
 
     `prompts` are those of the choices, as tokens; None where no tokens are told. As vLLM has it, a chat's is beside its
     choices, in the first event of a stream, and each choice and each part of it has the ids of its own tokens. `done`
-    is the last event.
+    is the last event. `legacy`: a call is a `function_call`.
     """
 
     head: Head
     spell: Spell | None = None
     prompts: Sequence[Sequence[int]] | None = None
     by_id: bool = False
+    legacy: bool = False
     done: ClassVar[bytes] = DONE
 
     def opening(self, index: int, usage: ChunkUsage) -> bytes:
@@ -168,7 +199,8 @@ class ChatShape:
 
     def part(self, progress: Progress, usage: ChunkUsage) -> bytes:
         """The events of one choice's progress, one for each piece; the first has what is told of the tokens."""
-        deltas = [_delta(piece) for piece in progress.pieces] or [Delta(content=progress.text)]
+        told = [self._delta(progress.index, piece) for piece in progress.pieces if piece.kind is not Kind.CALL_END]
+        deltas = told or [Delta(content=progress.text)]
         tokens, entries = progress.tokens, progress.entries
         events: list[bytes] = []
         for delta in deltas:
@@ -195,7 +227,7 @@ class ChatShape:
         made = tuple(
             ChatChoice(
                 index,
-                _message(given),
+                self._message(index, given),
                 given.finish_reason,
                 self._logprobs(given.entries),
                 self._tokens(given.tokens),
@@ -205,6 +237,35 @@ class ChatShape:
         return msgspec.json.encode(
             _envelope(self.head, "chatcmpl", "chat.completion", made, usage, prompt=self._prompt)
         )
+
+    def _message(self, index: int, given: Given) -> ChatMessage:
+        thought = given.thought or UNSET
+        if not given.calls:
+            return ChatMessage(given.text, thought, thought)
+        made = tuple(
+            ToolCall(self._call_id(index, at), Function(call.name, call.arguments))
+            for at, call in enumerate(given.calls)
+        )
+        if self.legacy:
+            return ChatMessage(given.text or None, thought, thought, function_call=made[0].function)
+        return ChatMessage(given.text or None, thought, thought, made)
+
+    def _delta(self, index: int, piece: Piece) -> Delta:
+        if piece.kind is Kind.WORDS:
+            return Delta(content=piece.text)
+        if piece.kind is Kind.THOUGHT:
+            return Delta(reasoning_content=piece.text, reasoning=piece.text)
+        begins = piece.kind is Kind.CALL
+        function = Function(piece.text, "") if begins else Function(arguments=piece.text)
+        if self.legacy:
+            return Delta(function_call=function)
+        if begins:
+            begun = ToolCallDelta(piece.call, function, self._call_id(index, piece.call), "function")
+            return Delta(tool_calls=(begun,))
+        return Delta(tool_calls=(ToolCallDelta(piece.call, function),))
+
+    def _call_id(self, index: int, call: int) -> str:
+        return f"call_{self.head.request_id.removeprefix('req_')}_{index}_{call}"
 
     @property
     def _prompt(self) -> TokenIds:
@@ -276,17 +337,6 @@ class TextShape:
 
     def _event(self, choice: TextChoice, usage: ChunkUsage) -> bytes:
         return _event(_envelope(self.head, "cmpl", "text_completion", (choice,), usage))
-
-
-def _message(given: Given) -> ChatMessage:
-    thought = given.thought or UNSET
-    return ChatMessage(given.text, thought, thought)
-
-
-def _delta(piece: Piece) -> Delta:
-    if piece.kind is Kind.THOUGHT:
-        return Delta(reasoning_content=piece.text, reasoning=piece.text)
-    return Delta(content=piece.text)
 
 
 def _envelope(

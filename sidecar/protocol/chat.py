@@ -1,7 +1,6 @@
 """From a body of /v1/chat/completions to a `ChatRequest`: each field of OpenAI's read, passed over or refused by name.
 
-What several endpoints share is in `options`; here is what only chats have. Nothing is ignored that would change the
-answer: tools are refused until the engine has them.
+What several endpoints share is in `options`, tools are in `tools`; here is what only chats have.
 """
 
 from typing import Final
@@ -12,21 +11,16 @@ from sidecar.protocol.metadata import read_metadata
 from sidecar.protocol.options import MOST_TOKENS, Neutral, read_options, refuse_unsupported
 from sidecar.protocol.rendering import read_rendering
 from sidecar.protocol.requests import ChatRequest
+from sidecar.protocol.tools import read_tool_use, refuse_demands
 from sidecar.settings import Api
 from sidecar.wire.errors import bad_request
 
-MAX_TOOLS: Final = 128
 MAX_TOP_LOGPROBS: Final = 20
 
 REFUSED: Final[dict[str, Neutral]] = {
     "audio": (),
     "best_of": (1,),
     "echo": (False,),
-    "function_call": ("none", "auto"),
-    "functions": (),
-    # Without tools it says that there are none.
-    "tool_choice": ("none", "auto"),
-    "tools": (),
     "web_search_options": (),
 }
 _VERBOSITIES: Final = ("low", "medium", "high")
@@ -36,14 +30,16 @@ MODALITIES: Final = ("text", "audio")
 def read_chat(fields: Fields, api: Api) -> ChatRequest:
     """Raises ApiError 400."""
     messages = read_messages(fields, api)
-    rendering = read_rendering(fields, api, messages)
+    use = read_tool_use(fields)
+    if use is not None:
+        refuse_demands(use)
+    rendering = read_rendering(fields, api, messages, tools=() if use is None else use.tools)
     max_tokens = _max_tokens(fields)
     _pass_over(fields)
-    _check_tools(fields)
     logprobs = _logprobs(fields)
     _check_modalities(fields)
     refuse_unsupported(fields, REFUSED)
-    return ChatRequest(read_options(fields, api, max_tokens, logprobs), messages, rendering)
+    return ChatRequest(read_options(fields, api, max_tokens, logprobs), messages, rendering, tool_use=use)
 
 
 def _max_tokens(fields: Fields) -> tuple[int | None, str]:
@@ -66,14 +62,6 @@ def _pass_over(fields: Fields) -> None:
     for name in ("prediction", "moderation", "prompt_cache_options"):
         fields.object(name)
     read_metadata(fields)
-
-
-def _check_tools(fields: Fields) -> None:
-    """What is wrong with tools in any case; that they are not supported is in the table."""
-    tools = fields.array("tools")
-    if tools is not None:
-        check_length(tools, "tools", MAX_TOOLS)
-    fields.flag("parallel_tool_calls")
 
 
 def _logprobs(fields: Fields) -> int | None:

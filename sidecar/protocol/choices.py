@@ -98,6 +98,7 @@ class Choice:
         self._stop_token_ids = stop_token_ids
         self._telling = telling
         self._min_tokens = min_tokens
+        self._speech = speech
         self._listener = None if speech is None else speech.listener()
         self._pieces: list[str] = []
         self._silent: list[Entry] = []
@@ -222,6 +223,8 @@ class Choice:
         """`count` of the delta's tokens are the choice's."""
         if self._listener is not None and self.finish_reason:
             pieces += self._listener.flush()
+            if self._speech is not None and self.finish_reason == "stop" and self._listener.calls:
+                self.finish_reason = self._speech.calls_reason
         text = "".join(piece.text for piece in pieces if piece.kind is Kind.WORDS)
         self._given = self._given + len(text) if self._listener is None else self._listener.taken
         entries = self._due()

@@ -4,6 +4,7 @@ Everything that can be refused is refused here, before an answer begins. Pure an
 and may take long, so a plan is made in a thread.
 """
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -12,6 +13,7 @@ import msgspec
 
 from sidecar.protocol.choices import Echo, Telling
 from sidecar.protocol.fields import invalid_value
+from sidecar.protocol.manner import LAST_WORDS, speech_of
 from sidecar.protocol.options import COMPLETION_DEFAULT_TOKENS
 from sidecar.protocol.requests import (
     Asked,
@@ -23,7 +25,6 @@ from sidecar.protocol.requests import (
     choice_seeds,
 )
 from sidecar.protocol.speech.dialect import WORDS_ONLY, Dialect, Speech
-from sidecar.protocol.speech.thoughts import ends_open, is_left_open
 from sidecar.protocol.ticket import Ticket
 from sidecar.tokenizer.messages import PLAIN, Message, Rendering
 from sidecar.wire.errors import ApiError, bad_request
@@ -32,8 +33,6 @@ from sidecar.wire.internal import Endpoint
 
 # How many tokens of a prompt a detokenizer looks back at, at most.
 _LOOKED_BACK_AT: Final = 64
-# And how many a template's last words have: those that begin the answer.
-_LAST_WORDS: Final = 16
 # A longer text is refused before it is tokenised (GUARDS, C2): tokens average about four bytes.
 MOST_BYTES_PER_TOKEN: Final = 8
 
@@ -79,6 +78,11 @@ class Plan:
     tellings: tuple[Telling, ...]
     asked: Asked | None = None
     speech: Speech | None = None
+
+    @property
+    def legacy_calls(self) -> bool:
+        """Whether calls are told as `function_call`."""
+        return self.speech is not None and self.speech.legacy
 
     @property
     def told_prompts(self) -> list[list[int]] | None:
@@ -166,17 +170,9 @@ def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limi
     ]
     tellings = tuple(telling for telling in _tellings(request, prompts, encoder) for _ in range(best_of))
     asked = request.asked if isinstance(request, ResponsesRequest) else None
-    speech = _speech(request, prompts, limits.dialect, encoder)
+    prompt_end = "" if isinstance(request, CompletionRequest) else encoder.decode(list(prompts[0][-LAST_WORDS:]))
+    speech = speech_of(request, prompt_end, limits.dialect)
     return Plan(ticket, options, request.endpoint, prompt_tokens, tuple(submits), best_of, tellings, asked, speech)
-
-
-def _speech(request: GenerationRequest, prompts: Prompts, dialect: Dialect, encoder: Encoder) -> Speech | None:
-    """How the answers are to be read; None where they are words and nothing else."""
-    if isinstance(request, CompletionRequest) or not dialect.thinks:
-        return None
-    if request.rendering.continue_final_message:
-        return Speech(inside=is_left_open(request.messages[-1].content))
-    return Speech(inside=ends_open(encoder.decode(list(prompts[0][-_LAST_WORDS:]))))
 
 
 def _tellings(request: GenerationRequest, prompts: Prompts, encoder: Encoder) -> list[Telling]:
@@ -260,9 +256,11 @@ def check_chat_bytes(
     """Raises ApiError 400 as `check_bytes`, for all that the chat template is given; `param` is where messages are."""
     documents = sum(_size(*document, *document.values()) for document in rendering.documents)
     check_bytes(documents, "documents", limits)
+    tools = sum(_size(tool.name, tool.description or "", json.dumps(tool.parameters)) for tool in rendering.tools)
+    check_bytes(tools, "tools", limits)
     variables = _size(*rendering.variables, *map(str, rendering.variables.values()))
     written = sum(_message_size(message) for message in messages)
-    check_bytes(written + documents + variables, param, limits)
+    check_bytes(written + documents + tools + variables, param, limits)
 
 
 def _message_size(message: Message) -> int:

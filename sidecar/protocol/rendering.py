@@ -8,7 +8,7 @@ from typing import Final
 
 from sidecar.protocol.fields import Fields, as_object, as_text, check_length, invalid_value, wrong_type
 from sidecar.settings import Api
-from sidecar.tokenizer.messages import Message, Rendering, Scalar
+from sidecar.tokenizer.messages import Message, Rendering, Scalar, Tool
 from sidecar.wire.errors import bad_request
 
 MAX_DOCUMENTS: Final = 128
@@ -17,7 +17,13 @@ MAX_NAME_CHARS: Final = 64
 _EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
-def read_rendering(fields: Fields, api: Api, messages: Sequence[Message], reasoning: Fields | None = None) -> Rendering:
+def read_rendering(
+    fields: Fields,
+    api: Api,
+    messages: Sequence[Message],
+    reasoning: Fields | None = None,
+    tools: tuple[Tool, ...] = (),
+) -> Rendering:
     """Raises ApiError 400. `reasoning` is the object that holds the effort in Responses."""
     begins = fields.flag("add_generation_prompt")
     continues = fields.flag("continue_final_message") or False
@@ -34,6 +40,7 @@ def read_rendering(fields: Fields, api: Api, messages: Sequence[Message], reason
         variables=variables,
         reasoning_effort=effort,
         documents=_documents(fields),
+        tools=tools,
     )
 
 

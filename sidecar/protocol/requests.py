@@ -1,10 +1,11 @@
 """What a client asks for, read and checked: the records that the endpoints share. No HTTP, no tokens yet."""
 
+import enum
 import secrets
 
 import msgspec
 
-from sidecar.tokenizer.messages import PLAIN, Message, Rendering
+from sidecar.tokenizer.messages import PLAIN, Message, Rendering, Tool
 from sidecar.wire.grammars import Grammar
 from sidecar.wire.internal import Endpoint
 
@@ -57,13 +58,35 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ignored: tuple[str, ...]
 
 
+class Demand(enum.Enum):
+    """What is asked of the model about tools: nothing, to call some, or to call the one that may be called."""
+
+    NONE = "none"
+    SOME = "some"
+    THIS = "this"
+
+
+class ToolUse(msgspec.Struct, frozen=True):
+    """The tools of a chat. The model is told of `tools`, and may call those that are `callable`.
+
+    `parallel`: several in one answer. `legacy`: they came as functions, and the answer has their shape.
+    """
+
+    tools: tuple[Tool, ...]
+    callable: tuple[Tool, ...]
+    demand: Demand = Demand.NONE
+    parallel: bool = True
+    legacy: bool = False
+
+
 class ChatRequest(msgspec.Struct, frozen=True):
-    """A body of /v1/chat/completions, or of another endpoint that is a chat."""
+    """A body of /v1/chat/completions, or of another endpoint that is a chat. `tool_use` of None: no tools."""
 
     options: Options
     messages: tuple[Message, ...]
     rendering: Rendering = PLAIN
     endpoint: Endpoint = Endpoint.CHAT
+    tool_use: ToolUse | None = None
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):

@@ -122,4 +122,4 @@ def whole(shape: Shape | ResponseShape, choices: Choices, prompt_tokens: int, gi
 def given_choice(choice: Choice) -> Given:
     """A choice that has ended."""
     entries, tokens = tuple(choice.entries), tuple(choice.tokens)
-    return Given(choice.text, choice.finish_reason, entries, tokens, choice.stop, choice.thought)
+    return Given(choice.text, choice.finish_reason, entries, tokens, choice.stop, choice.thought, choice.calls)

@@ -22,6 +22,7 @@ from sidecar.protocol.plan import (
     check_tokens,
 )
 from sidecar.protocol.rendering import read_rendering
+from sidecar.protocol.tools import read_tools
 from sidecar.settings import Api
 from sidecar.tokenizer.messages import Message, Rendering
 from sidecar.wire.errors import bad_request
@@ -30,7 +31,6 @@ REFUSED: Final[dict[str, Neutral]] = {
     "chat_template": (),
     "media_io_kwargs": ({},),
     "mm_processor_kwargs": ({},),
-    "tools": (),
 }
 # What only messages have, and what they have from their template.
 REFUSED_WITH_PROMPT: Final = completions.REFUSED
@@ -102,7 +102,7 @@ def read_tokenize(fields: Fields, api: Api) -> PromptRequest | MessagesRequest:
         return PromptRequest(model, prompt, add_special_tokens is not False, strs, ignored)
     refuse_unsupported(fields, REFUSED_WITH_MESSAGES)
     read = read_messages(fields, api)
-    rendering = read_rendering(fields, api, read)
+    rendering = read_rendering(fields, api, read, tools=read_tools(fields))
     return MessagesRequest(model, read, rendering, strs, tuple(unknown_fields(fields, api)))
 
 

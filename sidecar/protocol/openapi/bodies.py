@@ -19,6 +19,7 @@ from sidecar.protocol.openapi.conversations import (
 )
 from sidecar.protocol.openapi.forms import response_format, structured_outputs, text_format
 from sidecar.protocol.openapi.reading import Schema, array, describe, text
+from sidecar.protocol.openapi.tools import called, offered
 from sidecar.protocol.options import MOST_TOKENS, Neutral
 from sidecar.settings import Api
 from sidecar.wire.anthropic import COUNT_TOKENS
@@ -114,7 +115,7 @@ def _bodies(api: Api) -> dict[str, Body]:
             tokens.read_tokenize,
             ({"prompt": "x"}, {"messages": _CHAT["messages"]}),
             (tokens.REFUSED,),
-            conversation | {"model": _MODEL, "prompt": {"description": "Either this or `messages`."}},
+            conversation | offered() | {"model": _MODEL, "prompt": {"description": "Either this or `messages`."}},
         ),
         DETOKENIZE: Body(tokens.read_detokenize, ({"tokens": []},), (), {"model": _MODEL, "tokens": array(_TOKEN)}),
     }
@@ -161,6 +162,7 @@ def _metadata() -> dict[str, Schema]:
 def _chat() -> dict[str, Schema]:
     return {
         **_metadata(),
+        **called(),
         "modalities": array({"enum": ["text"]}, len(chat.MODALITIES), 1),
         **response_format(),
     }

@@ -1,7 +1,7 @@
 """Listens to one answer: what was said so far, by kinds, and how many of its tokens were thoughts."""
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sidecar.protocol.speech.pieces import Kind, Piece, Reader
 
@@ -66,7 +66,7 @@ class Listener:
             self.taken += piece.taken
             self._note(piece)
             if piece.text or piece.kind is Kind.CALL_END:
-                told.append(piece)
+                told.append(piece if not self._names else replace(piece, call=len(self._names) - 1))
         return told
 
     def _note(self, piece: Piece) -> None:

@@ -22,13 +22,16 @@ class MalformedError(Exception):
 
 
 class Page:
-    """Mutable: `_text` (of which no piece was made), `_at` (how much of it was read), `_ended`, `_pieces`."""
+    """Mutable: `_text` (of which no piece was made), `_at` (how much of it was read), `_ended`, `_pieces`, `_called`
+    (whether a call has begun).
+    """
 
     def __init__(self) -> None:
         self._text = ""
         self._at = 0
         self._ended = False
         self._pieces: list[Piece] = []
+        self._called = False
 
     def add(self, text: str) -> None:
         self._text += text
@@ -62,6 +65,7 @@ class Page:
         """Make a piece of what is held; it shows `text`."""
         if text or self._at or kind is Kind.CALL_END:
             self._pieces.append(Piece(kind, text, self._at))
+            self._called = self._called or kind is Kind.CALL
         self._text, self._at = self.unread, 0
 
     def more(self) -> Reading[bool]:
@@ -98,14 +102,15 @@ class Page:
             raise MalformedError
         self.read(len(word))
 
-    def skip(self, word: str) -> Reading[None]:
-        """Go past white space and `word`, if they come; else stay."""
+    def skip(self, word: str) -> Reading[bool]:
+        """Go past white space and `word`, if they come; else stay. Gives whether they came."""
         before = self._at
         yield from self.space()
         if (yield from self.at(word)):
             self.read(len(word))
-        else:
-            self._at = before
+            return True
+        self._at = before
+        return False
 
     def up_to(self, word: str) -> Reading[str]:
         """Go past `word`, and give what stood before it. Raises MalformedError if it never comes."""
@@ -122,7 +127,7 @@ class Page:
     def tell(self, kind: Kind, *words: str, trimmed: bool = False) -> Reading[str]:
         """Make pieces of what comes before one of `words`, and give that one, unread; empty if none comes.
 
-        White space before it stays held; that at the end of the answer is not shown if `trimmed`.
+        White space before it stays held; that at the end of the answer is not shown if `trimmed`, or behind calls.
         """
         while True:
             text = self.unread
@@ -133,7 +138,7 @@ class Page:
             shown = text[:end].rstrip(SPACE)
             if self._ended and not found:
                 self.read(end)
-                self.give(kind, shown if trimmed else text)
+                self.give(kind, shown if trimmed or self._called else text)
                 return ""
             self.read(len(shown))
             self.give(kind, shown)

@@ -18,11 +18,15 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of an answer. `taken`: how many characters of the answer went into it, those that are not shown too."""
+    """A piece of an answer. `taken`: how many characters of the answer went into it, those that are not shown too.
+
+    `call`: which call it is of, from 0.
+    """
 
     kind: Kind
     text: str
     taken: int
+    call: int = 0
 
 
 _JOINED: Final = (Kind.WORDS, Kind.THOUGHT, Kind.ARGUMENTS)
@@ -34,7 +38,7 @@ def joined(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
     for piece in pieces:
         if made and made[-1].kind is piece.kind and piece.kind in _JOINED:
             last = made.pop()
-            made.append(Piece(piece.kind, last.text + piece.text, last.taken + piece.taken))
+            made.append(Piece(piece.kind, last.text + piece.text, last.taken + piece.taken, piece.call))
         else:
             made.append(piece)
     return tuple(made)

@@ -340,7 +340,7 @@ def test_cached_tokens_are_counted_once_a_prompt() -> None:
 
 def thinking(*stops: str, inside: bool = True, **told: object) -> Choices:
     how = Telling(logprobs=True, **told)  # type: ignore[arg-type]  # a test's shorthand
-    speech = Speech(inside=inside)
+    speech = Speech(thinks=True, inside=inside)
     return Choices(1, lambda _: Detokenizer(letters, frozenset({EOS})), stops, (EOS,), (how,), speech=speech)
 
 

@@ -349,11 +349,11 @@ def test_how_an_answer_is_read_is_found_by_the_model_s_ways_and_the_prompt_s_end
         encoder, limits = WordEncoder(), dataclasses.replace(LIMITS, dialect=dialect)
         return make_plan(request, encode(request, encoder, limits), Ticket("req_1"), limits, encoder).speech
 
-    assert speech(chat("a b")) == Speech(inside=False)
-    assert speech(chat("a b c")) == Speech(inside=True)
+    assert speech(chat("a b")) == Speech(thinks=True)
+    assert speech(chat("a b c")) == Speech(thinks=True, inside=True)
     assert speech(text("a b c")) is None
     assert speech(chat("a b c"), Dialect()) is None
     rendering = Rendering(continue_final_message=True)
     for words, inside in [("<think>so", True), ("<think>so</think> and", False)]:
         continued = ChatRequest(OPTIONS, (Message("assistant", words),), rendering)
-        assert speech(continued) == Speech(inside=inside)
+        assert speech(continued) == Speech(thinks=True, inside=inside)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from sidecar.protocol.speech.dialect import Dialect, ReasoningFormat, find_dialect
+from sidecar.protocol.speech.dialect import Dialect, ReasoningFormat, ToolFormat, find_dialect
 
-QWEN3 = "{%- if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
+QWEN3 = "{%- if '</think>' in content %}{{- '<tool_call>' }}{% for tool in tools %}{% endfor %}"
 CHATML = "{{ '<|im_start|>' + message['role'] }}"
 
 
@@ -19,4 +19,26 @@ CHATML = "{{ '<|im_start|>' + message['role'] }}"
     ],
 )
 def test_a_model_thinks_whose_template_knows_thoughts(template: str, reasoning: ReasoningFormat, thinks: bool) -> None:
-    assert find_dialect(template, reasoning) == Dialect(thinks)
+    assert find_dialect(template, reasoning, "none", knows_tools=True) == Dialect(thinks)
+
+
+@pytest.mark.parametrize(
+    ("template", "tools", "knows", "found"),
+    [
+        (QWEN3, "auto", True, "hermes"),
+        (CHATML, "auto", True, "hermes"),
+        ("{{- '<|start_header_id|>' }}{%- if builtin_tools %}{{ '<|python_tag|>' }}", "auto", True, "llama3"),
+        ("{{- '<|start_header_id|>' }}", "auto", True, "llama3"),
+        ("{{- '[TOOL_CALLS]' }}", "auto", True, "mistral"),
+        ("{{'<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>'}}", "auto", True, "deepseek"),
+        ("{{ '<|tool|>' + message['tools'] + '<|/tool|>' }}", "auto", True, "phi"),
+        # Tools are described to it, and Hermes's form with them.
+        ("{{- '<|start_header_id|>' }}", "auto", False, "hermes"),
+        (QWEN3, "none", True, "none"),
+        (QWEN3, "mistral", True, "mistral"),
+    ],
+)
+def test_calls_are_written_in_the_template_s_way(
+    template: str, tools: ToolFormat, knows: bool, found: ToolFormat
+) -> None:
+    assert find_dialect(template, "none", tools, knows_tools=knows).tools == found

@@ -1,0 +1,41 @@
+"""How the answers to a request are to be read: by what it asks for, its prompt, and the model's ways. Pure."""
+
+from typing import Final
+
+from sidecar.protocol.requests import ChatRequest, Demand, GenerationRequest, ToolUse
+from sidecar.protocol.speech.dialect import Dialect, Speech
+from sidecar.protocol.speech.thoughts import ends_open, is_left_open
+
+# How many tokens a template's last words have at most: those that begin the answer.
+LAST_WORDS: Final = 16
+
+
+def speech_of(request: GenerationRequest, prompt_end: str, dialect: Dialect) -> Speech | None:
+    """None where answers are words and nothing else. `prompt_end`: the text of the prompt's last tokens."""
+    if not isinstance(request, ChatRequest):
+        return None
+    use = request.tool_use if dialect.tools != "none" else None
+    if not dialect.thinks and use is None:
+        return None
+    return Speech(
+        thinks=dialect.thinks,
+        inside=dialect.thinks and _begins_inside(request, prompt_end),
+        tools=dialect.tools,
+        offered=None if use is None else {tool.name: tool.parameters or {} for tool in use.callable},
+        one_call=use is not None and not use.parallel,
+        calls_reason="tool_calls" if use is None else _reason(use),
+        legacy=use is not None and use.legacy,
+    )
+
+
+def _begins_inside(request: ChatRequest, prompt_end: str) -> bool:
+    if request.rendering.continue_final_message:
+        return is_left_open(request.messages[-1].content)
+    return ends_open(prompt_end)
+
+
+def _reason(use: ToolUse) -> str:
+    """The finish reason of an answer with calls. Where one was asked for by name, it is no news (OpenAI)."""
+    if use.demand is Demand.THIS:
+        return "stop"
+    return "function_call" if use.legacy else "tool_calls"

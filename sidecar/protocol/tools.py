@@ -1,0 +1,202 @@
+"""The tools of a chat body and what is asked of the model about them, read into a `ToolUse`.
+
+`functions` and `function_call` are OpenAI's first names for it: one call at most, and answered in their own shape.
+"""
+
+import json
+import re
+from typing import Final
+
+import msgspec
+
+from sidecar.protocol.fields import Fields, as_object, check_length, invalid_value, missing, not_one_of, wrong_type
+from sidecar.protocol.requests import Demand, ToolUse
+from sidecar.tokenizer.messages import Tool
+from sidecar.wire.errors import bad_request
+
+MAX_TOOLS: Final = 128
+# GUARDS, C5: of each tool's parameters.
+MAX_SCHEMA_BYTES: Final = 64 * 1024
+MAX_SCHEMA_DEPTH: Final = 64
+NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+MODES: Final = ("none", "auto", "required")
+OLD_MODES: Final = ("none", "auto")
+
+
+def read_tool_use(fields: Fields) -> ToolUse | None:
+    """None where there are no tools to call. Raises ApiError 400."""
+    tools, functions = read_tools(fields), _functions(fields)
+    parallel = fields.flag("parallel_tool_calls")
+    if tools and functions:
+        raise invalid_value("functions", "'tools' are given, too; give one.")
+    choice, old_choice = fields.value("tool_choice"), fields.value("function_call")
+    for name, value, found in (("tool_choice", choice, tools), ("function_call", old_choice, functions)):
+        if value not in (None, "none", "auto") and not found:
+            _check_kind(value, name)
+            what = "tools" if name == "tool_choice" else "functions"
+            raise invalid_value(name, f"it is only allowed when '{what}' are specified.")
+    if functions:
+        use = _function_call(fields, functions)
+        return use and msgspec.structs.replace(use, parallel=False, legacy=True)
+    if not tools:
+        return None
+    use = _tool_choice(fields, tools)
+    return use and msgspec.structs.replace(use, parallel=parallel is not False)
+
+
+def read_tools(fields: Fields) -> tuple[Tool, ...]:
+    """The field `tools`. Raises ApiError 400."""
+    given = fields.array("tools")
+    if given is None:
+        return ()
+    check_length(given, "tools", MAX_TOOLS)
+    tools = tuple(_tool(as_object(tool, f"tools[{at}]")) for at, tool in enumerate(given))
+    _check_names(tools, "tools")
+    return tools
+
+
+def _functions(fields: Fields) -> tuple[Tool, ...]:
+    given = fields.array("functions")
+    if given is None:
+        return ()
+    check_length(given, "functions", MAX_TOOLS)
+    functions = tuple(_function(as_object(tool, f"functions[{at}]")) for at, tool in enumerate(given))
+    _check_names(functions, "functions")
+    return functions
+
+
+def _check_names(tools: tuple[Tool, ...], path: str) -> None:
+    names: set[str] = set()
+    for tool in tools:
+        if tool.name in names:
+            raise invalid_value(path, f"two of them have the name '{tool.name}'.")
+        names.add(tool.name)
+
+
+def _tool(fields: Fields) -> Tool:
+    _check_function_type(fields)
+    function = fields.object("function")
+    if function is None:
+        raise missing(fields.path("function"))
+    return _function(function)
+
+
+def _check_function_type(fields: Fields) -> None:
+    kind = fields.required_text("type")
+    if kind != "function":
+        raise not_one_of(kind, ("function",), fields.path("type"))
+
+
+def _function(fields: Fields) -> Tool:
+    name = fields.required_text("name")
+    if not NAME.fullmatch(name):
+        raise invalid_value(fields.path("name"), "it must have 1 to 64 letters, digits, underscores or hyphens.")
+    strict = fields.flag("strict")
+    return Tool(name, fields.text("description"), _parameters(fields), strict is True)
+
+
+def _parameters(fields: Fields) -> dict[str, object] | None:
+    path = fields.path("parameters")
+    schema = fields.value("parameters")
+    if schema is None:
+        return None
+    if not isinstance(schema, dict):
+        raise wrong_type(path, "an object", schema)
+    if schema.get("type", "object") != "object":
+        raise invalid_value(path, "a tool's arguments are an object, so the schema's type must be 'object'.")
+    if len(json.dumps(schema, ensure_ascii=False).encode()) > MAX_SCHEMA_BYTES:
+        raise invalid_value(path, f"it may have {MAX_SCHEMA_BYTES} bytes at most.")
+    if _is_deeper(schema, MAX_SCHEMA_DEPTH):
+        raise invalid_value(path, f"it may be nested {MAX_SCHEMA_DEPTH} levels deep at most.")
+    return schema
+
+
+def _is_deeper(value: object, most: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    return most == 0 or any(_is_deeper(one, most - 1) for one in (value.values() if isinstance(value, dict) else value))
+
+
+def _tool_choice(fields: Fields, tools: tuple[Tool, ...]) -> ToolUse | None:
+    choice = fields.value("tool_choice")
+    if choice is None or isinstance(choice, str):
+        return _by_mode(choice or "auto", tools, "tool_choice", MODES)
+    _check_kind(choice, "tool_choice")
+    given = as_object(choice, "tool_choice")
+    kind = given.required_text("type")
+    if kind == "function":
+        return _named(_function_name(given), tools, "tool_choice.function.name")
+    if kind != "allowed_tools":
+        raise not_one_of(kind, ("function", "allowed_tools"), "tool_choice.type")
+    allowed = given.object("allowed_tools")
+    if allowed is None:
+        raise missing("tool_choice.allowed_tools")
+    mode = allowed.required_text("mode")
+    found = _allowed(allowed, tools)
+    return _by_mode(mode, found, allowed.path("mode"), ("auto", "required"))
+
+
+def _allowed(fields: Fields, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
+    path = fields.path("tools")
+    given = fields.array("tools")
+    if given is None:
+        raise missing(path)
+    check_length(given, path, MAX_TOOLS)
+    names = [_allowed_name(as_object(one, f"{path}[{at}]"), tools) for at, one in enumerate(given)]
+    return tuple(tool for tool in tools if tool.name in names)
+
+
+def _allowed_name(fields: Fields, tools: tuple[Tool, ...]) -> str:
+    _check_function_type(fields)
+    return _find(_function_name(fields), tools, fields.path("function.name")).name
+
+
+def _function_name(fields: Fields) -> str:
+    function = fields.object("function")
+    if function is None:
+        raise missing(fields.path("function"))
+    return function.required_text("name")
+
+
+def _function_call(fields: Fields, functions: tuple[Tool, ...]) -> ToolUse | None:
+    choice = fields.value("function_call")
+    if choice is None or isinstance(choice, str):
+        return _by_mode(choice or "auto", functions, "function_call", OLD_MODES)
+    _check_kind(choice, "function_call")
+    name = as_object(choice, "function_call").required_text("name")
+    return _named(name, functions, "function_call.name")
+
+
+def _by_mode(mode: str, tools: tuple[Tool, ...], path: str, modes: tuple[str, ...]) -> ToolUse | None:
+    if mode not in modes:
+        raise not_one_of(mode, modes, path)
+    if mode == "none":
+        return None
+    return ToolUse(tools, tools, Demand.SOME if mode == "required" else Demand.NONE)
+
+
+def _named(name: str, tools: tuple[Tool, ...], path: str) -> ToolUse:
+    return ToolUse(tools, (_find(name, tools, path),), Demand.THIS)
+
+
+def _find(name: str, tools: tuple[Tool, ...], path: str) -> Tool:
+    for tool in tools:
+        if tool.name == name:
+            return tool
+    raise invalid_value(path, f"there is no tool '{name[:64]}'.")
+
+
+def _check_kind(choice: object, path: str) -> None:
+    if not isinstance(choice, str | dict):
+        raise wrong_type(path, "a string or an object", choice)
+
+
+def refuse_demands(use: ToolUse) -> None:
+    """Raises ApiError 400 for calls that must come or must fit a schema."""
+    path = "function_call" if use.legacy else "tool_choice"
+    if use.demand is not Demand.NONE:
+        raise bad_request(
+            f"Unsupported value: '{path}' may be 'none' or 'auto' here.", param=path, code="unsupported_value"
+        )
+    if any(tool.strict for tool in use.callable):
+        raise bad_request("Unsupported value: 'strict' may be false here.", param="tools", code="unsupported_value")
