@@ -2,14 +2,21 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidecar.protocol.choices import Choices
+from sidecar.protocol.speech.dialect import Speech, ToolFormat
+from sidecar.protocol.speech.listener import Call
+from sidecar.protocol.speech.pieces import Kind
 from sidecar.tokenizer.messages import PLAIN, Message, Rendering, Tool, ToolCall
 from sidecar.tokenizer.model_tokenizer import ModelTokenizer
+from sidecar.wire.frames import Delta, Finish
 
 START, END = 0, 1
 TURN = (
@@ -147,3 +154,38 @@ def test_nothing_in_a_tool_becomes_a_control_token(made: Made, template: str, wo
     ids, bare = model.encode_chat(ASKED, rendering), model.encode_chat(ASKED, Rendering(tools=(Tool("f"),)))
     assert (ids.count(START), ids.count(END)) == (bare.count(START), bare.count(END))
     assert json.dumps(parameters, ensure_ascii=False) in model.decode(ids)
+
+
+ANSWERS: list[tuple[ToolFormat, str]] = [
+    ("hermes", '<tool_call>\n{"name": "f", "arguments": {"a": "ü🙂"}}\n</tool_call>'),
+    ("llama3", '<|python_tag|>{"name": "f", "parameters": {"a": "ü🙂"}}'),
+    ("mistral", '[TOOL_CALLS]f[CALL_ID]abc[ARGS]{"a": "ü🙂"}'),
+    (
+        "deepseek",
+        '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{"a": "ü🙂"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+    ),
+    ("phi", '<|tool_call|>[{"name": "f", "arguments": {"a": "ü🙂"}}]<|/tool_call|>'),
+]
+
+
+@pytest.mark.parametrize(("form", "answer"), ANSWERS)
+@pytest.mark.parametrize("special", [False, True])
+def test_calls_are_read_from_tokens_also_where_their_markers_are_special(
+    tmp_path: Path, folder: Path, form: ToolFormat, answer: str, special: bool
+) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    speech = Speech(thinks=True, tools=form, offered={"f": {}})
+    tokenizer.add_tokens([tokenizers.AddedToken(marker, special=special) for marker in speech.markers])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    model = ModelTokenizer(tmp_path)
+    ids = [*model.encode_text(f"<think>the cat</think>\n{answer}", add_special_tokens=False), END]
+    choices = Choices(1, partial(model.detokenizer, markers=speech.markers), (), (END,), speech=speech)
+    told = [choices.take(Delta("req_1", 0, [token], at)) for at, token in enumerate(ids[:-1], start=1)]
+    told.append(choices.take(Delta("req_1", 0, [END], len(ids), Finish.STOP)))
+    (choice,) = choices.all
+    assert (choice.text, choice.thought, choice.finish_reason) == ("", "the cat", "tool_calls")
+    assert choice.calls == (Call("f", '{"a": "ü🙂"}'),)
+    pieces = [piece for progress in told for piece in progress.pieces]
+    assert "".join(piece.text for piece in pieces if piece.kind is Kind.ARGUMENTS) == '{"a": "ü🙂"}'
