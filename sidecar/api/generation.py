@@ -168,7 +168,9 @@ class Generation:
         if plan.asked is not None:
             return ResponseShape(head, plan.asked, spell, plan.ticket.stored, plan.ticket.previous_response_id)
         told = (head, spell, plan.told_prompts, plan.options.tokens_by_id)
-        return ChatShape(*told, plan.legacy_calls) if plan.endpoint is Endpoint.CHAT else TextShape(*told)
+        if plan.endpoint is Endpoint.CHAT:
+            return ChatShape(*told, plan.calls, plan.legacy_calls)
+        return TextShape(*told)
 
 
 def _choices(plan: Plan, language: Language) -> Choices:

@@ -103,7 +103,7 @@ class Delta(msgspec.Struct, frozen=True):
     """What a chunk adds to a choice of a chat."""
 
     role: str | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
     reasoning_content: str | UnsetType = UNSET
     reasoning: str | UnsetType = UNSET
     tool_calls: tuple[ToolCallDelta, ...] | UnsetType = UNSET
@@ -182,19 +182,21 @@ class ChatShape:
 
     `prompts` are those of the choices, as tokens; None where no tokens are told. As vLLM has it, a chat's is beside its
     choices, in the first event of a stream, and each choice and each part of it has the ids of its own tokens. `done`
-    is the last event. `legacy`: a call is a `function_call`.
+    is the last event. `calls`: it may have calls, and then no content; `legacy`: each is a `function_call`.
     """
 
     head: Head
     spell: Spell | None = None
     prompts: Sequence[Sequence[int]] | None = None
     by_id: bool = False
+    calls: bool = False
     legacy: bool = False
     done: ClassVar[bytes] = DONE
 
     def opening(self, index: int, usage: ChunkUsage) -> bytes:
         """The event that begins a choice."""
-        choice = ChunkChoice(index, Delta(role="assistant", content="", refusal=None), token_ids=self._tokens(()))
+        delta = Delta(role="assistant", content=None if self.calls else "", refusal=None)
+        choice = ChunkChoice(index, delta, token_ids=self._tokens(()))
         return self._event(choice, usage, UNSET if index else self._prompt)
 
     def part(self, progress: Progress, usage: ChunkUsage) -> bytes:

@@ -80,8 +80,13 @@ class Plan:
     speech: Speech | None = None
 
     @property
+    def calls(self) -> bool:
+        """Whether an answer may have calls."""
+        return self.speech is not None and self.speech.offered is not None
+
+    @property
     def legacy_calls(self) -> bool:
-        """Whether calls are told as `function_call`."""
+        """Whether they are told as `function_call`."""
         return self.speech is not None and self.speech.legacy
 
     @property

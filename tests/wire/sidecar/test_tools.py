@@ -31,9 +31,10 @@ def chunks_of(reply: Any) -> list[dict[str, Any]]:
 
 def joined(chunks: list[dict[str, Any]], index: int = 0) -> dict[str, Any]:
     """What a client makes of a choice's deltas: ids, names and types must come once."""
-    content, calls, reason = "", [], None
+    content, calls, reason = None, [], None
     for chunk in (chunk for told in chunks for chunk in told["choices"] if chunk["index"] == index):
-        content += chunk["delta"].get("content") or ""
+        if (text := chunk["delta"].get("content")) is not None:
+            content = (content or "") + text
         for call in chunk["delta"].get("tool_calls", []):
             if "id" in call:
                 assert call["index"] == len(calls)
@@ -44,7 +45,7 @@ def joined(chunks: list[dict[str, Any]], index: int = 0) -> dict[str, Any]:
                 assert set(call["function"]) == {"arguments"}
                 calls[call["index"]]["function"]["arguments"] += call["function"]["arguments"]
         reason = chunk["finish_reason"] or reason
-    return {"content": content or None, "tool_calls": calls, "finish_reason": reason}
+    return {"content": content, "tool_calls": calls, "finish_reason": reason}
 
 
 async def both_ways(desk: Any, body: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +54,7 @@ async def both_ways(desk: Any, body: dict[str, Any]) -> dict[str, Any]:
     streamed = joined(chunks_of(await desk.ask("POST", "/v1/chat/completions", {**body, "stream": True})))
     calls = [{**call, "id": call["id"][:5]} for call in choice["message"].get("tool_calls", [])]
     assert [{**call, "id": call["id"][:5]} for call in streamed["tool_calls"]] == calls
-    assert streamed["content"] == (choice["message"]["content"] or None)
+    assert streamed["content"] == choice["message"]["content"]
     assert streamed["finish_reason"] == choice["finish_reason"]
     return dict(choice)
 
