@@ -18,6 +18,7 @@ from sidecar.jsonlog import JsonLog
 from sidecar.metrics import Gauges, Metrics
 from sidecar.protocol.plan import Encoder, Limits
 from sidecar.protocol.speech.dialect import WORDS_ONLY, Dialect
+from sidecar.protocol.speech.syntax import written
 from sidecar.settings import Sidecar
 from sidecar.supervisor import EngineLostError
 from sidecar.tokenizer.text import Detokenizer
@@ -38,7 +39,7 @@ class TextDecoder(Encoder, Protocol):
         self, before: Sequence[int] = (), *, specials: bool = False, markers: Sequence[str] = ()
     ) -> Detokenizer: ...
     def spell(self, token: int, *, begins: bool = False) -> bytes: ...
-    def vocabulary(self, size: int) -> list[bytes]: ...
+    def vocabulary(self, size: int, markers: Sequence[str] = ()) -> list[bytes]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,8 @@ class Front:
         language, info = self.language, self.engine.info
         if language is None or info is None:
             raise not_ready(self._reason)
-        return Vocabulary(language.tokenizer.vocabulary(info.vocab_size), list(language.stop_token_ids))
+        tokens = language.tokenizer.vocabulary(info.vocab_size, written(language.dialect))
+        return Vocabulary(tokens, list(language.stop_token_ids))
 
     def model(self) -> ModelState | None:
         """The served model, once all of it is known; it stays known while the engine restarts."""

@@ -11,7 +11,7 @@ from sidecar.protocol.metadata import read_metadata
 from sidecar.protocol.options import MOST_TOKENS, Neutral, read_options, refuse_unsupported
 from sidecar.protocol.rendering import read_rendering
 from sidecar.protocol.requests import ChatRequest
-from sidecar.protocol.tools import read_tool_use, refuse_demands
+from sidecar.protocol.tools import read_tool_use
 from sidecar.settings import Api
 from sidecar.wire.errors import bad_request
 
@@ -31,8 +31,6 @@ def read_chat(fields: Fields, api: Api) -> ChatRequest:
     """Raises ApiError 400."""
     messages = read_messages(fields, api)
     use = read_tool_use(fields)
-    if use is not None:
-        refuse_demands(use)
     rendering = read_rendering(fields, api, messages, tools=() if use is None else use.tools)
     max_tokens = _max_tokens(fields)
     _pass_over(fields)

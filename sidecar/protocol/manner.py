@@ -5,16 +5,23 @@ from typing import Final
 from sidecar.protocol.requests import ChatRequest, Demand, GenerationRequest, ToolUse
 from sidecar.protocol.speech.dialect import Dialect, Speech
 from sidecar.protocol.speech.thoughts import ends_open, is_left_open
+from sidecar.wire.errors import bad_request
 
 # How many tokens a template's last words have at most: those that begin the answer.
 LAST_WORDS: Final = 16
 
 
 def speech_of(request: GenerationRequest, prompt_end: str, dialect: Dialect) -> Speech | None:
-    """None where answers are words and nothing else. `prompt_end`: the text of the prompt's last tokens."""
+    """None where answers are words and nothing else. `prompt_end`: the text of the prompt's last tokens.
+
+    Raises ApiError 400 for calls that must come where none are read.
+    """
     if not isinstance(request, ChatRequest):
         return None
-    use = request.tool_use if dialect.tools != "none" else None
+    use = request.tool_use
+    if use is not None and dialect.tools == "none":
+        _check_free(use)
+        use = None
     if not dialect.thinks and use is None:
         return None
     return Speech(
@@ -32,6 +39,15 @@ def _begins_inside(request: ChatRequest, prompt_end: str) -> bool:
     if request.rendering.continue_final_message:
         return is_left_open(request.messages[-1].content)
     return ends_open(prompt_end)
+
+
+def _check_free(use: ToolUse) -> None:
+    if use.demand is not Demand.NONE:
+        raise bad_request(
+            "Unsupported value: calls of this model are not read (setting api.tool_format), so none can be asked for.",
+            param="function_call" if use.legacy else "tool_choice",
+            code="unsupported_value",
+        )
 
 
 def _reason(use: ToolUse) -> str:

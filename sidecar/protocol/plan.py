@@ -11,10 +11,11 @@ from typing import Final, Protocol
 
 import msgspec
 
+from sidecar.protocol.calling import grammar_of
 from sidecar.protocol.choices import Echo, Telling
 from sidecar.protocol.fields import invalid_value
 from sidecar.protocol.manner import LAST_WORDS, speech_of
-from sidecar.protocol.options import COMPLETION_DEFAULT_TOKENS
+from sidecar.protocol.options import COMPLETION_DEFAULT_TOKENS, check_grammar
 from sidecar.protocol.requests import (
     Asked,
     ChatRequest,
@@ -142,7 +143,10 @@ def _truncated(ids: tuple[int, ...], options: Options, limits: Limits) -> tuple[
 
 def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limits: Limits, encoder: Encoder) -> Plan:
     """Raises ApiError 400 if the answer cannot fit into the context window, or the prompt into its reservation."""
-    options = request.options
+    prompt_end = "" if isinstance(request, CompletionRequest) else encoder.decode(list(prompts[0][-LAST_WORDS:]))
+    speech = speech_of(request, prompt_end, limits.dialect)
+    options = msgspec.structs.replace(request.options, grammar=grammar_of(request, speech))
+    check_grammar(options)
     _check_vocabulary(options, limits)
     sampling = _sampling(options, encoder, limits)
     _check_choice(sampling, limits)
@@ -175,8 +179,6 @@ def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limi
     ]
     tellings = tuple(telling for telling in _tellings(request, prompts, encoder) for _ in range(best_of))
     asked = request.asked if isinstance(request, ResponsesRequest) else None
-    prompt_end = "" if isinstance(request, CompletionRequest) else encoder.decode(list(prompts[0][-LAST_WORDS:]))
-    speech = speech_of(request, prompt_end, limits.dialect)
     return Plan(ticket, options, request.endpoint, prompt_tokens, tuple(submits), best_of, tellings, asked, speech)
 
 

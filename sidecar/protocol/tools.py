@@ -12,7 +12,6 @@ import msgspec
 from sidecar.protocol.fields import Fields, as_object, check_length, invalid_value, missing, not_one_of, wrong_type
 from sidecar.protocol.requests import Demand, ToolUse
 from sidecar.tokenizer.messages import Tool
-from sidecar.wire.errors import bad_request
 
 MAX_TOOLS: Final = 128
 # GUARDS, C5: of each tool's parameters.
@@ -189,14 +188,3 @@ def _find(name: str, tools: tuple[Tool, ...], path: str) -> Tool:
 def _check_kind(choice: object, path: str) -> None:
     if not isinstance(choice, str | dict):
         raise wrong_type(path, "a string or an object", choice)
-
-
-def refuse_demands(use: ToolUse) -> None:
-    """Raises ApiError 400 for calls that must come or must fit a schema."""
-    path = "function_call" if use.legacy else "tool_choice"
-    if use.demand is not Demand.NONE:
-        raise bad_request(
-            f"Unsupported value: '{path}' may be 'none' or 'auto' here.", param=path, code="unsupported_value"
-        )
-    if any(tool.strict for tool in use.callable):
-        raise bad_request("Unsupported value: 'strict' may be false here.", param="tools", code="unsupported_value")

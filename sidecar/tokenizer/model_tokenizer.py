@@ -142,9 +142,10 @@ class ModelTokenizer:
         """The bytes of one token's text, which may be part of a character. `begins`: the text begins with it."""
         return self._spelling.bytes_of(token, begins=begins)
 
-    def vocabulary(self, size: int) -> list[bytes]:
-        """The bytes of each token of a model with `size` of them; empty for those that are no text."""
-        return [b"" if token in self._special_ids else self._spelling.bytes_of(token) for token in range(size)]
+    def vocabulary(self, size: int, markers: Sequence[str] = ()) -> list[bytes]:
+        """The bytes of each token of a model with `size` of them; empty for those that are no text, nor `markers`."""
+        silent = self._special_ids - {self._backend.token_to_id(marker) for marker in markers}
+        return [b"" if token in silent else self._spelling.bytes_of(token) for token in range(size)]
 
     def bound(self) -> TokenBound | None:
         """An upper bound from bytes alone, or None where there is none or it cannot be told."""

@@ -171,17 +171,3 @@ async def test_each_choice_has_calls_of_its_own(serve: Serve) -> None:
     assert len({call["id"] for call in calls}) == 2
     chunks = chunks_of(await desk.ask("POST", "/v1/chat/completions", {**CHAT, "n": 2, "stream": True}))
     assert [joined(chunks, index)["tool_calls"][0]["function"]["name"] for index in (0, 1)] == ["g", "f"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"tool_choice": TOOLS[0]}, "tool_choice"),
-        ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools"),
-    ],
-)
-async def test_calls_that_would_need_a_grammar_are_refused(serve: Serve, fields: dict[str, Any], param: str) -> None:
-    desk = await desk_of(serve, FIRST)
-    error = (await desk.ask("POST", "/v1/chat/completions", {**CHAT, **fields})).json["error"]
-    assert (error["param"], error["code"]) == (param, "unsupported_value")

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from sidecar.protocol.plan import Limits, Plan, check_model, encode, make_plan
-from sidecar.protocol.requests import ChatRequest, CompletionRequest, Options
+from sidecar.protocol.requests import ChatRequest, CompletionRequest, Demand, Options, ToolUse
 from sidecar.protocol.speech.dialect import Dialect, Speech
 from sidecar.protocol.ticket import Ticket
-from sidecar.tokenizer.messages import PLAIN, Message, Rendering
+from sidecar.tokenizer.messages import PLAIN, Message, Rendering, Tool
 from sidecar.wire.errors import ApiError
 
 THINKS = Dialect(thinks=True)
@@ -357,3 +357,38 @@ def test_how_an_answer_is_read_is_found_by_the_model_s_ways_and_the_prompt_s_end
     for words, inside in [("<think>so", True), ("<think>so</think> and", False)]:
         continued = ChatRequest(OPTIONS, (Message("assistant", words),), rendering)
         assert speech(continued) == Speech(thinks=True, inside=inside)
+
+
+def test_a_call_cannot_be_asked_for_where_none_are_read() -> None:
+    tools = (Tool("f"),)
+    for use, param in [
+        (ToolUse(tools, tools, Demand.SOME), "tool_choice"),
+        (ToolUse(tools, tools, Demand.THIS, legacy=True), "function_call"),
+    ]:
+        request = msgspec.structs.replace(chat("a b"), tool_use=use)
+        with pytest.raises(ApiError) as caught:
+            plan(request)
+        assert (caught.value.param, caught.value.code) == (param, "unsupported_value")
+    free = msgspec.structs.replace(chat("a b"), tool_use=ToolUse(tools, tools))
+    assert plan(free).speech is None
+
+
+def test_the_grammar_of_calls_goes_to_every_choice_and_allows_nothing_beside_it() -> None:
+    tools = (Tool("f"),)
+    limits = dataclasses.replace(LIMITS, dialect=Dialect(tools="hermes"))
+    use = ToolUse(tools, tools, Demand.SOME)
+
+    def made(**options: Any) -> Plan:
+        request = msgspec.structs.replace(chat("a b", **options), tool_use=use)
+        return make_plan(request, encode(request, WordEncoder(), limits), Ticket("req_1"), limits, WordEncoder())
+
+    two = made(choices=2)
+    assert two.options.grammar is not None
+    assert [submit.grammar for submit in two.submits] == [two.options.grammar.key] * 2
+    with pytest.raises(ApiError) as caught:
+        made(min_tokens=2)
+    assert (caught.value.param, caught.value.code) == ("min_tokens", "invalid_value")
+    tools_and_more = Rendering(tools=(Tool("f", "x" * 8 * 100),))
+    with pytest.raises(ApiError) as caught:
+        encode(ChatRequest(OPTIONS, (Message("user", "a"),), tools_and_more), WordEncoder(), LIMITS)
+    assert (caught.value.param, caught.value.code) == ("tools", "context_length_exceeded")

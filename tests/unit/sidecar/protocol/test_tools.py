@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sidecar.protocol.fields import decode_object
-from sidecar.protocol.requests import ToolUse
+from sidecar.protocol.requests import Demand, ToolUse
 from sidecar.protocol.tools import MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH, MAX_TOOLS, read_tool_use
 from sidecar.tokenizer.messages import Tool
 from sidecar.wire.errors import ApiError
@@ -14,6 +14,7 @@ from sidecar.wire.errors import ApiError
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 F = Tool("f", "It looks.", SCHEMA)
 G = Tool("g")
+STRICT = Tool("f", strict=True)
 
 
 def tool(name: str, **more: object) -> dict[str, Any]:
@@ -52,6 +53,14 @@ def allowed(mode: str, *names: str) -> dict[str, Any]:
         ({"tools": TOOLS, "tool_choice": "none"}, None),
         ({"tools": TOOLS, "tool_choice": allowed("auto", "g")}, ToolUse((G,), (G,))),
         ({"tools": TOOLS, "tool_choice": allowed("auto", "g", "f", "g")}, ToolUse((F, G), (F, G))),
+        ({"tools": TOOLS, "tool_choice": "required"}, ToolUse((F, G), (F, G), Demand.SOME)),
+        ({"tools": TOOLS, "tool_choice": tool("g")}, ToolUse((F, G), (G,), Demand.THIS)),
+        ({"tools": TOOLS, "tool_choice": allowed("required", "f")}, ToolUse((F,), (F,), Demand.SOME)),
+        (
+            {"functions": FUNCTIONS, "function_call": {"name": "f"}},
+            ToolUse((F, G), (F,), Demand.THIS, parallel=False, legacy=True),
+        ),
+        ({"tools": [tool("f", strict=True)]}, ToolUse((STRICT,), (STRICT,))),
         ({"functions": FUNCTIONS}, ToolUse((F, G), (F, G), parallel=False, legacy=True)),
         ({"functions": FUNCTIONS, "function_call": "none"}, None),
         ({"tools": [tool("x" * 64)]}, ToolUse((Tool("x" * 64),), (Tool("x" * 64),))),

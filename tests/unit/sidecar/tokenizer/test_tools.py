@@ -156,6 +156,14 @@ def test_nothing_in_a_tool_becomes_a_control_token(made: Made, template: str, wo
     assert json.dumps(parameters, ensure_ascii=False) in model.decode(ids)
 
 
+def test_the_vocabulary_of_grammars_has_the_markers_that_they_write(made: Made) -> None:
+    model = made(TURN)
+    size = max(model.encode_text("z")) + 500
+    plain, marked = model.vocabulary(size), model.vocabulary(size, ("<|start|>", "<no marker>"))
+    assert (plain[START], plain[END], marked[START], marked[END]) == (b"", b"", b"<|start|>", b"")
+    assert plain[END:] == marked[END:]
+
+
 ANSWERS: list[tuple[ToolFormat, str]] = [
     ("hermes", '<tool_call>\n{"name": "f", "arguments": {"a": "ü🙂"}}\n</tool_call>'),
     ("llama3", '<|python_tag|>{"name": "f", "parameters": {"a": "ü🙂"}}'),
