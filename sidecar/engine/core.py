@@ -9,9 +9,9 @@ from itertools import count
 from typing import Final, Protocol
 
 from sidecar.engine.batch import Batch, Chunk, DeviceLostError, Load, Save
-from sidecar.engine.grammars import Grammars, GrammarUnreadableError
+from sidecar.engine.grammars import GrammarUnreadableError
 from sidecar.engine.scheduler import Scheduler
-from sidecar.engine.sequence import Phase, Sequence
+from sidecar.engine.sequence import Constraint, Phase, Sequence
 from sidecar.wire.frames import (
     Cancel,
     Command,
@@ -81,6 +81,15 @@ class Channel(Protocol):
 
     def receive(self, wait_s: float) -> list[Command]: ...
     def send(self, report: Report) -> None: ...
+
+
+class Grammars(Protocol):
+    """What sequences may have to follow; see `grammars.Grammars`."""
+
+    def define(self, define: Define) -> None: ...
+    def forget(self, key: str) -> None: ...
+    def constraint(self, key: str) -> Constraint | None:
+        """None while the grammar is being read. Raises GrammarUnreadableError."""
 
 
 class Core:

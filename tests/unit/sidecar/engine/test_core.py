@@ -8,11 +8,24 @@ import pytest
 
 from sidecar.engine.batch import Batch, Chunk, DeviceLostError, Load, Save
 from sidecar.engine.core import MOST_FAILED_STEPS, Core, EngineBrokenError
-from sidecar.engine.grammars import Grammars
+from sidecar.engine.grammars import GrammarUnreadableError
 from sidecar.engine.prefix_cache import PrefixCache
 from sidecar.engine.scheduler import Scheduler
 from sidecar.engine.slot_pool import SlotPool
-from sidecar.wire.frames import Cancel, Command, Delta, Finish, Logprobs, Report, Sampling, Shutdown, Step, Submit
+from sidecar.wire.frames import (
+    Cancel,
+    Command,
+    Define,
+    Delta,
+    Finish,
+    Forget,
+    Logprobs,
+    Report,
+    Sampling,
+    Shutdown,
+    Step,
+    Submit,
+)
 from sidecar.wire.slots import RequestUsage, SlotReader, SlotWriter
 
 EOS = 2
@@ -64,6 +77,44 @@ class FakeRunner:
         return Outcome(chunk, (EOS if chunk.sequence.generated >= self.ends_at else 10 + chunk.sequence.generated,))
 
 
+class FakeConstraint:
+    """Allows two tokens. Mutable: `taken`."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+
+    def masks(self, _draft: tuple[int, ...]) -> object:
+        return None
+
+    def take(self, token: int) -> bool:
+        self.taken.append(token)
+        return len(self.taken) == 2
+
+
+@dataclass
+class FakeGrammars:
+    """Has been told what it was told, after being asked `reads` times for it."""
+
+    reads: int = 0
+    told: list[str] = field(default_factory=list)
+    given: list[FakeConstraint] = field(default_factory=list)
+
+    def define(self, define: Define) -> None:
+        self.told.append(define.key)
+
+    def forget(self, key: str) -> None:
+        self.told.remove(key)
+
+    def constraint(self, key: str) -> FakeConstraint | None:
+        if key not in self.told:
+            raise GrammarUnreadableError("the grammar is not known")
+        self.reads -= 1
+        if self.reads >= 0:
+            return None
+        self.given.append(FakeConstraint())
+        return self.given[-1]
+
+
 @dataclass
 class FakeChannel:
     """Hands out one batch of commands a step; when they are used up, the front shuts the engine down."""
@@ -85,7 +136,7 @@ class FakeChannel:
         return [delta for step in self.sent for delta in step.deltas if delta.request_id == request_id]
 
 
-def submit(name: str, prompt: list[int] | None = None, most: int = 3, **told: int) -> Submit:
+def submit(name: str, prompt: list[int] | None = None, most: int = 3, **told: int | str) -> Submit:
     return Submit(name, 0, prompt or [1, 1], most, Sampling(temperature=0), [EOS], **told)  # type: ignore[arg-type]  # a test's shorthand
 
 
@@ -105,12 +156,22 @@ def usage(tmp_path: Path, slots: SlotWriter) -> Callable[[str], RequestUsage | N
     return read
 
 
-def run(slots: SlotWriter, script: list[list[Command]], runner: FakeRunner | None = None) -> tuple[FakeChannel, Core]:
+def run(
+    slots: SlotWriter,
+    script: list[list[Command]],
+    runner: FakeRunner | None = None,
+    grammars: FakeGrammars | None = None,
+) -> tuple[FakeChannel, Core]:
     channel = FakeChannel(script)
     failures: list[Exception] = []
     scheduler = Scheduler(SlotPool(4, 1000), 256, prefixes=PrefixCache(8))
     core = Core(
-        runner or FakeRunner(), scheduler, slots, channel, lambda exc, _: failures.append(exc), grammars=Grammars(64)
+        runner or FakeRunner(),
+        scheduler,
+        slots,
+        channel,
+        lambda exc, _: failures.append(exc),
+        grammars=grammars or FakeGrammars(),
     )
     core.run()
     assert not scheduler.has_work
@@ -215,7 +276,7 @@ def test_a_model_that_fails_step_after_step_ends_the_engine(slots: SlotWriter) -
         slots,
         channel,
         lambda _exc, _count: None,
-        grammars=Grammars(64),
+        grammars=FakeGrammars(),
     )
     with pytest.raises(EngineBrokenError):
         core.run()
@@ -233,7 +294,7 @@ def test_a_lost_gpu_ends_the_engine_at_once_and_no_sequence_is_blamed(slots: Slo
         slots,
         channel,
         lambda _, sequences: told.append(sequences),
-        grammars=Grammars(64),
+        grammars=FakeGrammars(),
     )
     with pytest.raises(EngineBrokenError, match="the GPU has failed"):
         core.run()
@@ -282,7 +343,7 @@ def test_a_copy_that_fails_ends_the_engine_and_no_sequence_runs_on_what_is_not_t
     scheduler = Scheduler(SlotPool(4, 1000), 256, prefixes=PrefixCache(8))
     with pytest.raises(EngineBrokenError):
         Core(
-            runner, scheduler, slots, channel, lambda _, sequences: told.append(sequences), grammars=Grammars(64)
+            runner, scheduler, slots, channel, lambda _, sequences: told.append(sequences), grammars=FakeGrammars()
         ).run()
     assert (told, channel.deltas("b")) == ([1], [])
 
@@ -293,3 +354,48 @@ def test_a_batch_that_fails_is_not_copied_again(slots: SlotWriter) -> None:
     channel, _ = run(slots, script, runner)
     assert [type(copy) for copy in runner.copies] == [Save, Load]
     assert channel.deltas("b")[-1].finish is Finish.LENGTH
+
+
+def finishes(channel: FakeChannel, name: str) -> list[Finish | None]:
+    return [delta.finish for delta in channel.deltas(name)]
+
+
+def test_a_sequence_ends_where_its_grammar_does(slots: SlotWriter) -> None:
+    grammars = FakeGrammars()
+    channel, _ = run(slots, [[Define("g", b""), submit("a", most=9, grammar="g")], [], []], grammars=grammars)
+    assert [delta.token_ids for delta in channel.deltas("a")] == [[10], [11]]
+    assert finishes(channel, "a") == [None, Finish.STOP]
+    assert [one.taken for one in grammars.given] == [[10, 11]]
+
+
+def test_others_do_not_wait_for_a_grammar_that_is_being_read(slots: SlotWriter) -> None:
+    script: list[list[Command]] = [[Define("g", b""), submit("a", grammar="g"), submit("b", most=2)], [], [], [], []]
+    channel, _ = run(slots, script, grammars=FakeGrammars(reads=3))
+    assert finishes(channel, "b") == [None, Finish.LENGTH]
+    assert finishes(channel, "a") == [None, Finish.STOP]
+    assert channel.sent[0].deltas[0].request_id == "b"
+
+
+def test_a_grammar_that_is_not_known_fails_its_request_alone(slots: SlotWriter) -> None:
+    script: list[list[Command]] = [[Define("g", b""), Forget("g"), submit("a", grammar="g"), submit("b", most=1)], []]
+    channel, _ = run(slots, script)
+    assert finishes(channel, "a") == [Finish.ERROR]
+    assert channel.deltas("a")[0].error == "The grammar of this request could not be read."
+    assert finishes(channel, "b") == [Finish.LENGTH]
+
+
+@pytest.mark.parametrize("told", [[Cancel("a", 0)], [Shutdown()]])
+def test_a_sequence_that_waits_for_its_grammar_can_be_ended(
+    slots: SlotWriter, usage: Callable[[str], RequestUsage | None], told: list[Command]
+) -> None:
+    script: list[list[Command]] = [[Define("g", b""), submit("a", grammar="g"), submit("c", grammar="g")], told, []]
+    channel, _ = run(slots, script, grammars=FakeGrammars(reads=1000))
+    assert finishes(channel, "a") == [Finish.CANCELLED]
+    assert finishes(channel, "c") == [Finish.CANCELLED]
+    assert usage("a") == RequestUsage(2, 0, running=False)
+
+
+def test_a_deadline_does_not_wait_for_a_grammar(slots: SlotWriter) -> None:
+    script: list[list[Command]] = [[Define("g", b""), submit("a", grammar="g", deadline_ms=0)], []]
+    channel, _ = run(slots, script, grammars=FakeGrammars(reads=1000))
+    assert finishes(channel, "a") == [Finish.DEADLINE]
