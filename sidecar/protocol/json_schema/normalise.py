@@ -231,9 +231,10 @@ class _Normaliser:
         patterns = _mapping(given, "patternProperties", path)
         names = given.get("propertyNames")
         if names is not None:
-            if patterns or not isinstance(names, dict) or set(names) - ANNOTATIONS - {"type"} != {"pattern"}:
+            pattern = names.get("pattern") if isinstance(names, dict) else None
+            if patterns or not isinstance(pattern, str) or set(names) - ANNOTATIONS - {"type"} != {"pattern"}:
                 raise SchemaError("'propertyNames' is supported with a 'pattern' alone", path)
-            patterns = {names["pattern"]: extra}
+            patterns = {pattern: extra}
         if len(patterns) != 1:
             raise SchemaError("'patternProperties' is supported with one pattern", path)
         ((pattern, value),) = patterns.items()

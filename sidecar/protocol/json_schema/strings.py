@@ -49,11 +49,11 @@ _SILENT: Final = frozenset({"password", "binary", "path", "file-path", "director
 
 def string_schema(given: Schema, path: str) -> Schema:
     least, most = counts(given, "minLength", "maxLength", path)
-    form = given.get("format")
+    form = given.get("format", "")
     pattern = given.get("pattern")
-    if "format" in given and form not in FORMATS and form not in _SILENT:
+    if "format" in given and not (isinstance(form, str) and (form in FORMATS or form in _SILENT)):
         raise SchemaError(f"the format {str(form)[:64]!r} is not supported; {', '.join(FORMATS)} are", path)
-    if isinstance(form, str) and form in FORMATS:
+    if form in FORMATS:
         if pattern is not None:
             raise SchemaError("'pattern' beside 'format' is not supported", path)
         pattern = FORMATS[form]

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, TypeGuard
 
 # A JSON Schema that is an object.
 Schema = dict[str, object]
@@ -103,7 +103,7 @@ def same(one: object, other: object) -> bool:
 def numbers(schema: Schema, path: str, *, whole: bool) -> Schema:
     """A number within bounds; of whole ones the bounds are whole, too."""
     form = schema.get("format")
-    if "format" in schema and form not in _NUMBER_FORMATS:
+    if "format" in schema and not (isinstance(form, str) and form in _NUMBER_FORMATS):
         raise SchemaError(f"the format {str(form)[:64]!r} of a number is not supported", path)
     low = _bound(schema, "minimum", "exclusiveMinimum", path, whole=whole)
     high = _bound(schema, "maximum", "exclusiveMaximum", path, whole=whole)
@@ -127,13 +127,17 @@ def _bound(schema: Schema, name: str, exclusive_name: str, path: str, *, whole: 
         if key not in schema:
             continue
         value = schema[key]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not (isinstance(value, int) or _is_finite(value)):
             raise SchemaError(f"'{key}' must be a number", path)
         found.append(_whole_bound(value, lower, exclusive, path) if whole else (value, exclusive))
     if not found:
         return None
     # At the same value the excluding one is the stricter.
     return max(found) if lower else min(found, key=lambda bound: (bound[0], not bound[1]))
+
+
+def _is_finite(value: object) -> TypeGuard[float]:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _whole_bound(value: float, lower: bool, exclusive: bool, path: str) -> tuple[float, bool]:

@@ -50,6 +50,8 @@ def test_a_keyword_that_cannot_be_followed_is_refused_with_its_place(name: str) 
         ({"type": "string", "pattern": "a?", "minLength": 1}, "'minLength' beside a 'pattern'"),
         ({"type": "string", "pattern": "a" * 513}, "512 characters at most"),
         ({"type": "string", "format": "iri"}, "the format 'iri' is not supported"),
+        ({"type": "string", "format": []}, "is not supported"),
+        ({"type": "number", "format": {}}, "is not supported"),
         ({"type": "string", "format": "date", "pattern": "a"}, "'pattern' beside 'format'"),
         ({"type": "string", "minimum": 1}, "'minimum' does not go with the type string"),
         ({"type": "array", "items": [INTEGER]}, "'items' must be one schema"),
