@@ -2,6 +2,7 @@
 
 import enum
 import secrets
+from typing import Any
 
 import msgspec
 
@@ -89,6 +90,13 @@ class ChatRequest(msgspec.Struct, frozen=True):
     tool_use: ToolUse | None = None
 
 
+class TextSettings(msgspec.Struct, frozen=True):
+    """`format` as OpenAI tells it back: clients parse an answer by it. It may hold a client's JSON schema."""
+
+    verbosity: str
+    format: dict[str, Any]
+
+
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """What an answer of /v1/responses tells back of its request, defaults filled in."""
 
@@ -106,7 +114,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: int
     top_p: float
     user: str | None
-    verbosity: str
+    text: TextSettings
 
 
 class ResponsesRequest(ChatRequest, frozen=True, kw_only=True):

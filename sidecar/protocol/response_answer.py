@@ -12,7 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from sidecar.protocol.answer import Given, Head, TokenUsage
 from sidecar.protocol.logprobs import Entry, Spell, TokenLogprob, chat_logprobs
-from sidecar.protocol.requests import Asked
+from sidecar.protocol.requests import Asked, TextSettings
 from sidecar.wire.errors import ApiError
 
 COMPLETED: Final = "completed"
@@ -60,15 +60,6 @@ class OutputMessage(msgspec.Struct, frozen=True, tag_field="type", tag="message"
 class Reasoning(msgspec.Struct, frozen=True):
     effort: str | None
     summary: str | None
-
-
-class TextFormat(msgspec.Struct, frozen=True):
-    type: Literal["text"] = "text"
-
-
-class TextSettings(msgspec.Struct, frozen=True):
-    verbosity: str
-    format: TextFormat = TextFormat()
 
 
 class IncompleteDetails(msgspec.Struct, frozen=True):
@@ -260,7 +251,7 @@ class ResponseShape:
             service_tier="default" if self.head.echo_service_tier else UNSET,
             store=self.stored,
             temperature=asked.temperature,
-            text=TextSettings(asked.verbosity),
+            text=asked.text,
             tool_choice=asked.tool_choice,
             top_logprobs=asked.top_logprobs,
             top_p=asked.top_p,

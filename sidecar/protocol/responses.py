@@ -30,7 +30,7 @@ from sidecar.protocol.options import (
     unknown_fields,
 )
 from sidecar.protocol.rendering import read_rendering
-from sidecar.protocol.requests import Asked, ResponsesRequest
+from sidecar.protocol.requests import Asked, ResponsesRequest, TextSettings
 from sidecar.protocol.structured import read_format
 from sidecar.settings import Api
 from sidecar.tokenizer.messages import Message
@@ -87,7 +87,7 @@ def read_response(fields: Fields, api: Api) -> ResponsesRequest:
     reasoning = fields.object("reasoning") or Fields({}, "reasoning")
     rendering = read_rendering(fields, api, messages, reasoning)
     summary = reasoning.choice("summary", _SUMMARIES)
-    verbosity, grammar, unknown_text = _text(fields, api)
+    text, grammar, unknown_text = _text(fields, api)
     top_logprobs = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS) or 0
     logprobs = _logprobs(fields, top_logprobs)
     max_tokens = fields.integer("max_output_tokens", 1, MOST_TOKENS)
@@ -113,7 +113,7 @@ def read_response(fields: Fields, api: Api) -> ResponsesRequest:
         top_logprobs=top_logprobs,
         top_p=options.top_p,
         user=fields.text("user"),
-        verbosity=verbosity or "medium",
+        text=text,
     )
     options = msgspec.structs.replace(options, grammar=grammar or options.grammar, ignored=(*options.ignored, *nested))
     check_grammar(options)
@@ -166,16 +166,22 @@ def _part(fields: Fields, role: str) -> str:
     return fields.required_text("text")
 
 
-def _text(fields: Fields, api: Api) -> tuple[str | None, Grammar | None, list[str]]:
-    """The verbosity, which has no effect and is told back, what form the text is to have, and what of it is unknown."""
+def _text(fields: Fields, api: Api) -> tuple[TextSettings, Grammar | None, list[str]]:
+    """What is told back of it, what form the text is to have, and what of it is unknown."""
     text = fields.object("text")
     if text is None:
-        return None, None, []
-    verbosity = text.choice("verbosity", _VERBOSITIES)
+        return TextSettings("medium", {"type": "text"}), None, []
+    verbosity = text.choice("verbosity", _VERBOSITIES) or "medium"
     form = text.object("format")
+    if form is None:
+        return TextSettings(verbosity, {"type": "text"}), None, unknown_fields(text, api)
     unknown: list[str] = []
-    grammar = None if form is None else read_format(form, "", partial(unknown_fields, api=api), unknown)
-    return verbosity, grammar, unknown + unknown_fields(text, api)
+    grammar = read_format(form, "", partial(unknown_fields, api=api), unknown)
+    told: dict[str, object] = {"type": form.value("type")}
+    if told["type"] == "json_schema":
+        told |= {name: form.value(name) for name in ("name", "description", "schema")}
+        told["strict"] = form.value("strict") or False
+    return TextSettings(verbosity, told), grammar, unknown + unknown_fields(text, api)
 
 
 def _logprobs(fields: Fields, top_logprobs: int) -> int | None:

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from sidecar.protocol.answer import Head
 from sidecar.protocol.choices import Choices, Telling
-from sidecar.protocol.requests import Asked
+from sidecar.protocol.requests import Asked, TextSettings
 from sidecar.protocol.response_answer import ResponseShape
 from sidecar.protocol.response_stream import ResponseStream
 from sidecar.protocol.stream import StreamOptions, whole
@@ -33,7 +33,7 @@ ASKED = Asked(
     top_logprobs=0,
     top_p=1.0,
     user=None,
-    verbosity="medium",
+    text=TextSettings("medium", {"type": "text"}),
 )
 SHAPE = ResponseShape(HEAD, ASKED)
 PLAIN = StreamOptions(comment=False, include_usage=False, continuous_usage=False)

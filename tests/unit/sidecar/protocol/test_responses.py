@@ -35,7 +35,7 @@ def test_the_least_body_is_a_user_s_message_with_openai_s_defaults() -> None:
     assert (options.temperature, options.top_p, options.choices, options.stream) == (1.0, 1.0, 1, False)
     assert (options.max_tokens, options.max_tokens_param, options.logprobs) == (None, "max_output_tokens", None)
     assert (asked.temperature, asked.top_p, asked.tool_choice, asked.parallel_tool_calls) == (1.0, 1.0, "auto", True)
-    assert (asked.metadata, asked.top_logprobs, asked.verbosity) == ({}, 0, "medium")
+    assert (asked.metadata, asked.top_logprobs, asked.text.verbosity) == ({}, 0, "medium")
 
 
 def test_null_is_absent_for_every_field() -> None:
@@ -234,3 +234,19 @@ def test_log_probabilities_are_told_where_they_are_included() -> None:
 
 def test_what_can_be_included_is_what_openai_s_client_knows() -> None:
     assert sorted(INCLUDABLE) == sorted(get_args(ResponseIncludable))
+
+
+@pytest.mark.parametrize(
+    ("form", "told"),
+    [
+        (None, {"type": "text"}),
+        ({"type": "json_object"}, {"type": "json_object"}),
+        (
+            {"type": "json_schema", "name": "n", "schema": {"type": "object"}},
+            {"type": "json_schema", "name": "n", "description": None, "schema": {"type": "object"}, "strict": False},
+        ),
+    ],
+)
+def test_the_format_is_told_back(form: object, told: object) -> None:
+    text = read({"model": "m", "input": "a", "text": {"format": form}}).asked.text
+    assert (text.verbosity, text.format) == ("medium", told)
