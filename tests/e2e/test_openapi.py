@@ -97,7 +97,7 @@ def test_it_is_answered_as_the_document_says(house: Any, key: str, schema: Any, 
     @given(case=schema[path][METHODS[path][0]].as_strategy(generation_mode=mode), stream=booleans())
     def ask(case: Any, stream: bool) -> None:
         made_to_run(case, path)
-        if stream and path in set(Endpoint) and mode is GenerationMode.POSITIVE:
+        if stream and path in set(Endpoint) - {Endpoint.EMBEDDINGS} and mode is GenerationMode.POSITIVE:
             case.body["stream"] = True
         answer = case.call(base_url=base_url, headers={"authorization": f"Bearer {key}"}, timeout=60)
         statuses[answer.status_code] += 1

@@ -25,7 +25,7 @@ from sidecar.settings import Api
 from sidecar.wire.anthropic import COUNT_TOKENS
 from sidecar.wire.internal import Endpoint
 
-EMBEDDINGS: Final = "/v1/embeddings"
+EMBEDDINGS: Final = Endpoint.EMBEDDINGS.value
 TOKENIZE: Final = "/tokenize"
 DETOKENIZE: Final = "/detokenize"
 
