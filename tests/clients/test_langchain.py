@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import pytest
+from langchain_core.language_models import BaseChatModel
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from langchain_tests.integration_tests import ChatModelIntegrationTests, EmbeddingsIntegrationTests
+from typing_extensions import override
 
 from tests.clients.conftest import EMBEDDER
 from tests.e2e.conftest import MODEL
@@ -16,15 +19,18 @@ class TestChats(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"model": MODEL, "temperature": 0, "max_tokens": 16, "stream_usage": True}
+        # The penalty brings a small model to the end of its texts, and with that of its objects.
+        penalty = {"frequency_penalty": 1.0}
+        return {"model": MODEL, "temperature": 0, "max_tokens": 64, "stream_usage": True, "extra_body": penalty}
 
     @property
     def has_tool_calling(self) -> bool:
         return False
 
-    @property
-    def has_structured_output(self) -> bool:
-        return False
+    @pytest.mark.xfail(reason="wants a tool to be called")
+    @override
+    def test_structured_output_pydantic_2_v1(self, model: BaseChatModel) -> None:
+        super().test_structured_output_pydantic_2_v1(model)
 
 
 class TestResponses(TestChats):
