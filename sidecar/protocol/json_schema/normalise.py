@@ -231,8 +231,9 @@ class _Normaliser:
         patterns = _mapping(given, "patternProperties", path)
         names = given.get("propertyNames")
         if names is not None:
-            pattern = names.get("pattern") if isinstance(names, dict) else None
-            if patterns or not isinstance(pattern, str) or set(names) - ANNOTATIONS - {"type"} != {"pattern"}:
+            known = names if isinstance(names, dict) else {}
+            pattern = known.get("pattern")
+            if patterns or not isinstance(pattern, str) or set(known) - ANNOTATIONS - {"type"} != {"pattern"}:
                 raise SchemaError("'propertyNames' is supported with a 'pattern' alone", path)
             patterns = {pattern: extra}
         if len(patterns) != 1:
