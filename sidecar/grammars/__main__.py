@@ -86,7 +86,8 @@ def _compile_and_exit(compiler: GrammarCompiler, grammar: Grammar, writing: int)
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CPU, (MOST_CPU_S, MOST_CPU_S + 1))
-        resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MOST_BYTES, resource.RLIM_INFINITY))
+        if mapped := _address_space():
+            resource.setrlimit(resource.RLIMIT_AS, (mapped + MOST_BYTES, resource.RLIM_INFINITY))
         answer = compiler.compile(grammar)
         if isinstance(answer, Compiled) and len(answer.compiled) > MOST_COMPILED_BYTES:
             answer = Refused("it is too large when compiled; make it smaller")
