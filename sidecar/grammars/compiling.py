@@ -22,6 +22,12 @@ _SLOW_PART: Final = '{"type":"string","maxLength":1024}'
 # What xgrammar 0.2 lets a string of bounded length have, as it writes it: control characters, too, which JSON does not.
 _LOOSE_CHARACTER: Final = r"(([^\"\\\r\n]))"
 _CHARACTER: Final = r"(([^\0-\x1f\"\\]))"
+# Digits without end, and exponents that no double has, as it writes them: a small model may never stop.
+_DIGITS: Final = (
+    (re.compile(r"\[1-9\] \[0-9\]\*"), "[1-9] [0-9]{0, 17}"),
+    (re.compile(r"(\[eE\] \w+ \w+_digits)\{1, -1\}"), r"\1{1, 2}"),
+    (re.compile(r"(\w+_digits)\{1, -1\}"), r"\1{1, 17}"),
+)
 # How it writes some patterns: followed in this way they match too much at times, and come to dead ends at others.
 _AUTOMATON: Final = re.compile(r'Regex\("((?:[^"\\]|\\.)*)", json_string=true\)')
 _ESCAPES: Final = {"n": "\n", "r": "\r", "t": "\t", "0": "\0"}
@@ -103,6 +109,8 @@ def _mended(ebnf: str) -> str:
         patterns.append(re.sub(r"\broot(?=[_ )])", name, rules))
         return f"(({name}))"
 
+    for loose, bounded in _DIGITS:
+        ebnf = loose.sub(bounded, ebnf)
     text = _AUTOMATON.sub(rule, ebnf.replace(_LOOSE_CHARACTER, _CHARACTER))
     return "\n".join([text, *patterns])
 

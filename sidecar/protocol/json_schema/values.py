@@ -18,6 +18,8 @@ _CLASSES: Final[dict[str, type | tuple[()]]] = {
     "number": (),
     "integer": (),
 }
+# A number that is bounded on one side has the other bound here: 18 digits.
+_MOST: Final = 10**18 - 1
 # Of the compiler's integers.
 _INT64: Final = (1 << 63) - 1
 # OpenAPI's names of how a number is held, which say nothing that JSON could break.
@@ -107,6 +109,11 @@ def numbers(schema: Schema, path: str, *, whole: bool) -> Schema:
         raise SchemaError(f"the format {str(form)[:64]!r} of a number is not supported", path)
     low = _bound(schema, "minimum", "exclusiveMinimum", path, whole=whole)
     high = _bound(schema, "maximum", "exclusiveMaximum", path, whole=whole)
+    # Bounded on one side alone, it would have digits without end.
+    if high is None and low is not None and low[0] < _MOST:
+        high = (_MOST, False)
+    elif low is None and high is not None and high[0] > -_MOST:
+        low = (-_MOST, False)
     result: Schema = {"type": "integer" if whole else "number"}
     for bound, name in ((low, "inimum"), (high, "aximum")):
         if bound is not None:
