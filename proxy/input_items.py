@@ -13,6 +13,8 @@ from sidecar.wire.errors import ApiError, bad_request
 # OpenAI's API reference, "List input items".
 DEFAULT_LIMIT: Final = 20
 MOST: Final = 100
+# The first is meant where none is named.
+ORDERS: Final = ("desc", "asc")
 
 
 class ItemList(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,10 +67,10 @@ def _limit(query: Mapping[str, str]) -> int:
 
 
 def _newest_first(query: Mapping[str, str]) -> bool:
-    order = query.get("order", "desc")
-    if order not in {"asc", "desc"}:
+    order = query.get("order", ORDERS[0])
+    if order not in ORDERS:
         raise _invalid("order", "'order' must be 'asc' or 'desc'.")
-    return order == "desc"
+    return order == ORDERS[0]
 
 
 def _begin(ids: list[str], after: str | None) -> int:

@@ -27,8 +27,10 @@ from proxy.usage import AnswerError, told_response
 from sidecar.wire.errors import ApiError, bad_request, internal_error, unavailable
 from sidecar.wire.internal import Endpoint
 
+RESPONSE: Final = "/v1/responses/{id}"
+INPUT_ITEMS: Final = "/v1/responses/{id}/input_items"
 PURGE_EVERY_S: Final = 600.0
-_ID: Final = re.compile(r"resp_[A-Za-z0-9_-]{1,35}")
+ID: Final = re.compile(r"resp_[A-Za-z0-9_-]{1,35}")
 _ITEM: Final = re.compile(r"input\[(\d+)\]")
 
 
@@ -150,7 +152,7 @@ class Responses:
 
     def _owned(self, principal: Principal, response_id: str) -> Owned:
         """What is no id of a response is looked up as none."""
-        return Owned(response_id if _ID.fullmatch(response_id) else "", principal.account_id, self._clock.now())
+        return Owned(response_id if ID.fullmatch(response_id) else "", principal.account_id, self._clock.now())
 
     @contextlib.asynccontextmanager
     async def _storage(self) -> AsyncIterator[None]:

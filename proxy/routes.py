@@ -25,7 +25,7 @@ from proxy.identity import bearer
 from proxy.metrics import OTHER, Metrics
 from proxy.pipeline import Pipeline
 from proxy.record import Ended, Record
-from proxy.responses import Responses
+from proxy.responses import INPUT_ITEMS, RESPONSE, Responses
 from proxy.settings import Limits, Timeouts
 from proxy.upstream import Upstreams
 from sidecar.wire import anthropic
@@ -35,8 +35,6 @@ from sidecar.wire.listing import entries, entry
 
 MODELS: Final = "/v1/models"
 MODEL: Final = "/v1/models/{id}"
-RESPONSE: Final = "/v1/responses/{id}"
-INPUT_ITEMS: Final = "/v1/responses/{id}/input_items"
 STORED: Final = frozenset({RESPONSE, INPUT_ITEMS})
 TEXT_ENDPOINTS: Final = frozenset(endpoint.value for endpoint in TextEndpoint)
 # The allowed methods of each template; OPTIONS is answered everywhere, and says the same.

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 import msgspec
 
 from proxy.admin.actions import Desk, ServerState, UpstreamState, usage
+from proxy.admin.openapi import merged
 from proxy.clock import Clock
 from proxy.metrics import Metrics, quota_bands
 from proxy.sockets import url
@@ -144,9 +145,7 @@ class Pages:
         """The document of the public listener, from the first sidecar that gives it. Raises ApiError 503."""
         for sidecar in sorted(self._upstreams.sidecars, key=lambda sidecar: not sidecar.ready):
             with contextlib.suppress(ApiError, UpstreamLostError, msgspec.MsgspecError):
-                document = msgspec.json.decode(await sidecar.openapi(), type=dict[str, msgspec.Raw])
-                servers = msgspec.json.encode([{"url": url(place.host, place.port)}])
-                return Page(msgspec.json.encode({**document, "servers": msgspec.Raw(servers)}))
+                return Page(merged(await sidecar.openapi(), url(place.host, place.port)))
         raise unavailable("No sidecar can be reached.", code="upstream_unavailable", retry_after_s=1)
 
     async def _make_bands(self) -> None:

@@ -30,7 +30,12 @@ def usage_comment(completion_tokens: int, prompt_tokens: int = PROMPT_TOKENS) ->
     return internal.USAGE_COMMENT + msgspec.json.encode(usage) + b"\n\n"
 
 
-OPENAPI: Final = {"openapi": "3.1.0", "paths": {"/v1/models": {}}}
+OPENAPI: Final[dict[str, Any]] = {
+    "openapi": "3.1.0",
+    "info": {"title": "Tollhouse"},
+    "paths": {"/v1/models": {}},
+    "components": {"schemas": {"Model": {}}, "headers": {}},
+}
 FINISH: Final = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
 DONE: Final = b"data: [DONE]\n\n"
 STREAM: Final = [delta("Hello"), delta(" you"), usage_comment(3), FINISH + DONE]

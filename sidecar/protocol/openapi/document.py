@@ -21,7 +21,7 @@ _REFUSALS: Final = {
     400: "The request is wrong. The message names the field.",
     401: "The key is missing or wrong.",
     403: "The key's tier is in no policy file.",
-    404: "There is no such model, or the key may not use it.",
+    404: "There is no such model, or the key may not use it; or no such stored response.",
     408: "The request came too slowly.",
     409: "A request with this id is running.",
     413: "The body is too long.",

@@ -3,12 +3,11 @@
 import pytest
 
 from proxy.exchange import TextEndpoint
+from proxy.responses import INPUT_ITEMS, RESPONSE
 from proxy.routes import (
-    INPUT_ITEMS,
     METHODS,
     MODEL,
     MODELS,
-    RESPONSE,
     _allowed,
     _authorization,
     _client_request_id,

@@ -1,4 +1,7 @@
-"""The document has every public path and every refusal that the manual knows, and nothing in it leads nowhere."""
+"""The document has every public path and every refusal that the manual knows, and nothing in it leads nowhere.
+
+It is the proxy's: the sidecar's, with the paths of stored responses.
+"""
 
 import json
 import re
@@ -9,7 +12,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from proxy.routes import INPUT_ITEMS, METHODS, RESPONSE
+from proxy.admin.openapi import merged
+from proxy.responses import INPUT_ITEMS, RESPONSE
+from proxy.routes import METHODS
 from sidecar.protocol.answer import ChatChoice, ChatMessage, Envelope
 from sidecar.protocol.openapi.bodies import EMBEDDINGS
 from sidecar.protocol.openapi.document import document
@@ -22,7 +27,7 @@ DOCS = Path(__file__).parents[5] / "docs"
 
 @pytest.fixture(scope="module")
 def found() -> Any:
-    return json.loads(document(Api(), "1.2.3"))
+    return json.loads(merged(document(Api(), "1.2.3"), "http://127.0.0.1:8000"))
 
 
 def references(node: Any) -> Iterator[str]:
@@ -36,8 +41,11 @@ def references(node: Any) -> Iterator[str]:
             yield from references(value)
 
 
-# Stored responses are the proxy's own.
-OF_THE_PROXY = (RESPONSE, INPUT_ITEMS)
+def operations(found: Any) -> Iterator[tuple[str, Any]]:
+    """Each with its path."""
+    for path, item in found["paths"].items():
+        for operation in item.values():
+            yield path, operation
 
 
 def test_it_is_of_this_release(found: Any) -> None:
@@ -47,12 +55,8 @@ def test_it_is_of_this_release(found: Any) -> None:
 def test_it_has_the_paths_of_the_public_listener_and_of_the_manual(found: Any) -> None:
     methods = {path: {method.upper() for method in item} for path, item in found["paths"].items()}
     # HEAD is GET without a body.
-    assert (
-        methods | {path: set(names) - {"HEAD"} for path, names in METHODS.items() if path not in OF_THE_PROXY}
-        == methods
-    )
-    manual = re.findall(r"`(GET|POST) (/[\w/{}]+)`", (DOCS / "api.md").read_text())
-    manual = [(method, path) for method, path in manual if path not in OF_THE_PROXY]
+    assert methods == {path: set(names) - {"HEAD"} for path, names in METHODS.items()}
+    manual = re.findall(r"`(GET|POST|DELETE) (/[\w/{}]+)`", (DOCS / "api.md").read_text())
     assert {(method, path) for path, names in methods.items() for method in names} == set(manual)
 
 
@@ -69,21 +73,18 @@ def test_it_has_the_statuses_of_the_manual_and_no_others(found: Any) -> None:
     told = {
         status for cell in re.findall(r"^\| `\w+` \| ([\d, ]+) \|", public, re.MULTILINE) for status in cell.split(", ")
     }
-    statuses = {
-        status for item in found["paths"].values() for operation in item.values() for status in operation["responses"]
-    }
+    statuses = {status for _, operation in operations(found) for status in operation["responses"]}
     # Another method is another operation.
     assert statuses == (told - {"405"}) | {"200"}
 
 
 def test_operations_have_names_of_their_own(found: Any) -> None:
-    names = [operation["operationId"] for item in found["paths"].values() for operation in item.values()]
+    names = [operation["operationId"] for _, operation in operations(found)]
     assert len(set(names)) == len(names)
 
 
 def test_anthropic_s_paths_have_its_errors_and_its_key(found: Any) -> None:
-    for path, item in found["paths"].items():
-        (operation,) = item.values()
+    for path, operation in operations(found):
         schema = operation["responses"]["401"]["$ref"]
         assert schema.endswith("Anthropic401") is (path in anthropic.PATHS)
         assert ({"apiKey": []} in operation["security"]) is (path in anthropic.PATHS)
@@ -109,10 +110,21 @@ def test_what_an_answer_always_has_is_required(found: Any) -> None:
     assert schema(EMBEDDINGS)["required"] == ["data", "model", "usage", "object"]
 
 
+def test_a_stored_response_is_what_was_answered(found: Any) -> None:
+    def schema(path: str, method: str) -> Any:
+        return found["paths"][path][method]["responses"]["200"]["content"]["application/json"]["schema"]
+
+    assert schema(RESPONSE, "get") == schema(Endpoint.RESPONSES, "post")
+    assert schema(INPUT_ITEMS, "get") != schema(RESPONSE, "delete")
+
+
+def test_the_proxy_s_schemas_take_no_name_of_the_sidecar_s(found: Any) -> None:
+    own = json.loads(document(Api(), "1.2.3"))["components"]["schemas"]
+    assert set(found["components"]["schemas"]) - set(own) == {"Deleted", "ItemList"}
+
+
 def test_streams_are_where_they_can_be_asked_for(found: Any) -> None:
     streamed = {
-        path
-        for path, item in found["paths"].items()
-        if "text/event-stream" in next(iter(item.values()))["responses"]["200"]["content"]
+        path for path, operation in operations(found) if "text/event-stream" in operation["responses"]["200"]["content"]
     }
     assert streamed == set(Endpoint) - {Endpoint.EMBEDDINGS}
