@@ -32,6 +32,7 @@ DETOKENIZE: Final = "/detokenize"
 _MODEL: Final = text(least=1)
 _TOKEN: Final[Schema] = {"type": "integer", "minimum": 0, "maximum": MOST_TOKENS}
 _PROMPT: Final[Schema] = {"anyOf": [text(), array(_TOKEN, least=1)]}
+_INPUT: Final[Schema] = {"anyOf": [text(least=1), array(_TOKEN, least=1)]}
 _CHAT: Final[dict[str, object]] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 _TEXT: Final[dict[str, object]] = {"model": "m", "prompt": "x"}
 _NAMED: Final[dict[str, object]] = {"name": "n", "schema": {}}
@@ -109,7 +110,7 @@ def _bodies(api: Api) -> dict[str, Body]:
             embeddings.read_embedding,
             ({"model": "m", "input": "x"},),
             (),
-            {"model": _MODEL, "input": _one_or_many(_PROMPT, embeddings.MAX_INPUTS)},
+            {"model": _MODEL, "input": _one_or_many(_INPUT, embeddings.MAX_INPUTS)},
         ),
         TOKENIZE: Body(
             tokens.read_tokenize,
