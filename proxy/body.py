@@ -32,15 +32,23 @@ _TEMPLATE_FIELDS: Final = frozenset(
 )
 _CALL_FIELDS: Final = ("tool_calls", "function_call")
 _RESULT_ROLES: Final = ("tool", "function")
+# Those of calls and their results, of the items of /v1/responses and of the blocks of /v1/messages.
+_CALL_ITEMS: Final = ("function_call", "function_call_output")
+_CALL_BLOCKS: Final = ("tool_use", "tool_result")
 
 
 class _Input(msgspec.Struct):
     input: str | list[msgspec.Raw] = []
 
 
+class _Item(msgspec.Struct):
+    type: str | None = None
+
+
 _decoder: Final = msgspec.json.Decoder(dict[str, object])
 _raw_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _input_decoder: Final = msgspec.json.Decoder(_Input)
+_kind_decoder: Final = msgspec.json.Decoder(_Item)
 
 
 def read_call(endpoint: Endpoint, body: bytes, *, max_choices: int, max_prompts: int) -> Call:
@@ -53,7 +61,7 @@ def read_call(endpoint: Endpoint, body: bytes, *, max_choices: int, max_prompts:
     messages = _messages(endpoint, fields, max_prompts)
     if endpoint is Endpoint.COMPLETIONS:
         choices *= messages
-    plain = all(fields.get(name) is None for name in _TEMPLATE_FIELDS) and not _has_calls(fields.get("messages"))
+    plain = all(fields.get(name) is None for name in _TEMPLATE_FIELDS) and not _has_calls(fields, endpoint)
     if endpoint is Endpoint.MESSAGES:
         # A last message of the assistant's is gone on with.
         plain = plain and not _prefilled(fields.get("messages"))
@@ -86,7 +94,8 @@ def continued(call: Call, earlier: Sequence[msgspec.Raw], most_bytes: int) -> Ca
     body = msgspec.json.encode(fields)
     if len(body) > most_bytes:
         raise conversation_too_long()
-    return replace(call, body=body, messages=call.messages + len(earlier), earlier_items=len(earlier))
+    plain = call.plain and not any(_kind_decoder.decode(item).type in _CALL_ITEMS for item in earlier)
+    return replace(call, body=body, plain=plain, messages=call.messages + len(earlier), earlier_items=len(earlier))
 
 
 def own_items(call: Call) -> bytes:
@@ -230,13 +239,22 @@ def _prompts(given: object) -> int:
     return len(given) if isinstance(given, list) and given and not isinstance(given[0], int) else 1
 
 
-def _has_calls(messages: object) -> bool:
+def _has_calls(fields: dict[str, object], endpoint: Endpoint) -> bool:
     """Whether tools were called earlier in a chat: how a template writes that, its bytes do not bound."""
-    return isinstance(messages, list) and any(
-        isinstance(message, dict)
-        and (message.get("role") in _RESULT_ROLES or any(message.get(name) is not None for name in _CALL_FIELDS))
+    messages = _objects(fields.get(endpoint.prompt_field))
+    if endpoint is Endpoint.RESPONSES:
+        return any(item.get("type") in _CALL_ITEMS for item in messages)
+    if endpoint is Endpoint.MESSAGES:
+        blocks = (block for message in messages for block in _objects(message.get("content")))
+        return any(block.get("type") in _CALL_BLOCKS for block in blocks)
+    return any(
+        message.get("role") in _RESULT_ROLES or any(message.get(name) is not None for name in _CALL_FIELDS)
         for message in messages
     )
+
+
+def _objects(given: object) -> list[dict[str, object]]:
+    return [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
 
 
 def _prefilled(messages: object) -> bool:

@@ -236,6 +236,10 @@ def test_a_question_that_cannot_be_read_is_refused(body: bytes, code: str | None
         ({"messages": [{"role": "user"}, {"role": "assistant"}]}, 2, False),
         ({"messages": [{"role": "assistant"}, {"role": "user"}], "system": None}, 2, True),
         ({"messages": [1]}, 1, True),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, 1]}]}, 1, True),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, 1, False),
+        ({"messages": [{"role": "assistant", "content": [{"type": "tool_use"}]}, {"role": "user"}]}, 2, False),
+        ({"messages": [{"role": "user"}], "tools": [{}]}, 1, False),
         ({"messages": []}, 0, True),
         ({"messages": {}}, 0, True),
         ({}, 0, True),
@@ -296,6 +300,16 @@ def test_a_continued_call_is_what_was_before_and_its_own(earlier: list[dict[str,
     assert body == {"model": "m", "instructions": "i", "top_p": 0.5, "input": [*earlier, *mine]}
     assert (longer.messages, longer.earlier_items) == (len(earlier) + len(mine) + 1, len(earlier))
     assert msgspec.json.decode(own_items(longer)) == msgspec.json.decode(own_items(call)) == mine
+
+
+@pytest.mark.parametrize("kind", ["function_call", "function_call_output"])
+def test_a_response_with_calls_before_it_is_not_plain(kind: str) -> None:
+    assert response_call(input=[{"type": "message"}, {"role": "user"}, {"type": "reasoning"}, 5]).plain
+    assert not response_call(input=[{"role": "user"}, {"type": kind}]).plain
+    call = response_call(input="a")
+    for earlier, plain in (({"role": "user"}, True), ({"type": "reasoning"}, True), ({"type": kind}, False)):
+        assert continued(call, [msgspec.Raw(msgspec.json.encode(earlier))], 10_000).plain is plain
+    assert not continued(response_call(input="a", tools=[{}]), [], 10_000).plain
 
 
 def text_item(words: str) -> dict[str, Any]:
