@@ -24,11 +24,12 @@ from sidecar.api.preparation import Preparation
 from sidecar.api.run import Run
 from sidecar.protocol.answer import ChatShape, Head, TextShape
 from sidecar.protocol.anthropic_answer import MessageShape
+from sidecar.protocol.anthropic_stream import MessageStream
 from sidecar.protocol.choices import Choices, Progress
 from sidecar.protocol.plan import Plan, stop_token_ids
 from sidecar.protocol.response_answer import ResponseShape
 from sidecar.protocol.response_stream import ResponseStream
-from sidecar.protocol.stream import Shape, Stream, StreamOptions, whole
+from sidecar.protocol.stream import AnyShape, Stream, StreamOptions, whole
 from sidecar.protocol.ticket import read_ticket
 from sidecar.supervisor import EngineLostError
 from sidecar.wire import internal
@@ -47,7 +48,7 @@ class Exchange:
     request: web.Request
     plan: Plan
     run: Run
-    shape: Shape | ResponseShape
+    shape: AnyShape
     sequences: Sequences
 
 
@@ -153,7 +154,7 @@ class Generation:
         exchange.run.abort("engine_lost" if isinstance(exc, EngineLostError) else "engine_error", error.code)
         return error
 
-    def _shape(self, plan: Plan, language: Language) -> Shape | ResponseShape:
+    def _shape(self, plan: Plan, language: Language) -> AnyShape:
         info = self._front.engine.info
         head = Head(
             request_id=plan.ticket.request_id,
@@ -163,7 +164,7 @@ class Generation:
             echo_service_tier=plan.options.echo_service_tier,
         )
         if plan.endpoint is Endpoint.MESSAGES:
-            return MessageShape(head)
+            return MessageShape(head, plan.thoughts_wanted)
         spell = None if plan.options.logprobs is None else language.tokenizer.spell
         if plan.asked is not None:
             return ResponseShape(head, plan.asked, spell, plan.ticket.stored, plan.ticket.previous_response_id)
@@ -206,10 +207,12 @@ def ignored_headers(names: tuple[str, ...]) -> dict[str, str]:
     return {internal.IGNORED: ", ".join(shown)} if names else {}
 
 
-def _event_order(exchange: Exchange) -> Stream | ResponseStream:
+def _event_order(exchange: Exchange) -> Stream | ResponseStream | MessageStream:
     plan, shape = exchange.plan, exchange.shape
     told = (exchange.run.choices, plan.prompt_tokens, _stream_options(plan))
-    return ResponseStream(shape, *told) if isinstance(shape, ResponseShape) else Stream(shape, *told)
+    if isinstance(shape, ResponseShape):
+        return ResponseStream(shape, *told)
+    return MessageStream(shape, *told) if isinstance(shape, MessageShape) else Stream(shape, *told)
 
 
 def _stream_options(plan: Plan) -> StreamOptions:

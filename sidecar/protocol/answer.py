@@ -13,7 +13,8 @@ from msgspec import UNSET, UnsetType
 
 from sidecar.protocol.choices import Progress
 from sidecar.protocol.logprobs import ChatLogprobs, Entry, Spell, TextLogprobs, chat_logprobs, text_logprobs
-from sidecar.protocol.speech.listener import Call
+from sidecar.protocol.speech.listener import Call, calls_of, thought_of
+from sidecar.protocol.speech.parts import Part
 from sidecar.protocol.speech.pieces import Kind, Piece
 from sidecar.wire.errors import ApiError
 
@@ -23,7 +24,7 @@ KEEP_ALIVE: Final = b": keep-alive\n\n"
 # Where tokens are told: see `ChatShape`.
 TokenIds = Sequence[int] | UnsetType
 # What the choices of an answer are.
-Part = TypeVar("Part")
+Item = TypeVar("Item")
 
 
 class PromptDetails(msgspec.Struct, frozen=True):
@@ -132,7 +133,7 @@ class TextChoice(msgspec.Struct, frozen=True):
     token_ids: TokenIds = UNSET
 
 
-class Envelope(msgspec.Struct, Generic[Part], frozen=True, kw_only=True):
+class Envelope(msgspec.Struct, Generic[Item], frozen=True, kw_only=True):
     """What is around the choices, in whole answers and in chunks. `usage` of None is null, UNSET no key at all."""
 
     id: str
@@ -141,7 +142,7 @@ class Envelope(msgspec.Struct, Generic[Part], frozen=True, kw_only=True):
     model: str
     system_fingerprint: str
     service_tier: str | UnsetType = UNSET
-    choices: tuple[Part, ...]
+    choices: tuple[Item, ...]
     usage: TokenUsage | UnsetType | None = UNSET
     prompt_token_ids: TokenIds = UNSET
 
@@ -164,7 +165,7 @@ class Head:
 class Given:
     """A whole choice: its text, why it ended, what is told of its tokens, and the stop string that ended it.
 
-    `thought`: what was thought before the text; `calls`: the tools that were called.
+    `parts`: of an answer that may have more than words.
     """
 
     text: str
@@ -172,8 +173,17 @@ class Given:
     entries: tuple[Entry, ...] = ()
     tokens: tuple[int, ...] = ()
     stop: str | None = None
-    thought: str = ""
-    calls: tuple[Call, ...] = ()
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def thought(self) -> str:
+        """What was thought before the text."""
+        return thought_of(self.parts)
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """The tools that were called."""
+        return calls_of(self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,11 +252,11 @@ class ChatShape:
 
     def _message(self, index: int, given: Given) -> ChatMessage:
         thought = given.thought or UNSET
-        if not given.calls:
+        calls = given.calls
+        if not calls:
             return ChatMessage(given.text, thought, thought)
         made = tuple(
-            ToolCall(self._call_id(index, at), Function(call.name, call.arguments))
-            for at, call in enumerate(given.calls)
+            ToolCall(self._call_id(index, at), Function(call.name, call.arguments)) for at, call in enumerate(calls)
         )
         if self.legacy:
             return ChatMessage(given.text or None, thought, thought, function_call=made[0].function)
@@ -345,11 +355,11 @@ def _envelope(
     head: Head,
     prefix: str,
     kind: str,
-    choices: tuple[Part, ...],
+    choices: tuple[Item, ...],
     usage: ChunkUsage,
     *,
     prompt: TokenIds = UNSET,
-) -> Envelope[Part]:
+) -> Envelope[Item]:
     return Envelope(
         id=f"{prefix}-{head.request_id.removeprefix('req_')}",
         object=kind,
@@ -363,5 +373,5 @@ def _envelope(
     )
 
 
-def _event(envelope: Envelope[Part]) -> bytes:
+def _event(envelope: Envelope[Item]) -> bytes:
     return b"data: " + msgspec.json.encode(envelope) + b"\n\n"

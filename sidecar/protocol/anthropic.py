@@ -1,51 +1,45 @@
 """From bodies of /v1/messages and /v1/messages/count_tokens to a `ChatRequest` or the chat to count: text only.
 
 Fields and their ranges are those of Anthropic's Messages API. One that is not here is refused by its name: nothing is
-ignored that would change the answer. What the answer looks like is in `anthropic_answer`.
+ignored that would change the answer. The messages are read in `anthropic_content`, tools in `anthropic_tools`; what the
+answer looks like is in `anthropic_answer`.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
-from sidecar.protocol.fields import (
-    Fields,
-    as_object,
-    as_text,
-    check_length,
-    invalid_value,
-    missing,
-    not_one_of,
-    too_long,
-)
-from sidecar.protocol.messages import text_of, unsupported_content
-from sidecar.protocol.options import (
-    MAX_STOP_CHARS,
-    MOST_TOKENS,
-    Neutral,
-    read_model,
-    refuse_unsupported,
-    unknown_fields,
-)
+from sidecar.protocol.anthropic_content import Unknown, read_conversation, text_blocks
+from sidecar.protocol.anthropic_tools import read_anthropic_tools
+from sidecar.protocol.fields import Fields, as_text, check_length, invalid_value, missing, not_one_of, too_long
+from sidecar.protocol.manner import check_thoughts
+from sidecar.protocol.options import MAX_STOP_CHARS, MOST_TOKENS, read_model, unknown_fields
 from sidecar.protocol.plan import Encoder, Limits, check_chat_bytes
-from sidecar.protocol.requests import ChatRequest, Options
+from sidecar.protocol.requests import ChatRequest, Options, ToolUse
+from sidecar.protocol.structured import json_schema
 from sidecar.settings import Api
-from sidecar.tokenizer.messages import PLAIN, Message, Rendering
-from sidecar.wire.errors import bad_request
+from sidecar.tokenizer.messages import Message, Rendering
+from sidecar.wire.grammars import Grammar
 from sidecar.wire.internal import Endpoint
 
-ROLES: Final = ("user", "assistant")
 MAX_STOP_SEQUENCES: Final = 64
 MAX_USER_ID_CHARS: Final = 256
-# Without tools there is nothing to choose.
-REFUSED: Final[dict[str, Neutral]] = {"tool_choice": ({"type": "auto"}, {"type": "none"}), "tools": ([],)}
-REFUSED_OF_BLOCKS: Final[dict[str, Neutral]] = {"cache_control": (), "citations": ([],)}
-_THOUGHTS: Final = ("disabled", "enabled", "adaptive")
-_CONTINUED: Final = Rendering(add_generation_prompt=False, continue_final_message=True)
+THOUGHTS: Final = ("disabled", "enabled", "adaptive")
+# Anthropic's API reference, `thinking.budget_tokens`.
+LEAST_BUDGET: Final = 1024
 
-# Gives the fields of an object that are unknown and may pass.
-Unknown = Callable[[Fields], list[str]]
+
+@dataclass(frozen=True, slots=True)
+class _Chat:
+    """What both paths have. `thinking`: thoughts are to be told; `ignored`: fields that are unknown and may pass."""
+
+    messages: tuple[Message, ...]
+    rendering: Rendering
+    use: ToolUse | None
+    thinking: bool
+    grammar: Grammar | None
+    ignored: tuple[str, ...]
 
 
 class CountRequest(msgspec.Struct, frozen=True):
@@ -54,6 +48,7 @@ class CountRequest(msgspec.Struct, frozen=True):
     model: str
     messages: tuple[Message, ...]
     rendering: Rendering
+    thoughts_wanted: bool
     ignored: tuple[str, ...]
 
 
@@ -73,7 +68,7 @@ def read_message(fields: Fields, api: Api) -> ChatRequest:
     top_k = fields.integer("top_k", 0, MOST_TOKENS)
     stop, stream = _stop_sequences(fields), fields.flag("stream") or False
     ignored = _check_metadata(fields, api)
-    messages, rendering, unknown = _read_chat(fields, api)
+    chat = _read_chat(fields, api, max_tokens)
     options = Options(
         model=model,
         choices=1,
@@ -82,103 +77,101 @@ def read_message(fields: Fields, api: Api) -> ChatRequest:
         temperature=1.0 if temperature is None else temperature,
         top_p=1.0 if top_p is None else top_p,
         top_k=top_k or 0,
+        grammar=chat.grammar,
         seed=None,
         stop=stop,
         stream=stream,
         include_usage=False,
-        # The first event and the last but one tell it, and no event comes after them for it.
-        continuous_usage=True,
+        continuous_usage=False,
         echo_service_tier=False,
-        ignored=(*ignored, *unknown),
+        ignored=(*ignored, *chat.ignored),
     )
-    return ChatRequest(options, messages, rendering, Endpoint.MESSAGES)
+    return ChatRequest(options, chat.messages, chat.rendering, Endpoint.MESSAGES, chat.use, chat.thinking)
 
 
 def read_count(fields: Fields, api: Api) -> CountRequest:
     """Raises ApiError 400."""
     model = read_model(fields)
-    messages, rendering, unknown = _read_chat(fields, api)
-    return CountRequest(model, messages, rendering, tuple(unknown))
+    chat = _read_chat(fields, api)
+    return CountRequest(model, chat.messages, chat.rendering, chat.thinking, chat.ignored)
 
 
 def count(request: CountRequest, encoder: Encoder, limits: Limits) -> MessageCount:
     """The answer. Takes long: call it in a thread. Raises ApiError 400 as `tokenization` does."""
+    check_thoughts(limits.dialect, wanted=request.thoughts_wanted)
     check_chat_bytes(request.messages, request.rendering, limits)
     return MessageCount(len(encoder.encode_chat(request.messages, request.rendering)))
 
 
-def _read_chat(fields: Fields, api: Api) -> tuple[tuple[Message, ...], Rendering, list[str]]:
-    """What both paths have, and so the last to be read: the chat, and the fields that are unknown and may pass."""
+def _read_chat(fields: Fields, api: Api, max_tokens: int | None = None) -> _Chat:
+    """What both paths have, and so the last to be read."""
     ignored: list[str] = []
 
-    def unknown(given: Fields) -> list[str]:
-        found = unknown_fields(given, api)
-        ignored.extend(found)
-        return found
+    def unknown(given: Fields) -> None:
+        ignored.extend(unknown_fields(given, api))
 
-    given = fields.array("messages")
-    if given is None:
-        raise missing("messages")
-    check_length(given, "messages", api.max_messages)
-    messages = [_message(as_object(message, f"messages[{at}]"), unknown) for at, message in enumerate(given)]
-    rendering = _rendering(messages)
+    messages = read_conversation(fields, api, unknown)
+    use = read_anthropic_tools(fields, unknown)
+    rendering = _rendering(messages, use)
     if fields.value("system") is not None:
-        messages.insert(0, Message("system", _content(fields, "system", unknown)))
-    _check_thinking(fields, unknown)
-    refuse_unsupported(fields, REFUSED)
+        messages.insert(0, Message("system", text_blocks(fields, "system", unknown)))
+    thinking = _thinking(fields, max_tokens, unknown)
+    grammar = _format(fields, unknown)
     unknown(fields)
-    return tuple(messages), rendering, ignored
+    return _Chat(tuple(messages), rendering, use, thinking, grammar, tuple(ignored))
 
 
-def _rendering(messages: list[Message]) -> Rendering:
+def _rendering(messages: list[Message], use: ToolUse | None) -> Rendering:
     """A last message of the assistant's is the beginning of the answer; an empty one begins nothing, and is dropped."""
+    tools = () if use is None else use.tools
     last = messages[-1]
-    if last.role != "assistant":
-        return PLAIN
-    if not last.content:
-        if len(messages) == 1:
-            raise invalid_value("messages", "they are empty.")
+    if last.role == "assistant":
+        if last.tool_calls:
+            raise invalid_value("messages", "the last one has 'tool_use' blocks, and no results of them come after it.")
+        if last.content:
+            return Rendering(add_generation_prompt=False, continue_final_message=True, tools=tools)
         messages.pop()
-        return PLAIN
-    return _CONTINUED
+        if not messages:
+            raise invalid_value("messages", "they are empty.")
+    return Rendering(tools=tools)
 
 
-def _message(fields: Fields, unknown: Unknown) -> Message:
-    role = fields.required_text("role")
-    if role not in ROLES:
-        raise not_one_of(role, ROLES, fields.path("role"))
-    if fields.value("content") is None:
-        raise missing(fields.path("content"))
-    message = Message(role, _content(fields, "content", unknown))
-    unknown(fields)
-    return message
-
-
-def _content(fields: Fields, name: str, unknown: Unknown) -> str:
-    """A string or text blocks."""
-    return text_of(fields.value(name), fields.path(name), lambda block: _block(block, unknown), "blocks")
-
-
-def _block(fields: Fields, unknown: Unknown) -> str:
-    kind = fields.required_text("type")
-    if kind != "text":
-        raise unsupported_content(kind[:64], fields.path("type"))
-    text = fields.required_text("text")
-    refuse_unsupported(fields, REFUSED_OF_BLOCKS)
-    unknown(fields)
-    return text
-
-
-def _check_thinking(fields: Fields, unknown: Unknown) -> None:
+def _thinking(fields: Fields, max_tokens: int | None, unknown: Unknown) -> bool:
+    """Whether thoughts are to be told."""
     thinking = fields.object("thinking")
     if thinking is None:
-        return
-    kind, path = thinking.required_text("type"), thinking.path("type")
-    if kind not in _THOUGHTS:
-        raise not_one_of(kind, _THOUGHTS, path)
-    if kind != "disabled":
-        raise bad_request(f"Unsupported value: '{path}' may be 'disabled' here.", param=path, code="unsupported_value")
+        return False
+    kind = thinking.required_text("type")
+    if kind not in THOUGHTS:
+        raise not_one_of(kind, THOUGHTS, thinking.path("type"))
+    if kind == "enabled":
+        path = thinking.path("budget_tokens")
+        budget = thinking.integer("budget_tokens", LEAST_BUDGET, MOST_TOKENS)
+        if budget is None:
+            raise missing(path)
+        if max_tokens is not None and budget >= max_tokens:
+            raise invalid_value(path, "it must be less than 'max_tokens'.")
     unknown(thinking)
+    return kind != "disabled"
+
+
+def _format(fields: Fields, unknown: Unknown) -> Grammar | None:
+    """The form that the answer is to have."""
+    config = fields.object("output_config")
+    form = None if config is None else config.object("format")
+    grammar: Grammar | None = None
+    if form is not None:
+        kind = form.required_text("type")
+        if kind != "json_schema":
+            raise not_one_of(kind, ("json_schema",), form.path("type"))
+        schema = form.value("schema")
+        if schema is None:
+            raise missing(form.path("schema"))
+        grammar = json_schema(schema, form.path("schema"), form.path())
+        unknown(form)
+    if config is not None:
+        unknown(config)
+    return grammar
 
 
 def _check_metadata(fields: Fields, api: Api) -> list[str]:

@@ -1,19 +1,17 @@
-"""The answer of /v1/messages as bytes, in the shape of Anthropic's Messages API: the JSON object and the events.
+"""The answer of /v1/messages in the shape of Anthropic's Messages API: the JSON object, its blocks, and the events.
 
-Tokens that the prefix cache had are told apart there: `input_tokens` are the rest of the prompt.
+Tokens that the prefix cache had are told apart there: `input_tokens` are the rest of the prompt. What is sent when is
+in `anthropic_stream`.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal
+from typing import Literal
 
 import msgspec
 
-from sidecar.protocol.answer import ChunkUsage, Given, Head, TokenUsage
-from sidecar.protocol.choices import Progress
-from sidecar.wire.anthropic import MESSAGE_STOP, error_event
-from sidecar.wire.errors import ApiError
-
-_REASONS: Final = {"stop": "end_turn", "length": "max_tokens"}
+from sidecar.protocol.answer import Given, Head, TokenUsage
+from sidecar.protocol.speech.parts import Part
+from sidecar.protocol.speech.pieces import Kind
 
 
 class MessageUsage(msgspec.Struct, frozen=True):
@@ -25,11 +23,28 @@ class MessageUsage(msgspec.Struct, frozen=True):
     cache_creation_input_tokens: int = 0
 
 
-class Text(msgspec.Struct, frozen=True):
-    """A piece of content."""
+class Text(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
+    """Words."""
 
     text: str
-    type: Literal["text"] = "text"
+
+
+class Thinking(msgspec.Struct, frozen=True, tag_field="type", tag="thinking"):
+    """Thoughts. Nobody signs them here: they are passed over where they come back."""
+
+    thinking: str
+    signature: str = ""
+
+
+class ToolUse(msgspec.Struct, frozen=True, tag_field="type", tag="tool_use"):
+    """A call of a tool."""
+
+    id: str
+    name: str
+    input: msgspec.Raw
+
+
+Block = Text | Thinking | ToolUse
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
@@ -37,7 +52,7 @@ class Message(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
 
     id: str
     model: str
-    content: tuple[Text, ...]
+    content: tuple[Block, ...]
     stop_reason: str | None
     stop_sequence: str | None
     usage: MessageUsage
@@ -51,10 +66,10 @@ class MessageStart(msgspec.Struct, frozen=True, tag_field="type", tag="message_s
 
 
 class BlockStart(msgspec.Struct, frozen=True, tag_field="type", tag="content_block_start"):
-    """The second event: an answer has one block, and here it begins."""
+    """A block begins, with nothing in it."""
 
     index: int
-    content_block: Text
+    content_block: Block
 
 
 class TextDelta(msgspec.Struct, frozen=True, tag_field="type", tag="text_delta"):
@@ -63,15 +78,27 @@ class TextDelta(msgspec.Struct, frozen=True, tag_field="type", tag="text_delta")
     text: str
 
 
+class ThinkingDelta(msgspec.Struct, frozen=True, tag_field="type", tag="thinking_delta"):
+    """More thoughts."""
+
+    thinking: str
+
+
+class InputDelta(msgspec.Struct, frozen=True, tag_field="type", tag="input_json_delta"):
+    """More of a call's arguments, as they are written."""
+
+    partial_json: str
+
+
 class BlockDelta(msgspec.Struct, frozen=True, tag_field="type", tag="content_block_delta"):
-    """An event with more text."""
+    """More of a block."""
 
     index: int
-    delta: TextDelta
+    delta: TextDelta | ThinkingDelta | InputDelta
 
 
 class BlockStop(msgspec.Struct, frozen=True, tag_field="type", tag="content_block_stop"):
-    """The event after the last text."""
+    """A block ends."""
 
     index: int
 
@@ -95,60 +122,68 @@ Event = MessageStart | BlockStart | BlockDelta | BlockStop | MessageDelta
 
 @dataclass(frozen=True, slots=True)
 class MessageShape:
-    """/v1/messages: one choice, and the usage in the events that begin and end it."""
+    """/v1/messages. `thinking`: thoughts are told, too."""
 
     head: Head
-    done: ClassVar[bytes] = MESSAGE_STOP
+    thinking: bool = False
 
-    def opening(self, index: int, usage: ChunkUsage) -> bytes:
-        start = MessageStart(self._message((), None, None, _told(usage)))
-        return _event(start) + _event(BlockStart(index, Text("")))
-
-    def part(self, progress: Progress, usage: ChunkUsage) -> bytes:  # noqa: ARG002  the opening and the closing tell it
-        # Thoughts have no block here.
-        return _event(BlockDelta(progress.index, TextDelta(progress.text))) if progress.text else b""
-
-    def closing(self, index: int, given: Given, usage: ChunkUsage) -> bytes:
-        return _event(BlockStop(index)) + _event(MessageDelta(_stopped(given), _told(usage)))
-
-    def totals(self, usage: TokenUsage) -> bytes:  # noqa: ARG002  the closing has them
-        return b""
-
-    def failed(self, error: ApiError) -> bytes:
-        return error_event(error, self.head.request_id)
+    def begun(self, usage: TokenUsage) -> Message:
+        """The message before anything of it is said."""
+        return self._message((), None, None, usage)
 
     def whole(self, choices: list[Given], usage: TokenUsage) -> bytes:
+        """The JSON answer."""
         (given,) = choices
-        stopped = _stopped(given)
-        content = (Text(given.text),)
-        return msgspec.json.encode(
-            self._message(content, stopped.stop_reason, stopped.stop_sequence, _message_usage(usage))
-        )
+        shown = [part for part in given.parts if self.shows(part.kind)]
+        content = tuple(self.block(at, part) for at, part in enumerate(shown or [Part(Kind.WORDS, given.text)]))
+        ended = stopped(given)
+        return msgspec.json.encode(self._message(content, ended.stop_reason, ended.stop_sequence, usage))
+
+    def shows(self, kind: Kind) -> bool:
+        return self.thinking or kind is not Kind.THOUGHT
+
+    def block(self, at: int, part: Part) -> Block:
+        """A part of the answer, or its beginning, as the content's block at a place."""
+        if part.kind is Kind.THOUGHT:
+            return Thinking(part.text)
+        if part.kind is Kind.CALL:
+            return ToolUse(f"toolu_{self._bare_id}_{at}", part.name, _input(part.text))
+        return Text(part.text)
 
     def _message(
-        self, content: tuple[Text, ...], stop_reason: str | None, stop_sequence: str | None, usage: MessageUsage
+        self, content: tuple[Block, ...], stop_reason: str | None, stop_sequence: str | None, usage: TokenUsage
     ) -> Message:
-        name = f"msg_{self.head.request_id.removeprefix('req_')}"
-        return Message(name, self.head.model, content, stop_reason, stop_sequence, usage)
+        name, told = f"msg_{self._bare_id}", message_usage(usage)
+        return Message(name, self.head.model, content, stop_reason, stop_sequence, told)
+
+    @property
+    def _bare_id(self) -> str:
+        return self.head.request_id.removeprefix("req_")
 
 
-def _stopped(given: Given) -> Stopped:
+def stopped(given: Given) -> Stopped:
+    """Why an answer ended."""
     if given.stop is not None:
         return Stopped("stop_sequence", given.stop)
-    return Stopped(_REASONS[given.finish_reason], None)
+    if given.finish_reason == "length":
+        return Stopped("max_tokens", None)
+    return Stopped("tool_use" if given.calls else "end_turn", None)
 
 
-def _told(usage: ChunkUsage) -> MessageUsage:
-    if not isinstance(usage, TokenUsage):
-        raise TypeError("`read_message` asks for the usage on every event")
-    return _message_usage(usage)
-
-
-def _message_usage(usage: TokenUsage) -> MessageUsage:
+def message_usage(usage: TokenUsage) -> MessageUsage:
     cached = usage.prompt_tokens_details.cached_tokens
     return MessageUsage(usage.prompt_tokens - cached, usage.completion_tokens, cached)
 
 
-def _event(event: Event) -> bytes:
+def frame(event: Event) -> bytes:
     name = type(event).__struct_config__.tag
     return f"event: {name}\ndata: ".encode() + msgspec.json.encode(event) + b"\n\n"
+
+
+def _input(arguments: str) -> msgspec.Raw:
+    """The arguments; an empty object for those that a limit cut, or that are no JSON."""
+    try:
+        msgspec.json.decode(arguments, type=dict[str, msgspec.Raw])
+    except msgspec.MsgspecError:
+        return msgspec.Raw(b"{}")
+    return msgspec.Raw(arguments.encode())

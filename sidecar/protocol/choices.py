@@ -19,7 +19,8 @@ from typing import Final
 
 from sidecar.protocol.logprobs import Entry
 from sidecar.protocol.speech.dialect import Speech
-from sidecar.protocol.speech.listener import Call
+from sidecar.protocol.speech.listener import thought_of
+from sidecar.protocol.speech.parts import Part
 from sidecar.protocol.speech.pieces import Kind, Piece, joined
 from sidecar.tokenizer.text import Detokenizer, StopScanner
 from sidecar.wire.errors import SERVER_ERROR, ApiError, internal_error
@@ -43,7 +44,7 @@ class Telling:
 
     `logprobs`: of each token; `end_token`: of the one that ends the answer too, which has no text (completions).
     `echo`: the prompt comes first. `offset`: how many characters the prompt has. `before`: the tokens that the text
-    continues. `tokens`: the ids of all tokens that count. `thoughts`: thoughts have log-probabilities, too.
+    continues. `tokens`: the ids of all tokens that count.
     """
 
     logprobs: bool = False
@@ -52,7 +53,6 @@ class Telling:
     offset: int = 0
     before: tuple[int, ...] = ()
     tokens: bool = False
-    thoughts: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +118,14 @@ class Choice:
         return "".join(self._pieces)
 
     @property
-    def thought(self) -> str:
-        """What was thought before the text."""
-        return "" if self._listener is None else self._listener.thought
+    def parts(self) -> tuple[Part, ...]:
+        """Of an answer that may have more than words."""
+        return () if self._listener is None else self._listener.parts
 
     @property
-    def calls(self) -> tuple[Call, ...]:
-        return () if self._listener is None else self._listener.calls
+    def thought(self) -> str:
+        """What was thought before the text."""
+        return thought_of(self.parts)
 
     @property
     def thought_tokens(self) -> int:
@@ -247,15 +248,9 @@ class Choice:
             begun = entry.offset - self._telling.offset < self._given
             if end > self._given and not (self.finish_reason and begun):
                 break
-            if self._tells(entry):
-                due.append(entry)
+            due.append(entry)
             self._waiting.popleft()
         return tuple(due)
-
-    def _tells(self, entry: Entry) -> bool:
-        if self._listener is None or self._telling.thoughts:
-            return True
-        return entry.offset - self._telling.offset >= self._listener.thought_until
 
     def _prompt(self) -> str:
         return "" if self._telling.echo is None else self._telling.echo.text

@@ -14,10 +14,11 @@ LAST_WORDS: Final = 16
 def speech_of(request: GenerationRequest, prompt_end: str, dialect: Dialect) -> Speech | None:
     """None where answers are words and nothing else. `prompt_end`: the text of the prompt's last tokens.
 
-    Raises ApiError 400 for calls that must come where none are read.
+    Raises ApiError 400 for calls that must come where none are read, and thoughts that are wanted where there are none.
     """
     if not isinstance(request, ChatRequest):
         return None
+    check_thoughts(dialect, wanted=request.thoughts_wanted)
     use = request.tool_use
     if use is not None and dialect.tools == "none":
         _check_free(use)
@@ -33,6 +34,16 @@ def speech_of(request: GenerationRequest, prompt_end: str, dialect: Dialect) -> 
         calls_reason="tool_calls" if use is None else _reason(use),
         legacy=use is not None and use.legacy,
     )
+
+
+def check_thoughts(dialect: Dialect, *, wanted: bool) -> None:
+    """Raises ApiError 400 where thoughts are wanted of a model that has none."""
+    if wanted and not dialect.thinks:
+        raise bad_request(
+            "Unsupported value: this model does not reason, so 'thinking.type' may be 'disabled' only.",
+            param="thinking.type",
+            code="unsupported_value",
+        )
 
 
 def _begins_inside(request: ChatRequest, prompt_end: str) -> bool:

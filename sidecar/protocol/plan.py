@@ -67,7 +67,7 @@ class Plan:
     """A request ready to run. Its sequences are indexed by prompt, then choice: `prompt × best_of + choice`.
 
     `best_of` is how many a prompt has; `tellings` says what each tells beside its text, `speech` how it is read.
-    `asked` is of /v1/responses only.
+    `asked` is of /v1/responses only, `thoughts_wanted` of /v1/messages.
     """
 
     ticket: Ticket
@@ -79,6 +79,7 @@ class Plan:
     tellings: tuple[Telling, ...]
     asked: Asked | None = None
     speech: Speech | None = None
+    thoughts_wanted: bool = False
 
     @property
     def calls(self) -> bool:
@@ -179,7 +180,9 @@ def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limi
     ]
     tellings = tuple(telling for telling in _tellings(request, prompts, encoder) for _ in range(best_of))
     asked = request.asked if isinstance(request, ResponsesRequest) else None
-    return Plan(ticket, options, request.endpoint, prompt_tokens, tuple(submits), best_of, tellings, asked, speech)
+    wanted = isinstance(request, ChatRequest) and request.thoughts_wanted
+    told = (tellings, asked, speech, wanted)
+    return Plan(ticket, options, request.endpoint, prompt_tokens, tuple(submits), best_of, *told)
 
 
 def _tellings(request: GenerationRequest, prompts: Prompts, encoder: Encoder) -> list[Telling]:
@@ -189,9 +192,7 @@ def _tellings(request: GenerationRequest, prompts: Prompts, encoder: Encoder) ->
         # What begins a message has nothing before it.
         continued = request.rendering.continue_final_message
         before = prompts[0][-_LOOKED_BACK_AT:] if continued else ()
-        # A response tells the log-probabilities of a text, and thoughts are not in it.
-        thoughts = request.endpoint is not Endpoint.RESPONSES
-        return [Telling(logprobs, tokens=tokens, before=before, thoughts=thoughts)]
+        return [Telling(logprobs, tokens=tokens, before=before)]
     tellings: list[Telling] = []
     for prompt, ids in zip(request.prompts, prompts, strict=True):
         before = ids[-_LOOKED_BACK_AT:]

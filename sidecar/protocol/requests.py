@@ -81,13 +81,33 @@ class ToolUse(msgspec.Struct, frozen=True):
 
 
 class ChatRequest(msgspec.Struct, frozen=True):
-    """A body of /v1/chat/completions, or of another endpoint that is a chat. `tool_use` of None: no tools."""
+    """A body of /v1/chat/completions, or of another endpoint that is a chat. `tool_use` of None: no tools.
+
+    `thoughts_wanted`: the client asked for the model's thoughts by a field of its own (Anthropic's `thinking`).
+    """
 
     options: Options
     messages: tuple[Message, ...]
     rendering: Rendering = PLAIN
     endpoint: Endpoint = Endpoint.CHAT
     tool_use: ToolUse | None = None
+    thoughts_wanted: bool = False
+
+
+class NamedTool(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
+    """A tool by its name, as /v1/responses has it."""
+
+    name: str
+
+
+class AllowedTools(msgspec.Struct, frozen=True, tag_field="type", tag="allowed_tools"):
+    """The tools that may be called, of all that were given."""
+
+    mode: str
+    tools: tuple[NamedTool, ...]
+
+
+ToolChoice = str | NamedTool | AllowedTools
 
 
 class TextSettings(msgspec.Struct, frozen=True):
@@ -110,7 +130,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_summary: str | None
     safety_identifier: str | None
     temperature: float
-    tool_choice: str
+    tool_choice: ToolChoice
+    tools: tuple[Tool, ...]
     top_logprobs: int
     top_p: float
     user: str | None

@@ -1,24 +1,29 @@
-"""The answer of /v1/responses as bytes: the response object, and the events of its stream.
+"""The answer of /v1/responses: the response object and the items of its output, one for each part of the answer.
 
-Shapes are those of OpenAI's API reference. An answer has one message of one text; what is sent when, and under which
+Shapes are those of OpenAI's API reference. The events are in `response_events`; what is sent when, and under which
 number, is in `response_stream`.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from sidecar.protocol.answer import Given, Head, TokenUsage
 from sidecar.protocol.logprobs import Entry, Spell, TokenLogprob, chat_logprobs
-from sidecar.protocol.requests import Asked, TextSettings
+from sidecar.protocol.requests import Asked, TextSettings, ToolChoice
+from sidecar.protocol.speech.parts import Part
+from sidecar.protocol.speech.pieces import Kind
 from sidecar.wire.errors import ApiError
 
 COMPLETED: Final = "completed"
 FAILED: Final = "failed"
 INCOMPLETE: Final = "incomplete"
 IN_PROGRESS: Final = "in_progress"
+_PREFIXES: Final = {Kind.WORDS: "msg", Kind.THOUGHT: "rs", Kind.CALL: "fc"}
 
 
 class InputDetails(msgspec.Struct, frozen=True):
@@ -57,6 +62,42 @@ class OutputMessage(msgspec.Struct, frozen=True, tag_field="type", tag="message"
     role: Literal["assistant"] = "assistant"
 
 
+class FunctionCall(msgspec.Struct, frozen=True, tag_field="type", tag="function_call"):
+    """A call of a tool."""
+
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: str
+
+
+class ReasoningText(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning_text"):
+    """The text of thoughts."""
+
+    text: str
+
+
+class ReasoningItem(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning"):
+    """What was thought; nothing sums it up."""
+
+    id: str
+    content: tuple[ReasoningText, ...]
+    summary: tuple[()] = ()
+
+
+Item = OutputMessage | FunctionCall | ReasoningItem
+
+
+class FunctionTool(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
+    """A tool, told back."""
+
+    name: str
+    description: str | None
+    parameters: dict[str, Any] | None
+    strict: bool
+
+
 class Reasoning(msgspec.Struct, frozen=True):
     effort: str | None
     summary: str | None
@@ -85,7 +126,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     max_output_tokens: int | None
     max_tool_calls: int | None
     model: str
-    output: tuple[OutputMessage, ...]
+    output: tuple[Item, ...]
     parallel_tool_calls: bool
     previous_response_id: str | None
     prompt_cache_key: str | None
@@ -95,84 +136,14 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     store: bool
     temperature: float
     text: TextSettings
-    tool_choice: str
-    tools: tuple[()] = ()
+    tool_choice: ToolChoice
+    tools: tuple[FunctionTool, ...]
     top_logprobs: int
     top_p: float
     truncation: Literal["disabled"] = "disabled"
     usage: ResponseUsage | UnsetType = UNSET
     user: str | UnsetType = UNSET
     metadata: dict[str, str]
-
-
-class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
-    """One event; its tag is its name."""
-
-    sequence_number: int
-
-    def frame(self) -> bytes:
-        name = str(self.__struct_config__.tag).encode()
-        return b"event: " + name + b"\ndata: " + msgspec.json.encode(self) + b"\n\n"
-
-
-class ResponseEvent(Event, frozen=True, kw_only=True):
-    """What tells the whole object."""
-
-    response: Response
-
-
-class Created(ResponseEvent, frozen=True, tag="response.created"): ...
-
-
-class InProgress(ResponseEvent, frozen=True, tag="response.in_progress"): ...
-
-
-class Completed(ResponseEvent, frozen=True, tag="response.completed"): ...
-
-
-class Incomplete(ResponseEvent, frozen=True, tag="response.incomplete"): ...
-
-
-class Failed(ResponseEvent, frozen=True, tag="response.failed"): ...
-
-
-class ItemEvent(Event, frozen=True, kw_only=True):
-    """What tells the message."""
-
-    output_index: int = 0
-    item: OutputMessage
-
-
-class ItemAdded(ItemEvent, frozen=True, tag="response.output_item.added"): ...
-
-
-class ItemDone(ItemEvent, frozen=True, tag="response.output_item.done"): ...
-
-
-class ContentEvent(Event, frozen=True, kw_only=True):
-    """What tells of the message's text."""
-
-    item_id: str
-    output_index: int = 0
-    content_index: int = 0
-
-
-class PartAdded(ContentEvent, frozen=True, kw_only=True, tag="response.content_part.added"):
-    part: OutputText
-
-
-class PartDone(ContentEvent, frozen=True, kw_only=True, tag="response.content_part.done"):
-    part: OutputText
-
-
-class TextDelta(ContentEvent, frozen=True, kw_only=True, tag="response.output_text.delta"):
-    delta: str
-    logprobs: tuple[TokenLogprob, ...]
-
-
-class TextDone(ContentEvent, frozen=True, kw_only=True, tag="response.output_text.done"):
-    text: str
-    logprobs: tuple[TokenLogprob, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +159,6 @@ class ResponseShape:
     stored: bool = False
     previous_id: str | None = None
 
-    @property
-    def item_id(self) -> str:
-        return f"msg_{self._bare_id}"
-
     def whole(self, choices: list[Given], usage: TokenUsage) -> bytes:
         """The JSON answer."""
         return msgspec.json.encode(self.ended(choices[0], usage))
@@ -202,23 +169,49 @@ class ResponseShape:
 
     def ended(self, given: Given, usage: TokenUsage) -> Response:
         """The object of a whole answer."""
-        message = self.message(given)
-        return self._response(message.status, (message,), _usage(usage))
+        cut = given.finish_reason == "length"
+        parts = given.parts or (Part(Kind.WORDS, given.text),)
+        # Tokens of which nothing is shown are of no item.
+        entries = given.entries if given.parts or given.text else ()
+        items = [
+            self.item(at, part, _entries(parts, at, entries), cut=cut and part is parts[-1])
+            for at, part in enumerate(parts)
+        ]
+        return self._response(INCOMPLETE if cut else COMPLETED, tuple(items), _usage(usage))
 
     def failed(self, error: ApiError) -> Response:
         told = ResponseError("server_error", error.message)
         return self._response(FAILED, (), UNSET, told)
 
-    def message(self, given: Given) -> OutputMessage:
-        """The whole message; one that was cut by a limit is incomplete."""
-        status = INCOMPLETE if given.finish_reason == "length" else COMPLETED
-        return OutputMessage(self.item_id, status, (self.part(given),))
+    def begun_item(self, at: int, part: Part) -> Item:
+        """A part of which nothing was said yet, as the output's item at a place."""
+        if part.kind is Kind.THOUGHT:
+            return ReasoningItem(self.item_id(at, part), ())
+        if part.kind is Kind.CALL:
+            return self._call(at, part, IN_PROGRESS)
+        return OutputMessage(self.item_id(at, part), IN_PROGRESS, ())
 
-    def part(self, given: Given) -> OutputText:
-        return OutputText(given.text, logprobs=self.logprobs(given.entries))
+    def item(self, at: int, part: Part, entries: Sequence[Entry], *, cut: bool) -> Item:
+        """A part that is over; `entries` are those of its tokens. One that was `cut` by a limit is incomplete."""
+        if part.kind is Kind.THOUGHT:
+            return ReasoningItem(self.item_id(at, part), (ReasoningText(part.text),))
+        if part.kind is Kind.CALL:
+            return self._call(at, part, COMPLETED if part.whole else INCOMPLETE)
+        text = OutputText(part.text, logprobs=self.logprobs(entries))
+        return OutputMessage(self.item_id(at, part), INCOMPLETE if cut else COMPLETED, (text,))
 
-    def logprobs(self, entries: tuple[Entry, ...]) -> tuple[TokenLogprob, ...]:
-        return () if self.spell is None else tuple(chat_logprobs(entries, self.spell).content)
+    def item_id(self, at: int, part: Part) -> str:
+        return f"{_PREFIXES[part.kind]}_{self._numbered(at)}"
+
+    def logprobs(self, entries: Sequence[Entry]) -> tuple[TokenLogprob, ...]:
+        return () if self.spell is None else tuple(chat_logprobs(tuple(entries), self.spell).content)
+
+    def _call(self, at: int, part: Part, status: str) -> FunctionCall:
+        call_id = f"call_{self._numbered(at)}"
+        return FunctionCall(self.item_id(at, part), call_id, part.name, part.text, status)
+
+    def _numbered(self, at: int) -> str:
+        return f"{self._bare_id}_{at}" if at else self._bare_id
 
     @property
     def _bare_id(self) -> str:
@@ -227,7 +220,7 @@ class ResponseShape:
     def _response(
         self,
         status: str,
-        output: tuple[OutputMessage, ...],
+        output: tuple[Item, ...],
         usage: ResponseUsage | UnsetType,
         error: ResponseError | None = None,
     ) -> Response:
@@ -253,12 +246,21 @@ class ResponseShape:
             temperature=asked.temperature,
             text=asked.text,
             tool_choice=asked.tool_choice,
+            tools=tuple(
+                FunctionTool(tool.name, tool.description, tool.parameters, tool.strict) for tool in asked.tools
+            ),
             top_logprobs=asked.top_logprobs,
             top_p=asked.top_p,
             usage=usage,
             user=UNSET if asked.user is None else asked.user,
             metadata=asked.metadata,
         )
+
+
+def _entries(parts: tuple[Part, ...], at: int, entries: tuple[Entry, ...]) -> list[Entry]:
+    """Those of the tokens that begin in a part."""
+    end = parts[at + 1].at if at + 1 < len(parts) else math.inf
+    return [entry for entry in entries if parts[at].at <= entry.offset < end]
 
 
 def _usage(usage: TokenUsage) -> ResponseUsage:

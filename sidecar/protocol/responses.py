@@ -1,7 +1,7 @@
 """From a body of /v1/responses to a `ResponsesRequest`: a chat in another spelling, and what its answer tells back.
 
-Stateless and text only: what would need a store, tools or a format is refused by name. What it shares with the other
-endpoints is in `options`.
+Stateless and text only: what would need a store is refused by name. The items are read in `response_input`, tools in
+`tools`; what it shares with the other endpoints is in `options`.
 """
 
 from functools import partial
@@ -9,17 +9,7 @@ from typing import Final
 
 import msgspec
 
-from sidecar.protocol.fields import (
-    Fields,
-    as_object,
-    as_text,
-    check_length,
-    missing,
-    not_one_of,
-    unsupported,
-    wrong_type,
-)
-from sidecar.protocol.messages import text_of, unsupported_content
+from sidecar.protocol.fields import Fields, as_text, not_one_of, unsupported
 from sidecar.protocol.metadata import read_metadata
 from sidecar.protocol.options import (
     MOST_TOKENS,
@@ -31,14 +21,15 @@ from sidecar.protocol.options import (
 )
 from sidecar.protocol.rendering import read_rendering
 from sidecar.protocol.requests import Asked, ResponsesRequest, TextSettings
+from sidecar.protocol.response_input import read_input
 from sidecar.protocol.structured import read_format
+from sidecar.protocol.tools import read_flat_tool_use, told_choice
 from sidecar.settings import Api
 from sidecar.tokenizer.messages import Message
 from sidecar.wire.errors import bad_request
 from sidecar.wire.grammars import Grammar
 
 MAX_TOP_LOGPROBS: Final = 20
-ROLES: Final = ("user", "assistant", "system", "developer")
 LOGPROBS: Final = "message.output_text.logprobs"
 # OpenAI's API reference, `include`. All but the first tell of items that no answer from here has.
 INCLUDABLE: Final = (
@@ -58,8 +49,6 @@ REFUSED: Final[dict[str, Neutral]] = {
     "previous_response_id": (),
     "prompt": (),
     "store": (False,),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "truncation": ("disabled",),
     # Chats' names for what has another one here.
     "max_completion_tokens": (),
@@ -73,19 +62,18 @@ REFUSED: Final[dict[str, Neutral]] = {
 }
 _VERBOSITIES: Final = ("low", "medium", "high")
 _SUMMARIES: Final = ("auto", "concise", "detailed")
-# Kinds of content that OpenAI knows and a text model cannot take.
-_FOREIGN_PARTS: Final = ("input_image", "input_file", "input_audio", "computer_screenshot", "reasoning_text")
 
 
 def read_response(fields: Fields, api: Api) -> ResponsesRequest:
     """Raises ApiError 400 that names the place, like `input[2].content`."""
     refuse_unsupported(fields, REFUSED)
     instructions = fields.text("instructions")
-    messages = _messages(fields, api)
+    messages = read_input(fields, api)
+    tools, use = read_flat_tool_use(fields)
     if instructions is not None:
         messages = (Message("system", instructions), *messages)
     reasoning = fields.object("reasoning") or Fields({}, "reasoning")
-    rendering = read_rendering(fields, api, messages, reasoning)
+    rendering = read_rendering(fields, api, messages, reasoning, () if use is None else use.tools)
     summary = reasoning.choice("summary", _SUMMARIES)
     text, grammar, unknown_text = _text(fields, api)
     top_logprobs = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS) or 0
@@ -109,7 +97,8 @@ def read_response(fields: Fields, api: Api) -> ResponsesRequest:
         reasoning_summary=summary,
         safety_identifier=fields.text("safety_identifier"),
         temperature=options.temperature,
-        tool_choice=fields.text("tool_choice") or "auto",
+        tool_choice=told_choice(fields),
+        tools=tools,
         top_logprobs=top_logprobs,
         top_p=options.top_p,
         user=fields.text("user"),
@@ -117,53 +106,7 @@ def read_response(fields: Fields, api: Api) -> ResponsesRequest:
     )
     options = msgspec.structs.replace(options, grammar=grammar or options.grammar, ignored=(*options.ignored, *nested))
     check_grammar(options)
-    return ResponsesRequest(options, messages, rendering, asked=asked)
-
-
-def _messages(fields: Fields, api: Api) -> tuple[Message, ...]:
-    given = fields.value("input")
-    if given is None:
-        raise missing("input")
-    if isinstance(given, str):
-        return (Message("user", given),)
-    if not isinstance(given, list):
-        raise wrong_type("input", "a string or an array of input items", given)
-    check_length(given, "input", api.max_messages)
-    return tuple(_message(as_object(item, f"input[{at}]")) for at, item in enumerate(given))
-
-
-def _message(fields: Fields) -> Message:
-    kind = fields.text("type")
-    if kind not in (None, "message"):
-        raise bad_request(
-            f"Only items of type 'message' are supported here, and '{fields.path('type')}' is another one.",
-            param=fields.path("type"),
-            code="unsupported_value",
-        )
-    role = fields.required_text("role")
-    if role not in ROLES:
-        raise not_one_of(role, ROLES, fields.path("role"))
-    return Message(role, _content(fields, role))
-
-
-def _content(fields: Fields, role: str) -> str:
-    path = fields.path("content")
-    content = fields.value("content")
-    if content is None:
-        raise missing(path)
-    return text_of(content, path, lambda part: _part(part, role))
-
-
-def _part(fields: Fields, role: str) -> str:
-    kind = fields.required_text("type")
-    if kind in _FOREIGN_PARTS:
-        raise unsupported_content(kind, fields.path("type"))
-    if kind == "refusal" and role == "assistant":
-        return fields.required_text("refusal")
-    kinds = ("output_text", "input_text", "refusal") if role == "assistant" else ("input_text", "output_text")
-    if kind not in kinds:
-        raise not_one_of(kind, kinds, fields.path("type"))
-    return fields.required_text("text")
+    return ResponsesRequest(options, messages, rendering, tool_use=use, asked=asked)
 
 
 def _text(fields: Fields, api: Api) -> tuple[TextSettings, Grammar | None, list[str]]:

@@ -1,4 +1,5 @@
-"""The order of a stream's events. Pure: progress in, bytes out. The rules (OpenAI's reference, and its SDKs' readers):
+"""The order of a stream's events, for chats and completions. Pure: progress in, bytes out. The rules (OpenAI's
+reference, and its SDKs' readers):
 
 - with the first token, each choice is opened in order of index, for a reader may index a list by it;
 - then text, one choice per event; nothing is sent for tokens that have no text yet, unless their ids are told;
@@ -29,7 +30,8 @@ from sidecar.wire.internal import USAGE_COMMENT, Usage
 
 END_OF_EVENT: Final = b"\n\n"
 
-Shape = ChatShape | TextShape | MessageShape
+Shape = ChatShape | TextShape
+AnyShape = Shape | ResponseShape | MessageShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,9 @@ def usage_comment(choices: Choices, prompt_tokens: int, of: int) -> bytes:
     return USAGE_COMMENT + msgspec.json.encode(usage) + END_OF_EVENT
 
 
-def whole(shape: Shape | ResponseShape, choices: Choices, prompt_tokens: int, given: int = 1, of: int = 1) -> bytes:
+def whole(
+    shape: Shape | ResponseShape | MessageShape, choices: Choices, prompt_tokens: int, given: int = 1, of: int = 1
+) -> bytes:
     """The JSON answer of ended choices: the likeliest `given` of the `of` that each prompt has."""
     made = [given_choice(choice) for choice in choices.best(given, of)]
     return shape.whole(made, token_usage(choices, prompt_tokens, of))
@@ -122,4 +126,4 @@ def whole(shape: Shape | ResponseShape, choices: Choices, prompt_tokens: int, gi
 def given_choice(choice: Choice) -> Given:
     """A choice that has ended."""
     entries, tokens = tuple(choice.entries), tuple(choice.tokens)
-    return Given(choice.text, choice.finish_reason, entries, tokens, choice.stop, choice.thought, choice.calls)
+    return Given(choice.text, choice.finish_reason, entries, tokens, choice.stop, choice.parts)

@@ -1,4 +1,7 @@
-"""The tools of a chat body and what is asked of the model about them, read into a `ToolUse`.
+"""The tools of a body and what is asked of the model about them, read into a `ToolUse`.
+
+In /v1/responses a tool and a choice are `flat`: what chats have in an object of its own stands beside the type. What
+/v1/messages has is read in `anthropic_tools`.
 
 `functions` and `function_call` are OpenAI's first names for it: one call at most, and answered in their own shape.
 """
@@ -10,7 +13,8 @@ from typing import Final
 import msgspec
 
 from sidecar.protocol.fields import Fields, as_object, check_length, invalid_value, missing, not_one_of, wrong_type
-from sidecar.protocol.requests import Demand, ToolUse
+from sidecar.protocol.options import Neutral, refuse_unsupported
+from sidecar.protocol.requests import AllowedTools, Demand, NamedTool, ToolChoice, ToolUse
 from sidecar.tokenizer.messages import Tool
 
 MAX_TOOLS: Final = 128
@@ -20,6 +24,13 @@ MAX_SCHEMA_DEPTH: Final = 64
 NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MODES: Final = ("none", "auto", "required")
 OLD_MODES: Final = ("none", "auto")
+# What OpenAI's have beside it in /v1/responses.
+REFUSED_OF_FLAT_TOOLS: Final[dict[str, Neutral]] = {
+    "allowed_callers": (["direct"],),
+    "async": (False,),
+    "defer_loading": (False,),
+    "output_schema": (),
+}
 
 
 def read_tool_use(fields: Fields) -> ToolUse | None:
@@ -29,11 +40,8 @@ def read_tool_use(fields: Fields) -> ToolUse | None:
     if tools and functions:
         raise invalid_value("functions", "'tools' are given, too; give one.")
     choice, old_choice = fields.value("tool_choice"), fields.value("function_call")
-    for name, value, found in (("tool_choice", choice, tools), ("function_call", old_choice, functions)):
-        if value not in (None, "none", "auto") and not found:
-            _check_kind(value, name)
-            what = "tools" if name == "tool_choice" else "functions"
-            raise invalid_value(name, f"it is only allowed when '{what}' are specified.")
+    check_choice(choice, "tool_choice", tools)
+    check_choice(old_choice, "function_call", functions, "functions")
     if functions:
         use = _function_call(fields, functions)
         return use and msgspec.structs.replace(use, parallel=False, legacy=True)
@@ -43,15 +51,41 @@ def read_tool_use(fields: Fields) -> ToolUse | None:
     return use and msgspec.structs.replace(use, parallel=parallel is not False)
 
 
-def read_tools(fields: Fields) -> tuple[Tool, ...]:
+def read_flat_tool_use(fields: Fields) -> tuple[tuple[Tool, ...], ToolUse | None]:
+    """The tools of a body of /v1/responses, and what is asked about them. Raises ApiError 400."""
+    # OpenAI takes an empty list there.
+    tools = read_tools(fields, flat=True) if fields.array("tools") else ()
+    parallel = fields.flag("parallel_tool_calls")
+    check_choice(fields.value("tool_choice"), "tool_choice", tools)
+    use = _tool_choice(fields, tools, flat=True) if tools else None
+    return tools, use and msgspec.structs.replace(use, parallel=parallel is not False)
+
+
+def told_choice(fields: Fields) -> ToolChoice:
+    """The choice of such a body, once it was read, as its answer tells it back."""
+    choice = fields.value("tool_choice")
+    if choice is None or isinstance(choice, str):
+        return choice or "auto"
+    found: ToolChoice = msgspec.convert(choice, NamedTool | AllowedTools)
+    return found
+
+
+def read_tools(fields: Fields, *, flat: bool = False) -> tuple[Tool, ...]:
     """The field `tools`. Raises ApiError 400."""
     given = fields.array("tools")
     if given is None:
         return ()
     check_length(given, "tools", MAX_TOOLS)
-    tools = tuple(_tool(as_object(tool, f"tools[{at}]")) for at, tool in enumerate(given))
-    _check_names(tools, "tools")
+    tools = tuple(_tool(as_object(tool, f"tools[{at}]"), flat=flat) for at, tool in enumerate(given))
+    check_names(tools, "tools")
     return tools
+
+
+def check_choice(choice: object, path: str, tools: tuple[Tool, ...], among: str = "tools") -> None:
+    """Raises ApiError 400 for one that wants a call where there is nothing to call."""
+    if choice not in (None, "none", "auto") and not tools:
+        _check_kind(choice, path)
+        raise invalid_value(path, f"it is only allowed when '{among}' are specified.")
 
 
 def _functions(fields: Fields) -> tuple[Tool, ...]:
@@ -60,11 +94,11 @@ def _functions(fields: Fields) -> tuple[Tool, ...]:
         return ()
     check_length(given, "functions", MAX_TOOLS)
     functions = tuple(_function(as_object(tool, f"functions[{at}]")) for at, tool in enumerate(given))
-    _check_names(functions, "functions")
+    check_names(functions, "functions")
     return functions
 
 
-def _check_names(tools: tuple[Tool, ...], path: str) -> None:
+def check_names(tools: tuple[Tool, ...], path: str) -> None:
     names: set[str] = set()
     for tool in tools:
         if tool.name in names:
@@ -72,12 +106,21 @@ def _check_names(tools: tuple[Tool, ...], path: str) -> None:
         names.add(tool.name)
 
 
-def _tool(fields: Fields) -> Tool:
+def _tool(fields: Fields, *, flat: bool) -> Tool:
     _check_function_type(fields)
-    function = fields.object("function")
-    if function is None:
-        raise missing(fields.path("function"))
-    return _function(function)
+    if flat:
+        refuse_unsupported(fields, REFUSED_OF_FLAT_TOOLS)
+    return _function(_within(fields, "function", flat=flat))
+
+
+def _within(fields: Fields, name: str, *, flat: bool) -> Fields:
+    """What stands in a field that must be there, or beside it."""
+    if flat:
+        return fields
+    inner = fields.object(name)
+    if inner is None:
+        raise missing(fields.path(name))
+    return inner
 
 
 def _check_function_type(fields: Fields) -> None:
@@ -87,16 +130,21 @@ def _check_function_type(fields: Fields) -> None:
 
 
 def _function(fields: Fields) -> Tool:
+    return read_function(fields, "parameters")
+
+
+def read_function(fields: Fields, schema: str) -> Tool:
+    """A tool whose arguments have the schema in the field of this name. Raises ApiError 400."""
     name = fields.required_text("name")
     if not NAME.fullmatch(name):
         raise invalid_value(fields.path("name"), "it must have 1 to 64 letters, digits, underscores or hyphens.")
     strict = fields.flag("strict")
-    return Tool(name, fields.text("description"), _parameters(fields), strict is True)
+    return Tool(name, fields.text("description"), _parameters(fields, schema), strict is True)
 
 
-def _parameters(fields: Fields) -> dict[str, object] | None:
-    path = fields.path("parameters")
-    schema = fields.value("parameters")
+def _parameters(fields: Fields, name: str) -> dict[str, object] | None:
+    path = fields.path(name)
+    schema = fields.value(name)
     if schema is None:
         return None
     if not isinstance(schema, dict):
@@ -116,7 +164,7 @@ def _is_deeper(value: object, most: int) -> bool:
     return most == 0 or any(_is_deeper(one, most - 1) for one in (value.values() if isinstance(value, dict) else value))
 
 
-def _tool_choice(fields: Fields, tools: tuple[Tool, ...]) -> ToolUse | None:
+def _tool_choice(fields: Fields, tools: tuple[Tool, ...], *, flat: bool = False) -> ToolUse | None:
     choice = fields.value("tool_choice")
     if choice is None or isinstance(choice, str):
         return _by_mode(choice or "auto", tools, "tool_choice", MODES)
@@ -124,37 +172,28 @@ def _tool_choice(fields: Fields, tools: tuple[Tool, ...]) -> ToolUse | None:
     given = as_object(choice, "tool_choice")
     kind = given.required_text("type")
     if kind == "function":
-        return _named(_function_name(given), tools, "tool_choice.function.name")
+        return named(_within(given, "function", flat=flat), tools)
     if kind != "allowed_tools":
         raise not_one_of(kind, ("function", "allowed_tools"), "tool_choice.type")
-    allowed = given.object("allowed_tools")
-    if allowed is None:
-        raise missing("tool_choice.allowed_tools")
+    allowed = _within(given, "allowed_tools", flat=flat)
     mode = allowed.required_text("mode")
-    found = _allowed(allowed, tools)
+    found = _allowed(allowed, tools, flat=flat)
     return _by_mode(mode, found, allowed.path("mode"), ("auto", "required"))
 
 
-def _allowed(fields: Fields, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
+def _allowed(fields: Fields, tools: tuple[Tool, ...], *, flat: bool) -> tuple[Tool, ...]:
     path = fields.path("tools")
     given = fields.array("tools")
     if given is None:
         raise missing(path)
     check_length(given, path, MAX_TOOLS)
-    names = [_allowed_name(as_object(one, f"{path}[{at}]"), tools) for at, one in enumerate(given)]
+    names = [_allowed_name(as_object(one, f"{path}[{at}]"), tools, flat=flat) for at, one in enumerate(given)]
     return tuple(tool for tool in tools if tool.name in names)
 
 
-def _allowed_name(fields: Fields, tools: tuple[Tool, ...]) -> str:
+def _allowed_name(fields: Fields, tools: tuple[Tool, ...], *, flat: bool) -> str:
     _check_function_type(fields)
-    return _find(_function_name(fields), tools, fields.path("function.name")).name
-
-
-def _function_name(fields: Fields) -> str:
-    function = fields.object("function")
-    if function is None:
-        raise missing(fields.path("function"))
-    return function.required_text("name")
+    return _find(_within(fields, "function", flat=flat), tools).name
 
 
 def _function_call(fields: Fields, functions: tuple[Tool, ...]) -> ToolUse | None:
@@ -162,8 +201,7 @@ def _function_call(fields: Fields, functions: tuple[Tool, ...]) -> ToolUse | Non
     if choice is None or isinstance(choice, str):
         return _by_mode(choice or "auto", functions, "function_call", OLD_MODES)
     _check_kind(choice, "function_call")
-    name = as_object(choice, "function_call").required_text("name")
-    return _named(name, functions, "function_call.name")
+    return named(as_object(choice, "function_call"), functions)
 
 
 def _by_mode(mode: str, tools: tuple[Tool, ...], path: str, modes: tuple[str, ...]) -> ToolUse | None:
@@ -174,15 +212,17 @@ def _by_mode(mode: str, tools: tuple[Tool, ...], path: str, modes: tuple[str, ..
     return ToolUse(tools, tools, Demand.SOME if mode == "required" else Demand.NONE)
 
 
-def _named(name: str, tools: tuple[Tool, ...], path: str) -> ToolUse:
-    return ToolUse(tools, (_find(name, tools, path),), Demand.THIS)
+def named(fields: Fields, tools: tuple[Tool, ...]) -> ToolUse:
+    """The tool that must be called, by its `name`. Raises ApiError 400."""
+    return ToolUse(tools, (_find(fields, tools),), Demand.THIS)
 
 
-def _find(name: str, tools: tuple[Tool, ...], path: str) -> Tool:
+def _find(fields: Fields, tools: tuple[Tool, ...]) -> Tool:
+    name = fields.required_text("name")
     for tool in tools:
         if tool.name == name:
             return tool
-    raise invalid_value(path, f"there is no tool '{name[:64]}'.")
+    raise invalid_value(fields.path("name"), f"there is no tool '{name[:64]}'.")
 
 
 def _check_kind(choice: object, path: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from sidecar.protocol import anthropic_answer, response_answer
+from sidecar.protocol import anthropic_answer, response_answer, response_events
 from sidecar.protocol.answer import ChatChoice, ChunkChoice, Envelope, TextChoice
 from sidecar.protocol.anthropic import MessageCount
 from sidecar.protocol.embeddings import EmbeddingList
@@ -24,17 +24,21 @@ MODEL: Final = "/v1/models/{id}"
 _DONE: Final[Schema] = {"const": "[DONE]"}
 _MESSAGE_STOP: Final = record({"type": {"enum": ["message_stop"]}}, "type")
 _RESPONSE_EVENTS: Final = (
-    response_answer.Created
-    | response_answer.InProgress
-    | response_answer.ItemAdded
-    | response_answer.PartAdded
-    | response_answer.TextDelta
-    | response_answer.TextDone
-    | response_answer.PartDone
-    | response_answer.ItemDone
-    | response_answer.Completed
-    | response_answer.Incomplete
-    | response_answer.Failed
+    response_events.Created
+    | response_events.InProgress
+    | response_events.ItemAdded
+    | response_events.PartAdded
+    | response_events.TextDelta
+    | response_events.TextDone
+    | response_events.ReasoningDelta
+    | response_events.ReasoningDone
+    | response_events.ArgumentsDelta
+    | response_events.ArgumentsDone
+    | response_events.PartDone
+    | response_events.ItemDone
+    | response_events.Completed
+    | response_events.Incomplete
+    | response_events.Failed
 )
 # Whole answers by their paths, and what the events of those hold that are streamed on demand.
 _WHOLE: Final[dict[str, Any]] = {

@@ -19,7 +19,7 @@ from sidecar.protocol.openapi.conversations import (
 )
 from sidecar.protocol.openapi.forms import response_format, structured_outputs, text_format
 from sidecar.protocol.openapi.reading import Schema, array, describe, text
-from sidecar.protocol.openapi.tools import called, offered
+from sidecar.protocol.openapi.tools import called, flat, of_anthropic, offered
 from sidecar.protocol.options import MOST_TOKENS, Neutral
 from sidecar.settings import Api
 from sidecar.wire.anthropic import COUNT_TOKENS
@@ -39,6 +39,13 @@ _NAMED: Final[dict[str, object]] = {"name": "n", "schema": {}}
 _FORMAT: Final[dict[str, object]] = {"response_format": {"type": "json_schema", "json_schema": _NAMED}}
 _OBJECT: Final[dict[str, object]] = {"response_format": {"type": "json_object"}}
 _STREAMED: Final[dict[str, object]] = {"stream": True, "stream_options": {}}
+
+_ANTHROPIC: Final[dict[str, object]] = {
+    "thinking": {"type": "enabled", "budget_tokens": anthropic.LEAST_BUDGET},
+    "tools": [{"name": "n", "input_schema": {}}],
+    "tool_choice": {"type": "tool", "name": "n"},
+    "output_config": {"format": {"type": "json_schema", "schema": {}}},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,8 @@ def bodies(api: Api) -> dict[str, Schema]:
 
 
 def _bodies(api: Api) -> dict[str, Body]:
-    conversation, of_anthropic = messages_and_rendering(api), {"model": _MODEL, **anthropic_messages(api)}
+    conversation = messages_and_rendering(api)
+    common = {"model": _MODEL, **anthropic_messages(api), **of_anthropic(api)}
     return {
         Endpoint.CHAT.value: Body(
             chat.read_chat,
@@ -88,13 +96,13 @@ def _bodies(api: Api) -> dict[str, Body]:
                 {"model": "m", "input": "x", "structured_outputs": {}},
             ),
             (responses.REFUSED, options.REFUSED),
-            _shared() | _metadata() | response_input(api) | text_format(),
+            _shared() | _metadata() | response_input(api) | text_format() | flat(),
         ),
         Endpoint.MESSAGES.value: Body(
             anthropic.read_message,
-            ({**_CHAT, "max_tokens": 1}, {**_CHAT, "max_tokens": 1, "thinking": {"type": "disabled"}, "metadata": {}}),
-            (anthropic.REFUSED,),
-            of_anthropic
+            ({**_CHAT, "max_tokens": 1}, {**_CHAT, **_ANTHROPIC, "max_tokens": MOST_TOKENS, "metadata": {}}),
+            (),
+            common
             | {
                 "stop_sequences": array(text(options.MAX_STOP_CHARS, 1), anthropic.MAX_STOP_SEQUENCES),
                 "metadata.user_id": text(anthropic.MAX_USER_ID_CHARS),
@@ -102,9 +110,9 @@ def _bodies(api: Api) -> dict[str, Body]:
         ),
         COUNT_TOKENS: Body(
             anthropic.read_count,
-            (_CHAT, {**_CHAT, "thinking": {"type": "disabled"}}),
-            (anthropic.REFUSED,),
-            of_anthropic,
+            (_CHAT, {**_CHAT, **_ANTHROPIC}),
+            (),
+            common,
         ),
         EMBEDDINGS: Body(
             embeddings.read_embedding,

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from sidecar.protocol import anthropic, messages, rendering, responses
+from sidecar.protocol import anthropic_content as content
+from sidecar.protocol import response_input as items
 from sidecar.protocol.openapi.reading import Schema, array, nullable, record, text
 from sidecar.protocol.options import Neutral
 from sidecar.settings import Api
 
-ONLY_TEXT: Final[Schema] = {"enum": ["text"]}
 _ASSISTANT: Final = "assistant"
 
 
@@ -56,8 +57,17 @@ def response_input(api: Api) -> dict[str, Schema]:
     """A chat as Responses have it."""
     given, answered = _part("input_text"), _part("output_text")
     kinds = [
-        _item(_but(responses.ROLES, _ASSISTANT), _words(given, answered)),
+        _item(_but(items.ROLES, _ASSISTANT), _words(given, answered)),
         _item((_ASSISTANT,), _words(given, answered, _part("refusal", "refusal"))),
+        record(
+            {"type": _one_of(("function_call",)), "call_id": text(), "name": text(), "arguments": text()},
+            *("type", "call_id", "name", "arguments"),
+        ),
+        record(
+            {"type": _one_of(("function_call_output",)), "call_id": text(), "output": _words(given)},
+            *("type", "call_id", "output"),
+        ),
+        record({"type": _one_of(("reasoning",))}, "type"),
     ]
     return {
         "input": {"anyOf": [text(), array({"anyOf": kinds}, api.max_messages, 1)]},
@@ -69,12 +79,34 @@ def response_input(api: Api) -> dict[str, Schema]:
 def anthropic_messages(api: Api) -> dict[str, Schema]:
     """A chat as both of Anthropic's endpoints have it."""
     closed: Schema = {"additionalProperties": api.unknown_fields == "ignore"}
-    block = record({"type": ONLY_TEXT, "text": text(), **refused(anthropic.REFUSED_OF_BLOCKS)}, "type", "text") | closed
-    message = record({"role": _one_of(anthropic.ROLES), "content": _words(block)}, "role", "content") | closed
+
+    def block(kind: str, told: dict[str, Schema], *required: str) -> Schema:
+        return record({"type": _one_of((kind,)), **told}, "type", *required) | closed
+
+    uncached = refused(content.REFUSED_OF_BLOCKS)
+    words = block("text", {"text": text(), **refused(content.REFUSED_OF_TEXTS)}, "text")
+    result: dict[str, Schema] = {"tool_use_id": text(), "content": _words(words), "is_error": {"type": "boolean"}}
+    call: dict[str, Schema] = {
+        "id": text(),
+        "name": text(),
+        "input": {"type": "object", "properties": {}, "required": []},
+    }
+    asked = [words, block("tool_result", {**result, **uncached}, "tool_use_id")]
+    said = [
+        words,
+        block("tool_use", {**call, **uncached}, "id", "name", "input"),
+        *(block(kind, {name: text() for name in names}) for kind, names in content.THOUGHTS.items()),
+    ]
+    turns = [
+        record({"role": _one_of((role,)), "content": _words(*blocks)}, "role", "content") | closed
+        for role, blocks in ((_ASSISTANT, said), ("user", asked))
+    ]
     return {
-        "messages": array(message, api.max_messages, 1),
-        "system": _words(block),
-        "thinking.type": {"enum": ["disabled"]},
+        "messages": array({"anyOf": turns}, api.max_messages, 1),
+        "system": _words(words),
+        "thinking.type": {"enum": list(anthropic.THOUGHTS)},
+        "output_config.format.type": {"enum": ["json_schema"]},
+        "output_config.format.schema": {"type": "object"},
     }
 
 

@@ -1,8 +1,10 @@
 """Listens to one answer: what was said so far, by kinds, and how many of its tokens were thoughts."""
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from sidecar.protocol.speech.parts import Part, Parts
 from sidecar.protocol.speech.pieces import Kind, Piece, Reader
 
 
@@ -14,22 +16,29 @@ class Call:
     arguments: str
 
 
+def thought_of(parts: Iterable[Part]) -> str:
+    return "".join(part.text for part in parts if part.kind is Kind.THOUGHT)
+
+
+def calls_of(parts: Iterable[Part]) -> tuple[Call, ...]:
+    return tuple(Call(part.name, part.text) for part in parts if part.kind is Kind.CALL)
+
+
 class Listener:
-    """Mutable: `taken` (characters that pieces were made of), `thought_until` (those of them up to the end of the last
-    thought), `over` (one call is enough, and there was one), the words, thoughts and calls so far; `_begins`, where
-    each token begins, as long as it may be one of a thought.
+    """Mutable: `taken` (characters that pieces were made of), `_thought_until` (those of them up to the end of the last
+    thought), `over` (one call is enough, and there was one), `_called` (how many calls have begun), the parts so far;
+    `_begins`, where each token begins, as long as it may be one of a thought.
     """
 
     def __init__(self, reader: Reader, *, one_call: bool = False) -> None:
         self._reader = reader
         self._one_call = one_call
-        self._thoughts: list[str] = []
-        self._names: list[str] = []
-        self._arguments: list[list[str]] = []
+        self._parts = Parts()
+        self._called = 0
         self._begins: list[int] = []
         self._thinks = True
         self.taken = 0
-        self.thought_until = 0
+        self._thought_until = 0
         self.over = False
 
     def token(self, at: int) -> None:
@@ -46,40 +55,36 @@ class Listener:
         return self._noted(self._reader.flush())
 
     @property
-    def thought(self) -> str:
-        return "".join(self._thoughts)
+    def parts(self) -> tuple[Part, ...]:
+        return self._parts.all
 
     @property
     def calls(self) -> tuple[Call, ...]:
-        return tuple(Call(name, "".join(pieces)) for name, pieces in zip(self._names, self._arguments, strict=True))
+        return calls_of(self.parts)
 
     @property
     def thought_tokens(self) -> int:
         """The tokens that begin before the thoughts end, markers among them."""
-        return bisect_left(self._begins, self.thought_until)
+        return bisect_left(self._begins, self._thought_until)
 
     def _noted(self, pieces: list[Piece]) -> list[Piece]:
         told: list[Piece] = []
         for piece in pieces:
             if self.over:
                 break
-            self.taken += piece.taken
+            at, self.taken = self.taken, self.taken + piece.taken
+            self._called += piece.kind is Kind.CALL
             self._note(piece)
             if piece.text or piece.kind is Kind.CALL_END:
-                told.append(piece if not self._names else replace(piece, call=len(self._names) - 1))
+                told.append(replace(piece, call=max(0, self._called - 1), at=at))
+                self._parts.add(told[-1])
         return told
 
     def _note(self, piece: Piece) -> None:
         if piece.kind is Kind.THOUGHT:
-            self._thoughts.append(piece.text)
-            self.thought_until = self.taken
+            self._thought_until = self.taken
             return
         # There are none behind anything else.
         self._thinks = False
-        if piece.kind is Kind.CALL:
-            self._names.append(piece.text)
-            self._arguments.append([])
-        elif piece.kind is Kind.ARGUMENTS:
-            self._arguments[-1].append(piece.text)
-        elif piece.kind is Kind.CALL_END:
+        if piece.kind is Kind.CALL_END:
             self.over = self._one_call

@@ -20,13 +20,14 @@ class Kind(enum.Enum):
 class Piece:
     """A piece of an answer. `taken`: how many characters of the answer went into it, those that are not shown too.
 
-    `call`: which call it is of, from 0.
+    `call`: which call it is of, from 0. `at`: where it begins, in characters of the answer.
     """
 
     kind: Kind
     text: str
     taken: int
     call: int = 0
+    at: int = 0
 
 
 _JOINED: Final = (Kind.WORDS, Kind.THOUGHT, Kind.ARGUMENTS)
@@ -38,7 +39,7 @@ def joined(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
     for piece in pieces:
         if made and made[-1].kind is piece.kind and piece.kind in _JOINED:
             last = made.pop()
-            made.append(Piece(piece.kind, last.text + piece.text, last.taken + piece.taken, piece.call))
+            made.append(Piece(piece.kind, last.text + piece.text, last.taken + piece.taken, piece.call, last.at))
         else:
             made.append(piece)
     return tuple(made)

@@ -83,21 +83,46 @@ async def test_a_prompt_that_is_completed_has_no_thoughts(serve: Serve) -> None:
     assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] == 0
 
 
-async def test_a_response_s_text_has_no_thoughts_and_its_usage_counts_them(serve: Serve) -> None:
+async def test_a_response_tells_thoughts_as_an_item_before_its_message(serve: Serve) -> None:
     desk = await desk_of(serve, THOUGHTFUL)
     body = {"model": "org/m", "input": "Hi", "include": ["message.output_text.logprobs"]}
     answer = (await desk.ask("POST", "/v1/responses", body)).json
-    (part,) = answer["output"][0]["content"]
+    thought, message = answer["output"]
+    assert (thought["type"], thought["summary"]) == ("reasoning", [])
+    assert thought["content"] == [{"type": "reasoning_text", "text": "hm hm"}]
+    (part,) = message["content"]
     assert (part["text"], "".join(entry["token"] for entry in part["logprobs"])) == ("Yes", "Yes")
     assert answer["usage"]["output_tokens_details"]["reasoning_tokens"] == THOUGHT_TOKENS
     events = documents((await desk.ask("POST", "/v1/responses", {**body, "stream": True})).frames)
-    deltas = [event["delta"] for event in events if event["type"] == "response.output_text.delta"]
-    assert deltas == ["Y", "e", "s"]
+    kinds = [(event["type"].removeprefix("response."), event.get("output_index")) for event in events[2:-1]]
+    letters = [("reasoning_text.delta", 0)] * len("hm h") + [("output_text.delta", 1)] * 3
+    assert [kind for kind in kinds if kind in letters] == [("reasoning_text.delta", 0)] * 4 + letters[-3:]
+    assert [kind for kind in kinds if kind not in letters] == [
+        *(("output_item.added", 0), ("content_part.added", 0)),
+        *(("reasoning_text.done", 0), ("content_part.done", 0), ("output_item.done", 0)),
+        *(("output_item.added", 1), ("content_part.added", 1)),
+        *(("output_text.done", 1), ("content_part.done", 1), ("output_item.done", 1)),
+    ]
 
 
-async def test_a_message_s_text_has_no_thoughts(serve: Serve) -> None:
+@pytest.mark.parametrize("thinking", [None, {"type": "disabled"}, {"type": "adaptive"}])
+async def test_a_message_tells_thoughts_where_they_are_asked_for(serve: Serve, thinking: Any) -> None:
     desk = await desk_of(serve, THOUGHTFUL)
-    body = {"model": "org/m", "messages": MESSAGES, "max_tokens": 64}
-    assert (await desk.ask("POST", "/v1/messages", body)).json["content"] == [{"type": "text", "text": "Yes"}]
+    body = {"model": "org/m", "messages": MESSAGES, "max_tokens": 64, "thinking": thinking}
+    told = [{"type": "thinking", "thinking": "hm hm", "signature": ""}] if thinking == {"type": "adaptive"} else []
+    answer = (await desk.ask("POST", "/v1/messages", body)).json
+    assert answer["content"] == [*told, {"type": "text", "text": "Yes"}]
+    assert answer["usage"]["output_tokens"] == len(THOUGHTFUL) + 1
     events = documents((await desk.ask("POST", "/v1/messages", {**body, "stream": True})).frames)
-    assert [event["delta"]["text"] for event in events if event["type"] == "content_block_delta"] == ["Y", "e", "s"]
+    deltas = [event["delta"] for event in events if event["type"] == "content_block_delta"]
+    assert "".join(delta.get("thinking", "") for delta in deltas) == ("hm hm" if told else "")
+    assert [delta["text"] for delta in deltas if delta["type"] == "text_delta"] == ["Y", "e", "s"]
+
+
+async def test_thoughts_cannot_be_asked_of_a_model_that_has_none(serve: Serve) -> None:
+    desk = await serve(FakeEngine(lambda _: "Yes"))
+    body = {"model": "org/m", "messages": MESSAGES, "thinking": {"type": "adaptive"}}
+    for path, more in (("/v1/messages", {"max_tokens": 64}), ("/v1/messages/count_tokens", {})):
+        reply = await desk.ask("POST", path, {**body, **more})
+        assert reply.status == 400
+        assert "'thinking.type'" in reply.json["error"]["message"]

@@ -104,7 +104,7 @@ async def test_an_engine_lost_in_a_stream_is_a_failed_response_and_no_proper_end
 @pytest.mark.parametrize(
     ("fields", "status", "param"),
     [
-        ({"tools": [{"type": "function", "name": "f"}]}, 400, "tools"),
+        ({"tools": [{"type": "web_search"}]}, 400, "tools[0].type"),
         ({"input": "x" * 9000}, 400, "input"),
         ({"max_output_tokens": 100_000}, 400, "input"),
         ({"model": "org/other"}, 404, "model"),

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from sidecar.protocol.anthropic import CountRequest, count, read_count, read_message
 from sidecar.protocol.fields import decode_object
 from sidecar.protocol.plan import Limits
-from sidecar.protocol.requests import ChatRequest
+from sidecar.protocol.requests import ChatRequest, Demand, ToolUse
+from sidecar.protocol.speech.dialect import Dialect
 from sidecar.settings import Api
-from sidecar.tokenizer.messages import PLAIN, Message, Rendering
+from sidecar.tokenizer.messages import PLAIN, Message, Rendering, Tool, ToolCall
 from sidecar.wire.errors import ApiError
 from sidecar.wire.internal import Endpoint
 from tests.fakes.engine import LetterTokenizer
@@ -20,6 +21,11 @@ from tests.fakes.engine import LetterTokenizer
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 LIMITS = Limits("m", 100, 1000, (0,))
 CONTINUED = Rendering(add_generation_prompt=False, continue_final_message=True)
+F: dict[str, Any] = {"name": "f", "input_schema": {"type": "object"}}
+G: dict[str, Any] = {"type": "custom", "name": "g", "description": "d", "input_schema": {}, "strict": True}
+TOOLS = (Tool("f", None, {"type": "object"}), Tool("g", "d", {}, strict=True))
+USE: dict[str, Any] = {"type": "tool_use", "id": "a", "name": "f", "input": {"n": "ü"}}
+RESULT: dict[str, Any] = {"type": "tool_result", "tool_use_id": "a", "content": "5"}
 LENIENT = Api(unknown_fields="ignore")
 
 
@@ -139,12 +145,53 @@ def test_a_last_message_of_the_assistant_s_is_continued() -> None:
         ({"metadata": {"user": "u"}}, ("metadata.user", "unknown_parameter")),
         ({"thinking": "disabled"}, ("thinking", "invalid_type")),
         ({"thinking": {}}, ("thinking.type", "missing_required_parameter")),
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, ("thinking.type", "unsupported_value")),
-        ({"thinking": {"type": "adaptive"}}, ("thinking.type", "unsupported_value")),
+        ({"thinking": {"type": "enabled"}}, ("thinking.budget_tokens", "missing_required_parameter")),
+        (
+            {"thinking": {"type": "enabled", "budget_tokens": 1023}},
+            ("thinking.budget_tokens", "integer_below_min_value"),
+        ),
+        (
+            {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 1024},
+            ("thinking.budget_tokens", "invalid_value"),
+        ),
+        ({"thinking": {"type": "adaptive", "display": "omitted"}}, ("thinking.display", "unknown_parameter")),
         ({"thinking": {"type": "loud"}}, ("thinking.type", "invalid_value")),
         ({"thinking": {"type": "disabled", "budget_tokens": 1}}, ("thinking.budget_tokens", "unknown_parameter")),
-        ({"tools": [{"name": "f", "input_schema": {}}]}, ("tools", "unsupported_parameter")),
-        ({"tool_choice": {"type": "any"}}, ("tool_choice", "unsupported_parameter")),
+        ({"tools": {}}, ("tools", "invalid_type")),
+        ({"tools": [F] * 129}, ("tools", "array_above_max_length")),
+        ({"tools": [F, F]}, ("tools", "invalid_value")),
+        ({"tools": [{**F, "type": "bash_20250124"}]}, ("tools[0].type", "invalid_value")),
+        ({"tools": [{"input_schema": {}}]}, ("tools[0].name", "missing_required_parameter")),
+        ({"tools": [{**F, "name": "a b"}]}, ("tools[0].name", "invalid_value")),
+        ({"tools": [{"name": "f"}]}, ("tools[0].input_schema", "missing_required_parameter")),
+        ({"tools": [{**F, "input_schema": {"type": "array"}}]}, ("tools[0].input_schema", "invalid_value")),
+        ({"tools": [{**F, "cache_control": {}}]}, ("tools[0].cache_control", "unsupported_parameter")),
+        ({"tools": [{**F, "parameters": {}}]}, ("tools[0].parameters", "unknown_parameter")),
+        ({"tool_choice": "auto"}, ("tool_choice", "invalid_type")),
+        ({"tool_choice": {}}, ("tool_choice.type", "missing_required_parameter")),
+        ({"tool_choice": {"type": "required"}}, ("tool_choice.type", "invalid_value")),
+        ({"tool_choice": {"type": "any"}}, ("tool_choice.type", "invalid_value")),
+        ({"tools": [F], "tool_choice": {"type": "tool"}}, ("tool_choice.name", "missing_required_parameter")),
+        ({"tools": [F], "tool_choice": {"type": "tool", "name": "h"}}, ("tool_choice.name", "invalid_value")),
+        (
+            {"tools": [F], "tool_choice": {"type": "any", "disable_parallel_tool_use": 1}},
+            ("tool_choice.disable_parallel_tool_use", "invalid_type"),
+        ),
+        (
+            {"tools": [F], "tool_choice": {"type": "none", "disable_parallel_tool_use": True}},
+            ("tool_choice.disable_parallel_tool_use", "unknown_parameter"),
+        ),
+        ({"output_config": {"effort": "low"}}, ("output_config.effort", "unknown_parameter")),
+        ({"output_config": {"format": {}}}, ("output_config.format.type", "missing_required_parameter")),
+        ({"output_config": {"format": {"type": "text"}}}, ("output_config.format.type", "invalid_value")),
+        (
+            {"output_config": {"format": {"type": "json_schema"}}},
+            ("output_config.format.schema", "missing_required_parameter"),
+        ),
+        (
+            {"output_config": {"format": {"type": "json_schema", "schema": {"not": {}}}}},
+            ("output_config.format", "invalid_json_schema"),
+        ),
         ({"n": 1}, ("n", "unknown_parameter")),
         ({"stop": ["END"]}, ("stop", "unknown_parameter")),
         ({"service_tier": "auto"}, ("service_tier", "unknown_parameter")),
@@ -176,9 +223,34 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], expected: tuple[str, str
             ("messages[1].content[0].text", "missing_required_parameter"),
         ),
         (
-            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a"}]},
+            {"role": "assistant", "content": [{"type": "tool_result", "tool_use_id": "a"}]},
             ("messages[1].content[0].type", "unsupported_content_type"),
         ),
+        (
+            {"role": "user", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": {}}]},
+            ("messages[1].content[0].type", "unsupported_content_type"),
+        ),
+        (
+            {"role": "user", "content": [{"type": "tool_result"}]},
+            ("messages[1].content[0].tool_use_id", "missing_required_parameter"),
+        ),
+        (
+            {"role": "user", "content": [{**RESULT, "is_error": "yes"}]},
+            ("messages[1].content[0].is_error", "invalid_type"),
+        ),
+        (
+            {"role": "user", "content": [{**RESULT, "content": [{"type": "image"}]}]},
+            ("messages[1].content[0].content[0].type", "unsupported_content_type"),
+        ),
+        (
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f"}]},
+            ("messages[1].content[0].input", "missing_required_parameter"),
+        ),
+        (
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": "{}"}]},
+            ("messages[1].content[0].input", "invalid_type"),
+        ),
+        ({"role": "assistant", "content": [USE]}, ("messages", "invalid_value")),
         (
             {"role": "user", "content": [{"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}]},
             ("messages[1].content[0].cache_control", "unsupported_parameter"),
@@ -192,6 +264,67 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], expected: tuple[str, str
 )
 def test_what_is_wrong_in_a_message_is_named_by_its_place(message: Any, expected: tuple[str, str]) -> None:
     assert refused({"messages": [*HELLO, message]}) == expected
+
+
+@pytest.mark.parametrize(
+    ("choice", "use"),
+    [
+        (None, ToolUse(TOOLS, TOOLS)),
+        ({"type": "auto"}, ToolUse(TOOLS, TOOLS)),
+        ({"type": "auto", "disable_parallel_tool_use": True}, ToolUse(TOOLS, TOOLS, parallel=False)),
+        ({"type": "any", "disable_parallel_tool_use": False}, ToolUse(TOOLS, TOOLS, Demand.SOME)),
+        ({"type": "tool", "name": "g"}, ToolUse(TOOLS, TOOLS[1:], Demand.THIS)),
+        ({"type": "none"}, None),
+    ],
+)
+def test_tools_are_told_to_the_model_and_counted(choice: Any, use: ToolUse | None) -> None:
+    fields = {"tools": [F, G], "tool_choice": choice}
+    told = () if use is None else use.tools
+    request = read(fields)
+    assert (request.tool_use, request.rendering.tools, counted(fields).rendering.tools) == (use, told, told)
+
+
+def test_calls_and_results_are_messages_in_their_order() -> None:
+    thoughts = [{"type": "thinking", "thinking": "t", "signature": ""}, {"type": "redacted_thinking", "data": "x"}]
+    answer = [*thoughts, *blocks("I ", "look."), USE, {**USE, "id": "b", "input": {}}]
+    failed = {**RESULT, "tool_use_id": "b", "content": blocks("no ", "way"), "is_error": True}
+    silent = {"type": "tool_result", "tool_use_id": "c", "is_error": False}
+    results = [*blocks("See"), RESULT, failed, silent, *blocks("And", " now?")]
+    history = [*HELLO, {"role": "assistant", "content": answer}, {"role": "user", "content": results}]
+    calls = (ToolCall("a", "f", '{"n": "ü"}'), ToolCall("b", "f", "{}"))
+    assert read({"messages": history}).messages == (
+        Message("user", "Hello"),
+        Message("assistant", "I look.", tool_calls=calls),
+        Message("user", "See"),
+        Message("tool", "5", tool_call_id="a"),
+        Message("tool", "Error: no way", tool_call_id="b"),
+        Message("tool", "", tool_call_id="c"),
+        Message("user", "And now?"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("thinking", "wanted"),
+    [({"type": "enabled", "budget_tokens": 1024}, True), ({"type": "adaptive"}, True), ({"type": "disabled"}, False)],
+)
+def test_thoughts_are_told_where_they_are_asked_for_and_the_model_has_them(thinking: Any, wanted: bool) -> None:
+    fields = {"thinking": thinking, "max_tokens": 1025}
+    assert read(fields).thoughts_wanted is wanted
+    asked = counted({"thinking": thinking})
+    thoughtful = Limits("m", 100, 1000, (0,), Dialect(thinks=True))
+    assert count(asked, LetterTokenizer(), thoughtful).input_tokens == len("u:Hello.")
+    if wanted:
+        with pytest.raises(ApiError) as caught:
+            count(asked, LetterTokenizer(), LIMITS)
+        assert (caught.value.param, caught.value.code) == ("thinking.type", "unsupported_value")
+
+
+def test_an_answer_may_have_the_form_of_a_schema() -> None:
+    form = {"type": "json_schema", "schema": {"type": "integer"}}
+    grammar = read({"output_config": {"format": form}}).options.grammar
+    assert grammar is not None
+    assert (json.loads(grammar.source)["type"], grammar.param) == ("integer", "output_config.format")
+    assert counted({"output_config": {"format": form}}) == counted({"output_config": {"format": None}}) == counted({})
 
 
 def test_an_empty_chat_has_nothing_to_answer() -> None:

@@ -1,4 +1,4 @@
-"""The bytes of a stream and of a whole answer of /v1/messages."""
+"""The bytes of a stream and of a whole answer of /v1/messages that is words; others are in test_streamed_as_whole."""
 
 import json
 from typing import Any
@@ -7,14 +7,15 @@ import pytest
 
 from sidecar.protocol.answer import Head
 from sidecar.protocol.anthropic_answer import MessageShape
+from sidecar.protocol.anthropic_stream import MessageStream
 from sidecar.protocol.choices import Choices
-from sidecar.protocol.stream import Stream, StreamOptions, whole
+from sidecar.protocol.stream import StreamOptions, whole
 from sidecar.tokenizer.text import Detokenizer
 from sidecar.wire.errors import bad_request
 from sidecar.wire.frames import Delta, Finish
 
 SHAPE = MessageShape(Head("req_1", 1700000000, "m", "fp_1", echo_service_tier=False))
-OPTIONS = StreamOptions(comment=False, include_usage=False, continuous_usage=True)
+OPTIONS = StreamOptions(comment=False, include_usage=False, continuous_usage=False)
 EMPTY = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": []}
 
 
@@ -40,7 +41,7 @@ def events(data: bytes) -> list[dict[str, Any]]:
 
 def test_a_stream_has_anthropic_s_events_in_their_order() -> None:
     given = choices()
-    stream = Stream(SHAPE, given, 5, OPTIONS)
+    stream = MessageStream(SHAPE, given, 5, OPTIONS)
     sent = stream.feed(given.take(Delta("req_1", 0, [ord("h")], 1, cached_tokens=2)))
     sent += stream.feed(given.take(Delta("req_1", 0, [ord("i")], 2)))
     sent += stream.feed(given.take(Delta("req_1", 0, [], 2, Finish.LENGTH)))
@@ -74,7 +75,7 @@ def test_why_it_ends_is_told_whole_and_streamed(
     stops: tuple[str, ...], finish: Finish | None, reason: str, sequence: str | None, text: str
 ) -> None:
     given = choices(*stops)
-    stream = Stream(SHAPE, given, 5, OPTIONS)
+    stream = MessageStream(SHAPE, given, 5, OPTIONS)
     sent = stream.feed(given.take(Delta("req_1", 0, [*map(ord, "abc")], 3, finish, cached_tokens=2))) + stream.end()
     ended = {"stop_reason": reason, "stop_sequence": sequence}
     assert events(sent)[-2]["delta"] == ended
@@ -85,7 +86,7 @@ def test_why_it_ends_is_told_whole_and_streamed(
 
 def test_the_proxy_s_comment_stands_before_the_end() -> None:
     given = choices()
-    stream = Stream(SHAPE, given, 5, StreamOptions(comment=True, include_usage=False, continuous_usage=True))
+    stream = MessageStream(SHAPE, given, 5, StreamOptions(comment=True, include_usage=False, continuous_usage=False))
     stream.feed(given.take(Delta("req_1", 0, [ord("h")], 1, Finish.LENGTH)))
     comment, *rest = stream.end().split(b"\n\n")
     assert comment.startswith(b": tollhouse-usage ")
@@ -94,6 +95,6 @@ def test_the_proxy_s_comment_stands_before_the_end() -> None:
 
 
 def test_a_failure_is_an_error_event() -> None:
-    assert events(SHAPE.failed(bad_request("no"))) == [
+    assert events(MessageStream(SHAPE, choices(), 5, OPTIONS).fail(bad_request("no"))) == [
         {"type": "error", "error": {"type": "invalid_request_error", "message": "no"}, "request_id": "req_1"}
     ]

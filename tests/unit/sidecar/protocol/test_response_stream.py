@@ -30,6 +30,7 @@ ASKED = Asked(
     safety_identifier=None,
     temperature=0.5,
     tool_choice="auto",
+    tools=(),
     top_logprobs=0,
     top_p=1.0,
     user=None,
@@ -160,7 +161,7 @@ def test_the_proxy_s_comment_stands_between_the_text_and_what_is_done() -> None:
 def test_nothing_but_the_opening_is_sent_for_tokens_without_text() -> None:
     choices = one_choice()
     stream = ResponseStream(SHAPE, choices, 5, PLAIN)
-    assert stream.feed(choices.take(Delta("req_1", 0, [], 0))).count(b"event: ") == 4
+    assert stream.feed(choices.take(Delta("req_1", 0, [], 0))).count(b"event: ") == 2
     assert stream.feed(choices.take(Delta("req_1", 0, [], 0))) == b""
 
 

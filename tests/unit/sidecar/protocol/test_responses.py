@@ -9,11 +9,17 @@ from hypothesis import strategies as st
 from openai.types.responses import ResponseIncludable
 
 from sidecar.protocol.fields import decode_object
-from sidecar.protocol.requests import ResponsesRequest
+from sidecar.protocol.requests import AllowedTools, Demand, NamedTool, ResponsesRequest, ToolChoice, ToolUse
 from sidecar.protocol.responses import INCLUDABLE, LOGPROBS, read_response
 from sidecar.settings import Api
-from sidecar.tokenizer.messages import PLAIN, Message
+from sidecar.tokenizer.messages import PLAIN, Message, Tool, ToolCall
 from sidecar.wire.errors import ApiError
+
+CALL: dict[str, Any] = {"type": "function_call", "call_id": "c", "name": "f", "arguments": '{"n": 1}'}
+RESULT: dict[str, Any] = {"type": "function_call_output", "call_id": "c", "output": "5"}
+TOOL: dict[str, Any] = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+F, G = Tool("f", None, {"type": "object"}), Tool("g", strict=True)
+TOOLS = [TOOL, {"type": "function", "name": "g", "strict": True}]
 
 
 def read(fields: dict[str, Any], api: Api | None = None) -> ResponsesRequest:
@@ -73,6 +79,88 @@ def test_items_are_messages_in_order_after_the_instructions() -> None:
     )
 
 
+def test_calls_are_the_assistant_s_and_reasoning_is_passed_over() -> None:
+    call = ToolCall("c", "f", '{"n": 1}')
+    text = {"role": "assistant", "content": "I look."}
+    thought = {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "t"}]}
+    parts = [{"type": "input_text", "text": "5"}, {"type": "input_text", "text": "6"}]
+    asked = {"role": "user", "content": "a"}
+    found = read({"input": [asked, thought, text, {**CALL, "id": "fc_1", "status": "completed"}, CALL, RESULT, CALL]})
+    assert found.messages == (
+        Message("user", "a"),
+        Message("assistant", "I look.", tool_calls=(call, call)),
+        Message("tool", "5", tool_call_id="c"),
+        Message("assistant", "", tool_calls=(call,)),
+    )
+    assert read({"input": [asked, CALL, {**RESULT, "output": parts}]}).messages[-1].content == "56"
+    assert read({"input": [asked, CALL, thought, CALL]}).messages[-1].tool_calls == (call, call)
+
+
+@pytest.mark.parametrize(
+    ("fields", "use", "choice"),
+    [
+        ({}, ToolUse((F, G), (F, G)), "auto"),
+        ({"tool_choice": "none"}, None, "none"),
+        ({"tool_choice": "required"}, ToolUse((F, G), (F, G), Demand.SOME), "required"),
+        (
+            {"tool_choice": {"type": "function", "name": "g"}, "parallel_tool_calls": False},
+            *(ToolUse((F, G), (G,), Demand.THIS, parallel=False), NamedTool("g")),
+        ),
+        (
+            {
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "mode": "required",
+                    "tools": [{"type": "function", "name": "g"}],
+                }
+            },
+            *(ToolUse((G,), (G,), Demand.SOME), AllowedTools("required", (NamedTool("g"),))),
+        ),
+    ],
+)
+def test_tools_are_flat_and_told_back_with_the_choice(
+    fields: dict[str, Any], use: ToolUse | None, choice: ToolChoice
+) -> None:
+    request = read({"tools": TOOLS, **fields})
+    assert (request.tool_use, request.rendering.tools) == (use, () if use is None else use.tools)
+    assert (request.asked.tools, request.asked.tool_choice) == ((F, G), choice)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"tools": 5}, "tools", "invalid_type"),
+        ({"tools": [TOOL] * 129}, "tools", "array_above_max_length"),
+        ({"tools": [TOOL, TOOL]}, "tools", "invalid_value"),
+        ({"tools": [{"name": "f"}]}, "tools[0].type", "missing_required_parameter"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "invalid_value"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools[0].name", "missing_required_parameter"),
+        ({"tools": [{**TOOL, "name": "f g"}]}, "tools[0].name", "invalid_value"),
+        ({"tools": [{**TOOL, "parameters": []}]}, "tools[0].parameters", "invalid_type"),
+        ({"tools": [{**TOOL, "strict": 1}]}, "tools[0].strict", "invalid_type"),
+        ({"tools": [{**TOOL, "defer_loading": True}]}, "tools[0].defer_loading", "unsupported_parameter"),
+        ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+        ({"tool_choice": {"type": "function", "name": "f"}, "tools": []}, "tool_choice", "invalid_value"),
+        ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice", "invalid_value"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "h"}}, "tool_choice.name", "invalid_value"),
+        ({"tools": TOOLS, "tool_choice": {"type": "mcp"}}, "tool_choice.type", "invalid_value"),
+        (
+            {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "mode": "auto"}},
+            *("tool_choice.tools", "missing_required_parameter"),
+        ),
+        (
+            {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "mode": "none", "tools": [TOOL]}},
+            *("tool_choice.mode", "invalid_value"),
+        ),
+        ({"functions": [{"name": "f"}]}, "functions", "unknown_parameter"),
+    ],
+)
+def test_tools_that_cannot_be_used_are_refused_where_they_are_wrong(
+    fields: dict[str, Any], param: str, code: str
+) -> None:
+    assert refused(fields) == (param, code)
+
+
 @given(st.lists(st.text(), min_size=1, max_size=5))
 def test_the_parts_of_a_content_say_what_the_whole_says(texts: list[str]) -> None:
     parts = [{"type": "input_text", "text": text} for text in texts]
@@ -97,7 +185,18 @@ def test_the_parts_of_a_content_say_what_the_whole_says(texts: list[str]) -> Non
         ([{"role": "user", "content": [{"type": "text", "text": "a"}]}], "input[0].content[0].type", "invalid_value"),
         ([{"role": "user", "content": [{"type": "refusal", "refusal": "a"}]}], "input[0].content[0].type", None),
         ([{"type": "item_reference", "id": "msg_1"}], "input[0].type", "unsupported_value"),
-        ([{"role": "user", "content": "a"}, {"type": "function_call"}], "input[1].type", "unsupported_value"),
+        ([{"role": "user", "content": "a"}, {"type": "web_search_call"}], "input[1].type", "unsupported_value"),
+        ([{"type": "function_call", "name": "f", "arguments": "{}"}], "input[0].call_id", "missing_required_parameter"),
+        ([{"type": "function_call", "call_id": "c", "arguments": "{}"}], "input[0].name", "missing_required_parameter"),
+        ([{"type": "function_call", "call_id": "c", "name": "f"}], "input[0].arguments", "missing_required_parameter"),
+        ([{**CALL, "arguments": {}}], "input[0].arguments", "invalid_type"),
+        ([{"type": "function_call_output", "output": "x"}], "input[0].call_id", "missing_required_parameter"),
+        ([{"type": "function_call_output", "call_id": "c"}], "input[0].output", "missing_required_parameter"),
+        ([{**RESULT, "output": 5}], "input[0].output", "invalid_type"),
+        ([{**RESULT, "output": []}], "input[0].output", "empty_array"),
+        ([{**RESULT, "output": [{"type": "output_text", "text": "a"}]}], "input[0].output[0].type", "invalid_value"),
+        ([{**RESULT, "output": [{"type": "input_image"}]}], "input[0].output[0].type", "unsupported_content_type"),
+        ([{"type": "reasoning", "summary": []}], "input", "invalid_value"),
     ],
 )
 def test_an_input_that_cannot_be_read_is_refused_where_it_is_wrong(given: Any, param: str, code: str | None) -> None:
@@ -132,8 +231,6 @@ def test_more_items_than_the_settings_allow_are_refused() -> None:
         ("reasoning_effort", "low"),
         ("response_format", {"type": "text"}),
         ("store", True),
-        ("tool_choice", "required"),
-        ("tools", [{"type": "function", "name": "f"}]),
         ("truncation", "auto"),
     ],
 )
