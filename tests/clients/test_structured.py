@@ -1,27 +1,16 @@
 """Structured output by several clients: what a schema forces, the small model does too."""
 
-from typing import Any, Literal
+from typing import Any
 
 import instructor
 import openai
 import pytest
-from pydantic import BaseModel, Field
 from pydantic_ai import Agent, NativeOutput
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 
+from tests.clients.city import GREEDY, QUESTION, City
 from tests.e2e.conftest import MODEL, House
 
-
-class City(BaseModel):
-    """All is bounded: a small model finds no end of a text by itself."""
-
-    name: Literal["Paris", "Berlin", "Rome"]
-    people: int = Field(ge=0, le=99_999_999)
-    old: bool
-
-
-QUESTION: Any = [{"role": "user", "content": "Tell me about Paris."}]
-GREEDY: Any = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 64}
 ASKED: Any = {**GREEDY, "response_model": City, "max_retries": 0}
 
 
@@ -57,7 +46,8 @@ def test_instructor_gives_an_object_whole_and_as_it_comes() -> None:
     whole = client.chat.completions.create(**ASKED)
     assert isinstance(whole, City)
     parts = list(client.chat.completions.create_partial(**ASKED))
-    assert City.model_validate(parts[-1].model_dump()) == whole
+    assert parts[-1].model_dump() == whole.model_dump()
+    assert len(parts) > 1
 
 
 async def test_instructor_gives_an_object_without_waiting() -> None:
