@@ -6,6 +6,7 @@
 """
 
 import json
+from collections.abc import Mapping
 from typing import Final
 
 from sidecar.protocol.json_schema.normalise import normalise
@@ -19,6 +20,8 @@ from sidecar.wire.errors import ApiError, bad_request
 from sidecar.wire.grammars import Grammar, GrammarKind
 
 _NOTHING: Final[Format] = {"type": "object", "properties": {}, "additionalProperties": False}
+# The keywords of a schema that may stand beside properties without allowing others.
+_PLAIN: Final = frozenset({"type", "properties", "required", "title", "description", "$schema"})
 _ANYTHING: Final[Format] = {"type": "object", "additionalProperties": True}
 
 
@@ -57,13 +60,18 @@ def _calls(use: ToolUse, speech: Speech, asked: Grammar | None) -> Format | None
 
 
 def _schema(tool: Tool) -> Format:
-    if tool.parameters is None:
+    if tool.parameters is None or _names_none(tool.parameters):
         return _NOTHING
     try:
         schema: Format = json.loads(normalise({"type": "object", **tool.parameters}))
     except SchemaError as exc:
         raise _refused(tool, exc) from exc
     return schema
+
+
+def _names_none(parameters: Mapping[str, object]) -> bool:
+    """Whether this is how SDKs write a function without arguments; of an answer the same schema allows any."""
+    return parameters.get("properties") == {} and not parameters.get("required") and parameters.keys() <= _PLAIN
 
 
 def _refused(tool: Tool, exc: SchemaError) -> ApiError:

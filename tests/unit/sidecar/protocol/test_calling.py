@@ -119,6 +119,24 @@ def test_some_calls_are_demanded(form: ToolFormat) -> None:
     assert not follows(one, answer(form, f, g))
 
 
+@pytest.mark.parametrize(
+    "more", [{}, {"type": "object", "title": "f", "required": []}, {"additionalProperties": False}]
+)
+def test_a_tool_without_properties_takes_no_arguments(more: dict[str, object]) -> None:
+    tools = (Tool("f", None, {"properties": {}, **more}),)
+    found = grammar(ToolUse(tools, tools, Demand.THIS), speech_of("hermes"))
+    assert follows(found, answer("hermes", call("hermes", "f", "{}")))
+    assert not follows(found, answer("hermes", call("hermes", "f", '{"a": 1}')))
+
+
+@pytest.mark.parametrize("parameters", [{}, {"type": "object"}, {"properties": {}, "additionalProperties": True}])
+def test_a_tool_that_names_no_properties_takes_any(parameters: dict[str, object]) -> None:
+    tools = (Tool("f", None, parameters),)
+    found = grammar(ToolUse(tools, tools, Demand.THIS), speech_of("hermes"))
+    for arguments in ("{}", '{"a": 1}'):
+        assert follows(found, answer("hermes", call("hermes", "f", arguments)))
+
+
 def test_a_tool_that_is_named_is_called_once(form: ToolFormat) -> None:
     found = grammar(ToolUse(TOOLS, LOOSE[1:], Demand.THIS), speech_of(form))
     assert follows(found, answer(form, call(form, "g", "{}")))
