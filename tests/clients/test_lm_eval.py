@@ -1,6 +1,5 @@
 """lm-eval scores a model through the API as its own `hf` backend scores the same weights, sample by sample."""
 
-import importlib.util
 import json
 import re
 import shlex
@@ -25,7 +24,6 @@ ALL = (FACTS, WORDS, STORIES, PROSE)
 LARGEST_BATCH = 8
 
 pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed here"),
     # What lm-eval and what it imports warn of is theirs.
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.timeout(300),
@@ -47,7 +45,7 @@ class Harness:
     """lm-eval in this process, with our tasks alone."""
 
     def __init__(self, base_url: str, folder: Path) -> None:
-        from lm_eval.tasks import TaskManager  # noqa: PLC0415 - only where it is installed
+        from lm_eval.tasks import TaskManager  # noqa: PLC0415 - seconds, when it is wanted
 
         self._base_url = base_url
         self._folder = str(folder)

@@ -326,6 +326,12 @@ def test_the_locks_agree_on_every_version() -> None:
     assert build["setuptools"] == dev["setuptools"]
 
 
+def test_the_clients_have_the_stock_model_of_the_server_s_tests() -> None:
+    clients, dev = pinned("clients.txt"), pinned("dev.txt")
+    for name in ("accelerate", "transformers"):
+        assert clients[name] == dev[name]
+
+
 def test_the_locks_have_what_torch_needs() -> None:
     named = {Requirement(line).name for line in (PINS / "torch.in").read_text().splitlines() if line[0] != "#"}
     needs = [Requirement(text) for text in metadata.requires("torch") or []]
@@ -334,7 +340,7 @@ def test_the_locks_have_what_torch_needs() -> None:
     needs = [need for need in needs if not re.match(r"triton|nvidia|cuda", need.name)]
     assert {need.name for need in needs} == named
     for need in needs:
-        for lock in ("sidecar.txt", "dev.txt"):
+        for lock in ("sidecar.txt", "dev.txt", "clients.txt"):
             for found in pinned(lock)[canonicalize_name(need.name)]:
                 assert need.specifier.contains(version(found))
 
