@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sidecar.protocol.choices import Choices
 from sidecar.protocol.speech.dialect import Speech, ToolFormat
-from sidecar.protocol.speech.listener import Call
+from sidecar.protocol.speech.listener import Call, calls_of
 from sidecar.protocol.speech.pieces import Kind
 from sidecar.tokenizer.messages import PLAIN, Message, Rendering, Tool, ToolCall
 from sidecar.tokenizer.model_tokenizer import ModelTokenizer
@@ -194,6 +194,6 @@ def test_calls_are_read_from_tokens_also_where_their_markers_are_special(
     told.append(choices.take(Delta("req_1", 0, [END], len(ids), Finish.STOP)))
     (choice,) = choices.all
     assert (choice.text, choice.thought, choice.finish_reason) == ("", "the cat", "tool_calls")
-    assert choice.calls == (Call("f", '{"a": "ü🙂"}'),)
+    assert calls_of(choice.parts) == (Call("f", '{"a": "ü🙂"}'),)
     pieces = [piece for progress in told for piece in progress.pieces]
     assert "".join(piece.text for piece in pieces if piece.kind is Kind.ARGUMENTS) == '{"a": "ü🙂"}'
