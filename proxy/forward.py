@@ -13,7 +13,8 @@ from typing import Final, Protocol
 from proxy.client import LeftError
 from proxy.clock import Clock
 from proxy.exchange import Arrival, Call, Ending, Outcome
-from proxy.upstream import Answer, Sidecar, Ticket, UpstreamLostError
+from proxy.ticket import Ticket
+from proxy.upstream import Answer, Sidecar, UpstreamLostError
 from proxy.usage import AnswerError, Sifter, read_body
 from sidecar.wire.errors import INVALID_REQUEST, SERVER_ERROR, ApiError, unavailable
 from sidecar.wire.internal import IGNORED, Usage

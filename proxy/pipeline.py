@@ -21,7 +21,8 @@ from proxy.record import Ended, Record, Rooms
 from proxy.responses import own_place
 from proxy.settings import Limits
 from proxy.settle import Chargeable, Settlement
-from proxy.upstream import Sidecar, Ticket, UpstreamRefusedError, Upstreams
+from proxy.ticket import Ticket
+from proxy.upstream import Sidecar, UpstreamRefusedError, Upstreams
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import ApiError, internal_error
 from sidecar.wire.internal import IGNORED, Count, Endpoint, ModelState

@@ -15,9 +15,9 @@ from typing import Final, Self
 import aiohttp
 import msgspec
 
-from proxy import tracing
-from proxy.exchange import Call, Question, Trace
+from proxy.exchange import Call, Question
 from proxy.settings import Timeouts, Upstream
+from proxy.ticket import Ticket
 from sidecar.jsonlog import JsonLog
 from sidecar.wire import internal
 from sidecar.wire.errors import ApiError, parse_error, unavailable
@@ -41,46 +41,6 @@ class UpstreamLostError(Exception):
 
 class UpstreamRefusedError(ApiError):
     """The sidecar answered with an error before anything ran; the client is told the same."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """What the sidecar is told about a request beside its body."""
-
-    request_id: str
-    tenant: str
-    weight: float
-    priority: int
-    cache_scope: str
-    max_total_tokens: int
-    max_output_tokens: int
-    trace: Trace
-    stored: bool = False
-    previous_id: str | None = None
-
-    def headers(self, deadline_s: float | None) -> dict[str, str]:
-        """The whole head of the upstream request: nothing of the client's is copied.
-
-        `deadline_s`: from now on, when nobody will wait for the end any more.
-        """
-        deadline = {} if deadline_s is None else {internal.DEADLINE_MS: str(max(1, round(deadline_s * 1000)))}
-        output = {internal.MAX_OUTPUT_TOKENS: str(self.max_output_tokens)} if self.max_output_tokens else {}
-        store = {internal.STORED: "1"} if self.stored else {}
-        previous = {} if self.previous_id is None else {internal.PREVIOUS_RESPONSE: self.previous_id}
-        return {
-            "content-type": "application/json",
-            internal.REQUEST_ID: self.request_id,
-            internal.TENANT: self.tenant,
-            internal.WEIGHT: f"{self.weight:g}",
-            internal.PRIORITY: str(self.priority),
-            internal.CACHE_SCOPE: self.cache_scope,
-            internal.MAX_TOTAL_TOKENS: str(self.max_total_tokens),
-            **output,
-            **store,
-            **previous,
-            **deadline,
-            **tracing.headers(self.trace),
-        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from typing import Any, Final, Self
 from proxy.client import LeftError
 from proxy.exchange import Arrival, Call, Ending, Estimate, Outcome, Principal, Question, Trace
 from proxy.policy.schema import CacheScope
-from proxy.upstream import Slots, Ticket
+from proxy.ticket import Ticket
+from proxy.upstream import Slots
 from sidecar.wire.internal import Endpoint, RequestState, Usage
 from sidecar.wire.slots import RequestUsage, SlotFileError
 
