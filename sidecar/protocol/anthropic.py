@@ -14,7 +14,14 @@ from sidecar.protocol.anthropic_content import Unknown, read_conversation, text_
 from sidecar.protocol.anthropic_tools import read_anthropic_tools
 from sidecar.protocol.fields import Fields, as_text, check_length, invalid_value, missing, not_one_of, too_long
 from sidecar.protocol.manner import check_thoughts
-from sidecar.protocol.options import MAX_STOP_CHARS, MOST_TOKENS, read_model, unknown_fields
+from sidecar.protocol.options import (
+    MAX_STOP_CHARS,
+    MOST_TOKENS,
+    Neutral,
+    read_model,
+    refuse_unsupported,
+    unknown_fields,
+)
 from sidecar.protocol.plan import Encoder, Limits, check_chat_bytes
 from sidecar.protocol.requests import ChatRequest, Options, ToolUse
 from sidecar.protocol.structured import json_schema
@@ -26,6 +33,7 @@ from sidecar.wire.internal import Endpoint
 MAX_STOP_SEQUENCES: Final = 64
 MAX_USER_ID_CHARS: Final = 256
 THOUGHTS: Final = ("disabled", "enabled", "adaptive")
+REFUSED_OF_THINKING: Final[dict[str, Neutral]] = {"display": ("summarized",)}
 # Anthropic's API reference, `thinking.budget_tokens`.
 LEAST_BUDGET: Final = 1024
 
@@ -151,6 +159,7 @@ def _thinking(fields: Fields, max_tokens: int | None, unknown: Unknown) -> bool:
             raise missing(path)
         if max_tokens is not None and budget >= max_tokens:
             raise invalid_value(path, "it must be less than 'max_tokens'.")
+    refuse_unsupported(thinking, REFUSED_OF_THINKING)
     unknown(thinking)
     return kind != "disabled"
 

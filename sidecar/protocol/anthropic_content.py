@@ -17,6 +17,7 @@ from sidecar.tokenizer.messages import Message, ToolCall
 ROLES: Final = ("user", "assistant")
 REFUSED_OF_BLOCKS: Final[dict[str, Neutral]] = {"cache_control": ()}
 REFUSED_OF_TEXTS: Final[dict[str, Neutral]] = {**REFUSED_OF_BLOCKS, "citations": ([],)}
+REFUSED_OF_CALLS: Final[dict[str, Neutral]] = {**REFUSED_OF_BLOCKS, "caller": ({"type": "direct"},), "toolset_name": ()}
 # What each kind of thoughts holds.
 THOUGHTS: Final = {"thinking": ("thinking", "signature"), "redacted_thinking": ("data",)}
 # How a model is told of a tool that failed: no chat template has a word for it.
@@ -111,7 +112,7 @@ def _call(block: Fields, unknown: Unknown) -> ToolCall:
         raise missing(block.path("input"))
     if not isinstance(given, dict):
         raise wrong_type(block.path("input"), "an object", given)
-    refuse_unsupported(block, REFUSED_OF_BLOCKS)
+    refuse_unsupported(block, REFUSED_OF_CALLS)
     unknown(block)
     return ToolCall(call_id, name, json.dumps(given, ensure_ascii=False))
 

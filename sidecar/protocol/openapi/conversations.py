@@ -94,7 +94,7 @@ def anthropic_messages(api: Api) -> dict[str, Schema]:
     asked = [words, block("tool_result", {**result, **uncached}, "tool_use_id")]
     said = [
         words,
-        block("tool_use", {**call, **uncached}, "id", "name", "input"),
+        block("tool_use", {**call, **refused(content.REFUSED_OF_CALLS)}, "id", "name", "input"),
         *(block(kind, {name: text() for name in names}) for kind, names in content.THOUGHTS.items()),
     ]
     turns = [
@@ -105,6 +105,7 @@ def anthropic_messages(api: Api) -> dict[str, Schema]:
         "messages": array({"anyOf": turns}, api.max_messages, 1),
         "system": _words(words),
         "thinking.type": {"enum": list(anthropic.THOUGHTS)},
+        **{f"thinking.{name}": schema for name, schema in refused(anthropic.REFUSED_OF_THINKING).items()},
         "output_config.format.type": {"enum": ["json_schema"]},
         "output_config.format.schema": {"type": "object"},
     }

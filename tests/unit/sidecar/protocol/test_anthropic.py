@@ -154,7 +154,7 @@ def test_a_last_message_of_the_assistant_s_is_continued() -> None:
             {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 1024},
             ("thinking.budget_tokens", "invalid_value"),
         ),
-        ({"thinking": {"type": "adaptive", "display": "omitted"}}, ("thinking.display", "unknown_parameter")),
+        ({"thinking": {"type": "adaptive", "display": "omitted"}}, ("thinking.display", "unsupported_parameter")),
         ({"thinking": {"type": "loud"}}, ("thinking.type", "invalid_value")),
         ({"thinking": {"type": "disabled", "budget_tokens": 1}}, ("thinking.budget_tokens", "unknown_parameter")),
         ({"tools": {}}, ("tools", "invalid_type")),
@@ -286,7 +286,8 @@ def test_tools_are_told_to_the_model_and_counted(choice: Any, use: ToolUse | Non
 
 def test_calls_and_results_are_messages_in_their_order() -> None:
     thoughts = [{"type": "thinking", "thinking": "t", "signature": ""}, {"type": "redacted_thinking", "data": "x"}]
-    answer = [*thoughts, *blocks("I ", "look."), USE, {**USE, "id": "b", "input": {}}]
+    as_the_sdk_has_it = {**USE, "id": "b", "input": {}, "caller": None, "toolset_name": None}
+    answer = [*thoughts, *blocks("I ", "look."), USE, as_the_sdk_has_it]
     failed = {**RESULT, "tool_use_id": "b", "content": blocks("no ", "way"), "is_error": True}
     silent = {"type": "tool_result", "tool_use_id": "c", "is_error": False}
     results = [*blocks("See"), RESULT, failed, silent, *blocks("And", " now?")]
@@ -305,7 +306,11 @@ def test_calls_and_results_are_messages_in_their_order() -> None:
 
 @pytest.mark.parametrize(
     ("thinking", "wanted"),
-    [({"type": "enabled", "budget_tokens": 1024}, True), ({"type": "adaptive"}, True), ({"type": "disabled"}, False)],
+    [
+        ({"type": "enabled", "budget_tokens": 1024}, True),
+        ({"type": "adaptive", "display": "summarized"}, True),
+        ({"type": "disabled"}, False),
+    ],
 )
 def test_thoughts_are_told_where_they_are_asked_for_and_the_model_has_them(thinking: Any, wanted: bool) -> None:
     fields = {"thinking": thinking, "max_tokens": 1025}
