@@ -49,7 +49,7 @@ class MessageStream:
         if not self._started:
             self._started = True
             events.append(MessageStart(self._shape.begun(self._usage())))
-        for piece in progress.pieces or ((Piece(Kind.WORDS, progress.text, 0),) if progress.text else ()):
+        for piece in progress.said:
             if self._shape.shows(piece.kind):
                 events += self._told(piece)
         return b"".join(map(frame, events))

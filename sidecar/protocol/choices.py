@@ -69,6 +69,11 @@ class Progress:
     tokens: tuple[int, ...] = ()
     pieces: tuple[Piece, ...] = ()
 
+    @property
+    def said(self) -> tuple[Piece, ...]:
+        """The pieces, also of an answer that has nothing but words."""
+        return self.pieces or ((Piece(Kind.WORDS, self.text, len(self.text)),) if self.text else ())
+
 
 class Choice:
     """One choice.

@@ -65,10 +65,9 @@ class ResponseStream:
     def feed(self, progress: Progress) -> bytes:
         """What may go out after a delta; often nothing."""
         opening = b"" if self._sent else self._opening()
-        pieces = progress.pieces or ((Piece(Kind.WORDS, progress.text, 0),) if progress.text else ())
-        before, *shares = _shares(pieces, progress.entries)
+        before, *shares = _shares(progress.said, progress.entries)
         events = self._more("", before)
-        for piece, entries in zip(pieces, shares, strict=True):
+        for piece, entries in zip(progress.said, shares, strict=True):
             events += self._told(piece, entries)
         return opening + b"".join(event.frame() for event in events)
 

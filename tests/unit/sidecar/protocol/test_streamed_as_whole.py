@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types import responses as sdk
@@ -23,6 +24,7 @@ from sidecar.protocol.stream import whole
 from sidecar.tokenizer.text import Detokenizer
 from sidecar.wire.frames import Delta, Finish, Logprobs
 from tests.unit.sidecar.protocol.test_response_stream import ASKED, HEAD, PLAIN
+from tests.unit.sidecar.protocol.test_stream_laws import ANSWERS, SPEECHES, STOPS, decode
 
 RESPONSES = ResponseShape(HEAD, ASKED, lambda token, *, begins=False: chr(token).encode())
 # As where a call was asked for by name.
@@ -35,23 +37,37 @@ words = st.sampled_from(["a", " ", "\n\n", "Yes.", "<tool", "<think>", "ü"])
 thoughts = st.sampled_from(["", "<think>hm\nhm</think>\n\n", "<think></think>", " <think> ", "<think>t"])
 answers = st.tuples(thoughts, st.lists(calls | words, max_size=6).map("".join)).map("".join)
 cuts = st.lists(st.integers(1, 40), max_size=8)
-ends = st.sampled_from(list(Finish)[:2])
+ends = st.sampled_from([Finish.STOP, Finish.LENGTH])
 MOST = 30
 
 
-def heard(answer: str, sizes: list[int], finish: Finish, make: Callable[[Choices], Any]) -> tuple[bytes, Choices]:
-    """The stream of an answer that comes in pieces of these sizes and then letter by letter, and its choice."""
-    detokenizer = Detokenizer(lambda ids: "".join(map(chr, ids)), frozenset())
-    choices = Choices(1, lambda _: detokenizer, (), (0,), (Telling(logprobs=True),), speech=SPEECH)
-    stream = make(choices)
+def heard(
+    ids: list[int],
+    sizes: list[int],
+    finish: Finish,
+    make: Callable[[Choices], Any],
+    choices: Choices | None = None,
+) -> tuple[bytes, Choices]:
+    """The stream of tokens that come in pieces of these sizes and then one by one, and its choice; of letters, unless
+    there is a choice for others.
+    """
+    made = choices or Choices(
+        1, lambda _: Detokenizer(letters, frozenset()), (), (0,), (Telling(logprobs=True),), speech=SPEECH
+    )
+    stream = make(made)
     sent, at = b"", 0
-    while at < len(answer):
-        size = sizes.pop(0) if sizes else 1
-        ids = [ord(letter) for letter in answer[at : at + size]]
-        at += len(ids)
-        sent += stream.feed(choices.take(Delta("req_1", 0, ids, at, logprobs=[Logprobs(-0.5, [], []) for _ in ids])))
-    sent += stream.feed(choices.take(Delta("req_1", 0, [], at, finish)))
-    return sent + stream.end(), choices
+    sizes = list(sizes)
+    while at < len(ids) and not made.ended:
+        some = ids[at : at + (sizes.pop(0) if sizes else 1)]
+        at += len(some)
+        sent += stream.feed(made.take(Delta("req_1", 0, some, at, logprobs=[Logprobs(-0.5, [], []) for _ in some])))
+    if not made.ended:
+        sent += stream.feed(made.take(Delta("req_1", 0, [], at, finish)))
+    return sent + stream.end(), made
+
+
+def letters(ids: list[int]) -> str:
+    return "".join(map(chr, ids))
 
 
 def documents(sent: bytes) -> list[dict[str, Any]]:
@@ -91,7 +107,7 @@ def read_responses(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @settings(max_examples=MOST, deadline=None)
 @given(answer=answers, sizes=cuts, finish=ends)
 def test_a_response_s_items_are_those_of_the_whole_one(answer: str, sizes: list[int], finish: Finish) -> None:
-    sent, choices = heard(answer, sizes, finish, lambda made: ResponseStream(RESPONSES, made, 5, PLAIN))
+    sent, choices = heard([*map(ord, answer)], sizes, finish, lambda made: ResponseStream(RESPONSES, made, 5, PLAIN))
     events = documents(sent)
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert [event["type"] for event in events[:2]] == ["response.created", "response.in_progress"]
@@ -117,12 +133,8 @@ def test_a_response_s_items_are_those_of_the_whole_one(answer: str, sizes: list[
 
 
 def test_each_event_is_valid_to_openai_s_client() -> None:
-    sent, choices = heard(
-        f"<think>hm</think>\nI look. {CALL}Then.",
-        [],
-        Finish.STOP,
-        lambda made: ResponseStream(RESPONSES, made, 5, PLAIN),
-    )
+    ids = [*map(ord, f"<think>hm</think>\nI look. {CALL}Then.")]
+    sent, choices = heard(ids, [], Finish.STOP, lambda made: ResponseStream(RESPONSES, made, 5, PLAIN))
     for event in documents(sent):
         assert EVENT.validate_python(event, strict=False).type == event["type"]
     response = sdk.Response.model_validate_json(whole(RESPONSES, choices, 5))
@@ -174,7 +186,7 @@ def test_a_message_s_blocks_are_those_of_the_whole_one(
     answer: str, sizes: list[int], finish: Finish, thinking: bool
 ) -> None:
     shape = MessageShape(HEAD, thinking)
-    sent, choices = heard(answer, sizes, finish, lambda made: MessageStream(shape, made, 5, PLAIN))
+    sent, choices = heard([*map(ord, answer)], sizes, finish, lambda made: MessageStream(shape, made, 5, PLAIN))
     events = documents(sent)
     assert [event["type"] for event in (events[0], *events[-2:])] == ["message_start", "message_delta", "message_stop"]
     document = json.loads(whole(shape, choices, 5))
@@ -188,3 +200,21 @@ def test_a_message_s_blocks_are_those_of_the_whole_one(
     assert "".join(block["text"] for block in blocks if block["type"] == "text") == choices.all[0].text
     thought = "".join(block["thinking"] for block in blocks if block["type"] == "thinking")
     assert thought == (choices.all[0].thought if thinking else "")
+
+
+@pytest.mark.parametrize("speech", SPEECHES)
+@settings(max_examples=MOST, deadline=None)
+@given(answer=ANSWERS, sizes=cuts, finish=ends, stop=st.booleans())
+def test_in_any_form_both_tell_the_same_streamed_and_whole(
+    speech: Speech | None, answer: bytes, sizes: list[int], finish: Finish, stop: bool
+) -> None:
+    def choices() -> Choices:
+        stops, told = STOPS if stop else (), (Telling(logprobs=True),)
+        return Choices(1, lambda _: Detokenizer(decode, frozenset()), stops, (), told, speech=speech)
+
+    response, message = ResponseShape(HEAD, ASKED, lambda token, *, begins=False: bytes([token])), MessageShape(HEAD)
+    sent, made = heard([*answer], sizes, finish, lambda made: ResponseStream(response, made, 5, PLAIN), choices())
+    events = documents(sent)
+    assert read_responses(events) == events[-1]["response"]["output"] == json.loads(whole(response, made, 5))["output"]
+    sent, made = heard([*answer], sizes, finish, lambda made: MessageStream(message, made, 5, PLAIN), choices())
+    assert read_messages(documents(sent)) == json.loads(whole(message, made, 5))["content"]
