@@ -107,7 +107,7 @@ def test_what_is_answered_is_charged_and_what_is_refused_is_not(house: Any, key:
     before = set(house.ledger())
     used = ask(house, key, GREEDY).json()["usage"]
     refusals = [
-        (key, {**GREEDY, "tools": [{"name": "f", "input_schema": {}}]}, 400, "invalid_request_error"),
+        (key, {**GREEDY, "tools": [{"type": "web_search_20250305", "name": "f"}]}, 400, "invalid_request_error"),
         (key, {**GREEDY, "temperature": 1.5}, 400, "invalid_request_error"),
         (key, {**GREEDY, "max_tokens": 100_000}, 400, "invalid_request_error"),
         (key, {**GREEDY, "model": "nobody"}, 404, "not_found_error"),

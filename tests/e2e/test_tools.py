@@ -1,4 +1,4 @@
-"""Tools through both processes and the stock SDK, with a model that was never taught them."""
+"""Tools of chats, through both processes and the stock SDK, with a model that was never taught them."""
 
 import json
 from collections.abc import Callable, Iterator
