@@ -17,6 +17,7 @@ from proxy.settings import Proxy
 from sidecar.__main__ import command as sidecar
 from sidecar.protocol.openapi.bodies import DETOKENIZE, EMBEDDINGS, TOKENIZE, bodies
 from sidecar.settings import Api, Sidecar
+from sidecar.wire.anthropic import COUNT_TOKENS
 from sidecar.wire.internal import Endpoint
 
 ROOT = Path(__file__).parents[2]
@@ -154,6 +155,7 @@ def test_the_commands_that_the_pages_name_are_commands_with_these_options() -> N
     ("heading", "paths"),
     [
         ("Chats and completions", [Endpoint.CHAT, Endpoint.COMPLETIONS]),
+        ("Messages", [Endpoint.MESSAGES, COUNT_TOKENS]),
         ("Embeddings", [EMBEDDINGS]),
         ("Tokens", [TOKENIZE, DETOKENIZE]),
     ],
