@@ -130,15 +130,22 @@ class _ResponseUsage(msgspec.Struct):
     input_tokens_details: _Details | None = None
 
 
+class _Item(msgspec.Struct):
+    type: str = ""
+
+
 class _Response(msgspec.Struct):
     usage: _ResponseUsage
     status: str = ""
+    output: list[_Item] = []
 
 
 _body_decoder: Final = msgspec.json.Decoder(_Body)
 _response_decoder: Final = msgspec.json.Decoder(_Response)
 # A response says by its status what the others say by their finish reason.
 _FINISH_REASONS: Final = {"completed": "stop", "incomplete": "length"}
+_CALLED: Final = "tool_calls"
+_STOP_REASONS: Final = {"max_tokens": "length", "tool_use": _CALLED}
 
 
 class _LastEvent(msgspec.Struct):
@@ -184,11 +191,12 @@ def read_body(body: bytes, endpoint: Endpoint) -> Usage:
 
 def _of_response(answer: _Response) -> Usage:
     details = answer.usage.input_tokens_details
+    called = answer.status == "completed" and any(item.type == "function_call" for item in answer.output)
     return Usage(
         prompt_tokens=answer.usage.input_tokens,
         completion_tokens=answer.usage.output_tokens,
         cached_tokens=(details.cached_tokens or 0) if details else 0,
-        finish_reason=_FINISH_REASONS.get(answer.status, ""),
+        finish_reason=_CALLED if called else _FINISH_REASONS.get(answer.status, ""),
     )
 
 
@@ -199,7 +207,7 @@ def _of_message(answer: _Message) -> Usage:
         prompt_tokens=usage.input_tokens + usage.cache_read_input_tokens,
         completion_tokens=usage.output_tokens,
         cached_tokens=usage.cache_read_input_tokens,
-        finish_reason="length" if answer.stop_reason == "max_tokens" else "stop",
+        finish_reason=_STOP_REASONS.get(answer.stop_reason or "", "stop"),
     )
 
 

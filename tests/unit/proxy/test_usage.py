@@ -117,11 +117,20 @@ def test_the_usage_of_a_json_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "reason"), [("completed", "stop"), ("incomplete", "length"), ("failed", ""), (None, "")]
+    ("status", "kind", "reason"),
+    [
+        ("completed", "message", "stop"),
+        ("completed", "function_call", "tool_calls"),
+        ("incomplete", "function_call", "length"),
+        ("failed", "message", ""),
+        (None, "message", ""),
+    ],
 )
-def test_the_usage_of_a_response(status: str | None, reason: str) -> None:
+def test_the_usage_of_a_response(status: str | None, kind: str, reason: str) -> None:
     told = {"input_tokens": 5, "output_tokens": 7, "input_tokens_details": {"cached_tokens": 2}}
-    body = msgspec.json.encode({"usage": told} | ({} if status is None else {"status": status}))
+    body = msgspec.json.encode(
+        {"usage": told, "output": [{"type": kind}]} | ({} if status is None else {"status": status})
+    )
     assert usage.read_body(body, Endpoint.RESPONSES) == Usage(5, 7, 2, reason)
 
 
@@ -154,7 +163,8 @@ def test_an_error_of_anthropic_s_is_noted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "told"), [("end_turn", "stop"), ("stop_sequence", "stop"), ("max_tokens", "length")]
+    ("reason", "told"),
+    [("end_turn", "stop"), ("stop_sequence", "stop"), ("max_tokens", "length"), ("tool_use", "tool_calls")],
 )
 def test_the_usage_of_a_message_counts_the_whole_prompt(reason: str, told: str) -> None:
     used = {"input_tokens": 3, "output_tokens": 7, "cache_read_input_tokens": 2, "cache_creation_input_tokens": 0}
