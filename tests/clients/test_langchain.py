@@ -35,15 +35,6 @@ class TestResponses(TestChats):
     def chat_model_params(self) -> dict[str, Any]:
         return {**super().chat_model_params, "use_responses_api": True}
 
-    @property
-    def has_tool_calling(self) -> bool:
-        return False
-
-    @pytest.mark.xfail(reason="wants a tool to be called")
-    @override
-    def test_structured_output_pydantic_2_v1(self, model: BaseChatModel) -> None:
-        super().test_structured_output_pydantic_2_v1(model)
-
 
 class TestEmbeddings(EmbeddingsIntegrationTests):
     @property

@@ -6,7 +6,7 @@ import instructor
 import openai
 import pytest
 from pydantic_ai import Agent, ToolOutput
-from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 
 from tests.clients.city import GREEDY, QUESTION, City
 from tests.e2e.conftest import MODEL, House
@@ -16,6 +16,16 @@ TOOL: Any = {"type": "function", "function": FUNCTION}
 NAMED: Any = {"type": "function", "function": {"name": "save_city"}}
 # Of a required call the model may write several, and the limit would cut the last.
 FORCED: Any = {**GREEDY, "tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}
+# Responses name a function without a box around it.
+RESPONSE: Any = {
+    "model": MODEL,
+    "input": QUESTION,
+    "tools": [{"type": "function", "strict": False, **FUNCTION}],
+    "tool_choice": "required",
+    "parallel_tool_calls": False,
+    "temperature": 0,
+    "max_output_tokens": 64,
+}
 
 
 @pytest.fixture
@@ -66,6 +76,39 @@ async def test_openai_calls_a_tool_without_waiting() -> None:
     assert City.model_validate_json(call.function.arguments)
 
 
+def function_call(response: Any) -> Any:
+    (call,) = [item for item in response.output if item.type == "function_call"]
+    assert (call.name, response.status) == ("save_city", "completed")
+    return call
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "save_city"}], ids=["required", "named"])
+def test_openai_calls_a_tool_in_a_response(stock: openai.OpenAI, choice: Any) -> None:
+    asked = {**RESPONSE, "tool_choice": choice}
+    call = function_call(stock.responses.create(**asked))
+    assert City.model_validate_json(call.arguments)
+    with stock.responses.stream(**asked) as stream:
+        deltas = [event.delta for event in stream if event.type == "response.function_call_arguments.delta"]
+        again = function_call(stream.get_final_response())
+    assert "".join(deltas) == again.arguments == call.arguments
+
+
+def test_openai_parses_the_arguments_of_a_strict_tool_in_a_response(stock: openai.OpenAI) -> None:
+    answer = stock.responses.parse(**{**RESPONSE, "tools": [openai.pydantic_function_tool(City, name="save_city")]})
+    assert isinstance(function_call(answer).parsed_arguments, City)
+
+
+def test_openai_goes_on_after_a_tool_in_a_response(stock: openai.OpenAI) -> None:
+    first = stock.responses.create(**RESPONSE)
+    call = function_call(first)
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "saved"}
+    asked = [*QUESTION, *[item.model_dump(exclude_none=True) for item in first.output], output]
+    answer = stock.responses.create(**{**RESPONSE, "input": asked, "tool_choice": "auto", "max_output_tokens": 16})
+    assert first.usage is not None
+    assert answer.usage is not None
+    assert answer.usage.input_tokens > first.usage.input_tokens
+
+
 def test_instructor_gives_an_object_by_a_tool_whole_and_as_it_comes() -> None:
     client = instructor.from_openai(openai.OpenAI(), mode=instructor.Mode.TOOLS)
     asked: Any = {**GREEDY, "response_model": City, "max_retries": 0}
@@ -75,7 +118,13 @@ def test_instructor_gives_an_object_by_a_tool_whole_and_as_it_comes() -> None:
     assert City.model_validate(parts[-1].model_dump())
 
 
-@pytest.mark.parametrize("model", [OpenAIChatModel])
+def test_instructor_gives_an_object_by_a_tool_of_a_response() -> None:
+    client: Any = instructor.from_openai(openai.OpenAI(), mode=instructor.Mode.RESPONSES_TOOLS)
+    asked = {"model": MODEL, "input": QUESTION, "temperature": 0, "max_output_tokens": 64}
+    assert isinstance(client.responses.create(**asked, response_model=City, max_retries=0), City)
+
+
+@pytest.mark.parametrize("model", [OpenAIChatModel, OpenAIResponsesModel])
 def test_pydantic_ai_gives_an_object_by_a_tool(model: Any) -> None:
     agent = Agent(model(MODEL), output_type=ToolOutput(City), retries=0)
     settings: Any = {"max_tokens": 64, "temperature": 0, "parallel_tool_calls": False}

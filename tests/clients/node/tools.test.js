@@ -12,7 +12,7 @@ const id = process.env.TOLLHOUSE_MODEL;
 const where = { baseURL: process.env.OPENAI_BASE_URL, apiKey: process.env.OPENAI_API_KEY };
 const tollhouse = createOpenAICompatible({ name: "tollhouse", ...where });
 const openai = createOpenAI(where);
-const models = { "openai-compatible": tollhouse(id), "openai, chat": openai.chat(id) };
+const models = { "openai-compatible": tollhouse(id), "openai, chat": openai.chat(id), "openai, responses": openai(id) };
 // All is bounded: a small model finds no end of a text by itself.
 const schema = z.object({ name: z.enum(["Paris", "Berlin", "Rome"]), people: z.number().int().min(0).max(99999999), old: z.boolean() });
 const asked = { prompt: "Tell me about Paris.", maxOutputTokens: 64, temperature: 0, maxRetries: 0 };
