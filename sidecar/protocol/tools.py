@@ -13,14 +13,12 @@ from typing import Final
 import msgspec
 
 from sidecar.protocol.fields import Fields, as_object, check_length, invalid_value, missing, not_one_of, wrong_type
+from sidecar.protocol.json_schema.normalise import MOST_BYTES, MOST_DEPTH
 from sidecar.protocol.options import Neutral, refuse_unsupported
 from sidecar.protocol.requests import AllowedTools, Demand, NamedTool, ToolChoice, ToolUse
 from sidecar.tokenizer.messages import Tool
 
 MAX_TOOLS: Final = 128
-# GUARDS, C5: of each tool's parameters.
-MAX_SCHEMA_BYTES: Final = 64 * 1024
-MAX_SCHEMA_DEPTH: Final = 64
 NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MODES: Final = ("none", "auto", "required")
 OLD_MODES: Final = ("none", "auto")
@@ -151,10 +149,10 @@ def _parameters(fields: Fields, name: str) -> dict[str, object] | None:
         raise wrong_type(path, "an object", schema)
     if schema.get("type", "object") != "object":
         raise invalid_value(path, "a tool's arguments are an object, so the schema's type must be 'object'.")
-    if len(json.dumps(schema, ensure_ascii=False).encode()) > MAX_SCHEMA_BYTES:
-        raise invalid_value(path, f"it may have {MAX_SCHEMA_BYTES} bytes at most.")
-    if _is_deeper(schema, MAX_SCHEMA_DEPTH):
-        raise invalid_value(path, f"it may be nested {MAX_SCHEMA_DEPTH} levels deep at most.")
+    if len(json.dumps(schema, ensure_ascii=False).encode()) > MOST_BYTES:
+        raise invalid_value(path, f"it may have {MOST_BYTES} bytes at most.")
+    if _is_deeper(schema, MOST_DEPTH):
+        raise invalid_value(path, f"it may be nested {MOST_DEPTH} levels deep at most.")
     return schema
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from sidecar.protocol.fields import decode_object
+from sidecar.protocol.json_schema.normalise import MOST_BYTES, MOST_DEPTH
 from sidecar.protocol.requests import Demand, ToolUse
-from sidecar.protocol.tools import MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH, MAX_TOOLS, read_tool_use
+from sidecar.protocol.tools import MAX_TOOLS, read_tool_use
 from sidecar.tokenizer.messages import Tool
 from sidecar.wire.errors import ApiError
 
@@ -98,11 +99,11 @@ def nested(depth: int) -> dict[str, object]:
         ({"tools": [tool("f", parameters="{}")]}, "tools[0].function.parameters", "invalid_type"),
         ({"tools": [tool("f", parameters={"type": "string"})]}, "tools[0].function.parameters", "invalid_value"),
         (
-            {"tools": [tool("f", parameters={"a": "x" * MAX_SCHEMA_BYTES})]},
+            {"tools": [tool("f", parameters={"a": "x" * MOST_BYTES})]},
             *("tools[0].function.parameters", "invalid_value"),
         ),
         (
-            {"tools": [tool("f", parameters=nested(MAX_SCHEMA_DEPTH + 1))]},
+            {"tools": [tool("f", parameters=nested(MOST_DEPTH + 1))]},
             *("tools[0].function.parameters", "invalid_value"),
         ),
         ({"tools": [tool("f"), tool("f")]}, "tools", "invalid_value"),
@@ -144,5 +145,5 @@ def test_a_refusal_names_the_place(fields: dict[str, object], param: str, code: 
 
 
 def test_a_schema_may_be_as_deep_and_as_long_as_allowed() -> None:
-    assert read(tools=[tool("f", parameters=nested(MAX_SCHEMA_DEPTH))]) is not None
-    assert read(tools=[tool("f", parameters={"a": "x" * (MAX_SCHEMA_BYTES - len('{"a": ""}'))})]) is not None
+    assert read(tools=[tool("f", parameters=nested(MOST_DEPTH))]) is not None
+    assert read(tools=[tool("f", parameters={"a": "x" * (MOST_BYTES - len('{"a": ""}'))})]) is not None
