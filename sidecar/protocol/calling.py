@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Final
 
-from sidecar.protocol.json_schema.normalise import normalise
+from sidecar.protocol.json_schema.normalise import normalised
 from sidecar.protocol.json_schema.values import SchemaError
 from sidecar.protocol.requests import ChatRequest, Demand, GenerationRequest, ToolUse
 from sidecar.protocol.speech import syntax
@@ -63,10 +63,9 @@ def _schema(tool: Tool) -> Format:
     if tool.parameters is None or _names_none(tool.parameters):
         return _NOTHING
     try:
-        schema: Format = json.loads(normalise({"type": "object", **tool.parameters}))
+        return normalised({"type": "object", **tool.parameters})
     except SchemaError as exc:
         raise _refused(tool, exc) from exc
-    return schema
 
 
 def _names_none(parameters: Mapping[str, object]) -> bool:

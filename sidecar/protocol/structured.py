@@ -12,7 +12,6 @@ import msgspec
 
 from sidecar.protocol.fields import (
     Fields,
-    as_object,
     as_text,
     check_length,
     invalid_value,
@@ -114,7 +113,6 @@ def _json(given: object, path: str) -> Grammar:
             given = msgspec.json.decode(given)
         except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
             raise invalid_value(path, "it is not JSON.") from exc
-    as_object(given, path)
     return json_schema(given, path, path)
 
 

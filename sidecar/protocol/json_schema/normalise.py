@@ -47,6 +47,11 @@ SUPPORTED: Final = frozenset(_GENERAL) | frozenset(name for names in _KEYWORDS.v
 
 def normalise(schema: dict[str, object]) -> str:
     """The schema for the compiler, as JSON. Raises SchemaError."""
+    return json.dumps(normalised(schema), ensure_ascii=False)
+
+
+def normalised(schema: dict[str, object]) -> Schema:
+    """The same before it is written, as a part of something larger."""
     try:
         size = len(json.dumps(schema, ensure_ascii=False).encode())
     except RecursionError as exc:
@@ -55,7 +60,7 @@ def normalise(schema: dict[str, object]) -> str:
         raise SchemaError(f"it has {size} bytes, and {MOST_BYTES} are the most")
     normaliser = _Normaliser(schema)
     result = normaliser.schema(schema, "#", 0)
-    return json.dumps({**result, "$defs": normaliser.definitions}, ensure_ascii=False)
+    return {**result, "$defs": normaliser.definitions}
 
 
 class _Normaliser:
@@ -99,25 +104,14 @@ class _Normaliser:
 
     def _joined(self, plain: dict[str, object], path: str, depth: int) -> Schema:
         """Together with what stands in `allOf` and behind `$ref`, then alternative by alternative."""
-        parts = [{name: value for name, value in plain.items() if name not in ("$ref", "allOf")}]
-        if "$ref" in plain:
-            parts.append(self._target(plain["$ref"], path, depth))
-        for at, part in enumerate(_array(plain, "allOf", path)):
-            parts.append(self._unfolded(part, f"{path}/allOf/{at}", depth + 1))
-        whole = parts[0]
-        for part in parts[1:]:
-            whole = merged(whole, part, path)
+        whole = self._unfolded(plain, path, depth)
         for name in ("anyOf", "oneOf"):
             if name in whole:
                 return self._alternatives(whole, name, path, depth)
         return self._typed(whole, path, depth)
 
-    def _target(self, pointer: object, path: str, depth: int) -> dict[str, object]:
-        target, place = self._references.follow(pointer, path)
-        return self._unfolded(target, place, depth + 1)
-
     def _unfolded(self, given: object, path: str, depth: int) -> dict[str, object]:
-        """A schema that is joined with others, without `$ref` and `allOf` of its own."""
+        """A schema together with what stands behind its `$ref` and in its `allOf`, and so without them."""
         if depth > MOST_DEPTH:
             raise SchemaError(f"it is nested more than {MOST_DEPTH} deep, or is part of itself", path)
         if given is True:
@@ -126,7 +120,8 @@ class _Normaliser:
             raise SchemaError("a schema that is joined with others must be an object", path)
         whole = {name: value for name, value in given.items() if name not in ("$ref", "allOf", "$defs", "definitions")}
         if "$ref" in given:
-            whole = merged(whole, self._target(given["$ref"], path, depth), path)
+            target, place = self._references.follow(given["$ref"], path)
+            whole = merged(whole, self._unfolded(target, place, depth + 1), path)
         for at, part in enumerate(_array(given, "allOf", path)):
             whole = merged(whole, self._unfolded(part, f"{path}/allOf/{at}", depth + 1), path)
         return whole
