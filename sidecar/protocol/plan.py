@@ -158,6 +158,7 @@ def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limi
     logprobs = 0 if options.logprobs is None and best_of > options.choices else options.logprobs
     share = _reserved_share(request, prompt_tokens, len(prompts) * best_of, ticket)
     seeds = _seeds(options, len(prompts), best_of)
+    grammar = "" if options.grammar is None else options.grammar.key
     submits = [
         Submit(
             request_id=ticket.request_id,
@@ -174,7 +175,7 @@ def make_plan(request: GenerationRequest, prompts: Prompts, ticket: Ticket, limi
             logprobs=logprobs,
             prompt_logprobs=options.logprobs if echoes else None,
             cache_scope=ticket.cache_scope,
-            grammar="" if options.grammar is None else options.grammar.key,
+            grammar=grammar,
         )
         for index, ids in enumerate(ids for ids in prompts for _ in range(best_of))
     ]
