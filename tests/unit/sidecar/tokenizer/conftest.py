@@ -1,11 +1,13 @@
 """A small byte-level tokenizer with a chat template, trained here, in a folder as a model has it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 
+from sidecar.tokenizer.model_tokenizer import ModelTokenizer
 from tests.fakes.tiny import train
 
 TEMPLATE = (
@@ -49,3 +51,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Pa
 def plain_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
     """The same without a chat template."""
     return write(tmp_path_factory.mktemp("tokenizer") / "plain", tokenizer, None)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Callable[[str], ModelTokenizer]:
+    """A model with a template; each is loaded once."""
+    models: dict[str, ModelTokenizer] = {}
+
+    def make(template: str) -> ModelTokenizer:
+        if template not in models:
+            model = tmp_path_factory.mktemp("template")
+            for file in folder.iterdir():
+                (model / file.name).write_bytes(file.read_bytes())
+            config = json.loads((folder / "tokenizer_config.json").read_text())
+            (model / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+            models[template] = ModelTokenizer(model)
+        return models[template]
+
+    return make

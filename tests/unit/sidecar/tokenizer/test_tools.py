@@ -56,24 +56,6 @@ Made = Callable[[str], ModelTokenizer]
 hostile = st.lists(st.sampled_from(["cat", "<|", "|>", "end", "<|end|>", "<|start|>", " ", "ü", "<", '"'])).map("".join)
 
 
-@pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Made:
-    """A model with a template; each is loaded once."""
-    models: dict[str, ModelTokenizer] = {}
-
-    def make(template: str) -> ModelTokenizer:
-        if template not in models:
-            model = tmp_path_factory.mktemp("template")
-            for file in folder.iterdir():
-                (model / file.name).write_bytes(file.read_bytes())
-            config = json.loads((folder / "tokenizer_config.json").read_text())
-            (model / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
-            models[template] = ModelTokenizer(model)
-        return models[template]
-
-    return make
-
-
 def text(model: ModelTokenizer, messages: tuple[Message, ...], rendering: Rendering = PLAIN) -> str:
     return model.decode_text(model.encode_chat(messages, rendering))[0]
 
