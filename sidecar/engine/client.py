@@ -5,13 +5,13 @@ One object is one process, from its start to its end; starting another in its pl
 
 import asyncio
 import contextlib
-import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import Final, Self
 
 import msgspec
 
+from sidecar.child import start_child
 from sidecar.engine.config import EngineConfig
 from sidecar.wire.frames import Command, FrameReader, FrameTooLargeError, Report, Shutdown, encode_frame
 
@@ -43,18 +43,8 @@ class EngineProcess:
         cls, config: EngineConfig, program: Sequence[str] = (sys.executable, "-m", "sidecar.engine")
     ) -> Self:
         """Start `program` with one end of a socketpair. Its stdout and stderr are ours. Raises OSError."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                arguments = ["--fd", str(theirs.fileno()), "--config", msgspec.json.encode(config).decode()]
-                process = await asyncio.create_subprocess_exec(
-                    *program, *arguments, stdin=asyncio.subprocess.DEVNULL, pass_fds=[theirs.fileno()]
-                )
-            except BaseException:
-                ours.close()
-                raise
-        reader, writer = await asyncio.open_connection(sock=ours, limit=_READ_BYTES)
-        return cls(process, reader, writer)
+        child = await start_child(program, ("--config", msgspec.json.encode(config).decode()), _READ_BYTES)
+        return cls(child.process, child.reader, child.writer)
 
     @property
     def pid(self) -> int:

@@ -6,13 +6,13 @@ it stays. One that ends is started again with the next grammar.
 
 import asyncio
 import contextlib
-import socket
 import sys
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from sidecar.child import start_child
 from sidecar.wire.frames import FrameReader, FrameTooLargeError, encode_frame
 from sidecar.wire.grammars import Compiled, CompilerCommand, CompilerReport, Grammar, Learnt, Refused, Vocabulary
 
@@ -73,20 +73,11 @@ class CompilerProcess:
         cls, most_wall_s: float, program: Sequence[str] = (sys.executable, "-m", "sidecar.grammars")
     ) -> "CompilerProcess":
         """Raises CompilerLostError."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                arguments = ["--fd", str(theirs.fileno()), "--most-wall-s", str(most_wall_s)]
-                process = await asyncio.create_subprocess_exec(
-                    *program, *arguments, stdin=asyncio.subprocess.DEVNULL, pass_fds=[theirs.fileno()]
-                )
-            except BaseException as exc:
-                ours.close()
-                if isinstance(exc, OSError):
-                    raise CompilerLostError(str(exc)) from exc
-                raise
-        reader, writer = await asyncio.open_connection(sock=ours, limit=_READ_BYTES)
-        return cls(process, reader, writer)
+        try:
+            child = await start_child(program, ("--most-wall-s", str(most_wall_s)), _READ_BYTES)
+        except OSError as exc:
+            raise CompilerLostError(str(exc)) from exc
+        return cls(child.process, child.reader, child.writer)
 
     async def ask(self, command: CompilerCommand, most_s: float) -> CompilerReport:
         try:
