@@ -37,6 +37,8 @@ _CHAT: Final[dict[str, object]] = {"model": "m", "messages": [{"role": "user", "
 _TEXT: Final[dict[str, object]] = {"model": "m", "prompt": "x"}
 _NAMED: Final[dict[str, object]] = {"name": "n", "schema": {}}
 _FORMAT: Final[dict[str, object]] = {"response_format": {"type": "json_schema", "json_schema": _NAMED}}
+_INPUT_TEXT: Final[dict[str, object]] = {"model": "m", "input": "x"}
+_TEXT_FORMAT: Final[dict[str, object]] = {"reasoning": {}, "text": {"format": {"type": "json_schema", **_NAMED}}}
 _OBJECT: Final[dict[str, object]] = {"response_format": {"type": "json_object"}}
 _STREAMED: Final[dict[str, object]] = {"stream": True, "stream_options": {}}
 
@@ -84,17 +86,7 @@ def _bodies(api: Api) -> dict[str, Body]:
         ),
         Endpoint.RESPONSES.value: Body(
             responses.read_response,
-            (
-                {"model": "m", "input": "x"},
-                {
-                    "model": "m",
-                    "input": "x",
-                    **_STREAMED,
-                    "reasoning": {},
-                    "text": {"format": {"type": "json_schema", **_NAMED}},
-                },
-                {"model": "m", "input": "x", "structured_outputs": {}},
-            ),
+            (_INPUT_TEXT, {**_INPUT_TEXT, **_STREAMED, **_TEXT_FORMAT}, {**_INPUT_TEXT, "structured_outputs": {}}),
             (responses.REFUSED, options.REFUSED),
             _shared() | _metadata() | response_input(api) | text_format() | flat(),
         ),
@@ -116,7 +108,7 @@ def _bodies(api: Api) -> dict[str, Body]:
         ),
         EMBEDDINGS: Body(
             embeddings.read_embedding,
-            ({"model": "m", "input": "x"},),
+            (_INPUT_TEXT,),
             (),
             {"model": _MODEL, "input": _one_or_many(_INPUT, embeddings.MAX_INPUTS)},
         ),
