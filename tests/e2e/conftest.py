@@ -217,9 +217,23 @@ def build_house(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         house.stop()
 
 
+@pytest.fixture(scope="module")
+def house(build_house: Callable[..., House]) -> House:
+    """A house that a module shares, with both processes running; one with other tiers has a fixture of its own."""
+    house = build_house()
+    house.start_sidecar()
+    house.start_proxy()
+    return house
+
+
+@pytest.fixture(scope="module")
+def client(house: House) -> openai.OpenAI:
+    return house.client(house.key("open"))
+
+
 @pytest.fixture
-def house(build_house: Callable[..., House]) -> Iterator[House]:
-    """A house for one test, with both processes running; a module that shares one has a fixture of its own."""
+def own_house(build_house: Callable[..., House]) -> Iterator[House]:
+    """A house for one test, whose processes may be killed."""
     house = build_house()
     house.start_sidecar()
     house.start_proxy()

@@ -1,6 +1,5 @@
 """What a client gives to the model's chat template, through the whole house: an answer that goes on from a message."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +25,6 @@ CHATS: list[list[dict[str, str]]] = [
     [{"role": "user", "content": "Say a word."}, {"role": "assistant", "content": ""}],
 ]
 NEW_TOKENS = 24
-
-
-@pytest.fixture(scope="module")
-def house(build_house: Callable[..., Any]) -> Any:
-    house = build_house()
-    house.start_sidecar()
-    house.start_proxy()
-    return house
-
-
-@pytest.fixture(scope="module")
-def client(house: Any) -> openai.OpenAI:
-    return house.client(house.key("open"))  # type: ignore[no-any-return]  # the house is untyped here
 
 
 def test_an_open_message_goes_on_as_its_rendered_text_does(client: openai.OpenAI, model_folder: Path) -> None:

@@ -22,6 +22,11 @@ LONG: Any = {
 }
 
 
+@pytest.fixture
+def house(own_house: Any) -> Any:
+    return own_house
+
+
 def test_a_frozen_engine_is_noticed_told_charged_and_replaced(house: Any) -> None:
     client = house.client(house.key("open"))
     engine = house.state()["engine_pid"]

@@ -1,6 +1,5 @@
 """What vLLM's fields do to an answer is what Transformers' own processors do to it; guesses are on, as by default."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,6 @@ class Reference:
         with torch.inference_mode():
             found: list[int] = self.model.generate(ids, pad_token_id=0, **options)[0, len(prompt) :].tolist()
         return found
-
-
-@pytest.fixture(scope="module")
-def house(build_house: Callable[..., Any]) -> Any:
-    house = build_house()
-    house.start_sidecar()
-    house.start_proxy()
-    return house
 
 
 @pytest.fixture(scope="module")

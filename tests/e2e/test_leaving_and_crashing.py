@@ -22,6 +22,11 @@ LONG: Any = {
 }
 
 
+@pytest.fixture
+def house(own_house: Any) -> Any:
+    return own_house
+
+
 def until_the_proxy_is_ready(house: Any) -> None:
     until(lambda: httpx2.get(f"http://127.0.0.1:{house.admin_port}/readyz").status_code == 200)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +47,6 @@ class Reference:
         with torch.inference_mode():
             found: torch.Tensor = self.model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
         return found
-
-
-@pytest.fixture(scope="module")
-def house(build_house: Callable[..., Any]) -> Any:
-    house = build_house()
-    house.start_sidecar()
-    house.start_proxy()
-    return house
-
-
-@pytest.fixture(scope="module")
-def client(house: Any) -> openai.OpenAI:
-    return house.client(house.key("open"))  # type: ignore[no-any-return]  # the house is untyped here
 
 
 @pytest.fixture(scope="module")

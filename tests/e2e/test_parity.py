@@ -1,12 +1,10 @@
 """Sixteen streams at once, of mixed lengths: each text is what `model.generate` gives for its prompt alone."""
 
 import asyncio
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
-import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,14 +19,6 @@ PROMPTS = [
     f"Write a few sentences about {subject}. " + "Mind the details, please. " * (index * 5)
     for index, subject in enumerate(SUBJECTS)
 ]
-
-
-@pytest.fixture(scope="module")
-def house(build_house: Callable[..., Any]) -> Iterator[Any]:
-    house = build_house()
-    house.start_sidecar()
-    house.start_proxy()
-    return house
 
 
 async def stream_all(base_url: str, key: str) -> list[str]:

@@ -1,6 +1,5 @@
 """The stock OpenAI SDK's `responses` against a running house: whole, streamed, by its helper, and in the ledger."""
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import openai
@@ -10,20 +9,6 @@ MODEL = "smollm2-135m-instruct"
 URL = "/v1/responses"
 QUESTION = "What is the capital of France?"
 GREEDY: Any = {"model": MODEL, "input": QUESTION, "temperature": 0, "max_output_tokens": 24}
-
-
-@pytest.fixture(scope="module")
-def house(build_house: Callable[..., Any]) -> Iterator[Any]:
-    house = build_house()
-    house.start_sidecar()
-    house.start_proxy()
-    return house
-
-
-@pytest.fixture(scope="module")
-def client(house: Any) -> openai.OpenAI:
-    client: openai.OpenAI = house.client(house.key("open"))
-    return client
 
 
 def test_a_response_says_what_a_chat_says_and_costs_the_same(house: Any, client: openai.OpenAI) -> None:

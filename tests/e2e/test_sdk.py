@@ -1,6 +1,5 @@
 """The stock OpenAI SDK against a running house: synchronous, asynchronous, streaming and not."""
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx2
@@ -10,14 +9,6 @@ import pytest
 MODEL = "smollm2-135m-instruct"
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 GREEDY: Any = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 24}
-
-
-@pytest.fixture(scope="module")
-def house(build_house: Callable[..., Any]) -> Iterator[Any]:
-    house = build_house()
-    house.start_sidecar()
-    house.start_proxy()
-    return house
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import concurrent.futures
 import json
 import random
 import re
-from collections.abc import Callable
 from typing import Any, Literal
 
 import openai
@@ -28,20 +27,6 @@ PERSON: Any = {
     "additionalProperties": False,
 }
 SCHEMAS = 40
-
-
-@pytest.fixture(scope="module")
-def house(build_house: Callable[..., Any]) -> Any:
-    house = build_house()
-    house.start_sidecar()
-    house.start_proxy()
-    return house
-
-
-@pytest.fixture(scope="module")
-def client(house: Any) -> openai.OpenAI:
-    made: openai.OpenAI = house.client(house.key("open"))
-    return made
 
 
 def schema_format(schema: Any) -> Any:

@@ -1,7 +1,6 @@
 """Tools of chats, through both processes and the stock SDK, with a model that was never taught them."""
 
 import json
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import openai
@@ -37,19 +36,6 @@ HISTORY: list[Any] = [
     {"role": "tool", "tool_call_id": "call_1", "content": "sunny, 21 degrees"},
 ]
 GREEDY: dict[str, Any] = {"model": MODEL, "messages": ASKED, "temperature": 0, "max_tokens": 64, "tools": [WEATHER]}
-
-
-@pytest.fixture(scope="module")
-def house(build_house: Callable[..., Any]) -> Iterator[Any]:
-    house = build_house()
-    house.start_sidecar()
-    house.start_proxy()
-    return house
-
-
-@pytest.fixture(scope="module")
-def client(house: Any) -> Any:
-    return house.client(str(house.key("open")))
 
 
 @pytest.mark.parametrize("messages", [ASKED, HISTORY])
