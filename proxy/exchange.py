@@ -8,6 +8,7 @@ import datetime as dt
 import enum
 from dataclasses import dataclass, field
 
+from proxy.policy.schema import NO_OVERRIDES, Overrides
 from sidecar.wire import anthropic
 from sidecar.wire.errors import ApiError
 from sidecar.wire.internal import Endpoint, Usage
@@ -55,12 +56,23 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks. `models` of None means every model the tier allows."""
+    """Who asks. `models` of None means every model the tier allows, `scopes` of None all that a key may do by default.
+
+    `limits` and `account_limits` are its own, in the place of its tier's. `allow_from` and `deny_from` are networks
+    (CIDR) that it may, or may not, come from; an empty `allow_from` is everywhere. `signed`: its requests carry a
+    signature in the place of a secret.
+    """
 
     account_id: str
     key_id: str
     tier: str
     models: frozenset[str] | None
+    scopes: frozenset[str] | None = None
+    limits: Overrides = NO_OVERRIDES
+    account_limits: Overrides = NO_OVERRIDES
+    allow_from: tuple[str, ...] = ()
+    deny_from: tuple[str, ...] = ()
+    signed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,94 +7,28 @@ one charge and one line in the log, whatever was raised on the way. Who listens 
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final
 
 from proxy.body import read_call, read_question
 from proxy.client import Client, LeftError
 from proxy.clock import Clock
 from proxy.exchange import Arrival, Call, Ending, Outcome, Principal, Question, TextEndpoint
-from proxy.forward import CLIENT_CLOSED, Delivery, Forward, Reserved, Run, Timings, told_on_leaving
+from proxy.forward import CLIENT_CLOSED, Delivery, Forward, Run, Timings, told_on_leaving
 from proxy.metrics import OTHER
 from proxy.policy.schema import CacheScope
 from proxy.record import Ended, Record, Rooms
 from proxy.responses import own_place
+from proxy.rooms import Admits, Granted, Identifies, Pass, Stores
 from proxy.settings import Limits
-from proxy.settle import Chargeable, Settlement
+from proxy.settle import Settlement
 from proxy.ticket import Ticket
 from proxy.upstream import Sidecar, UpstreamRefusedError, Upstreams
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import ApiError, internal_error
-from sidecar.wire.internal import IGNORED, Count, Endpoint, ModelState
+from sidecar.wire.internal import IGNORED, Endpoint, ModelState
 
 # The codes of our own 503s that are not a sidecar's fault.
 OURS: Final = frozenset({"storage_unavailable"})
-
-
-class Granted(Reserved, Chargeable, Protocol):
-    """A grant of `proxy.admission.grant`: held for as long as the request runs."""
-
-    @property
-    def priority(self) -> int: ...
-    @property
-    def weight(self) -> float: ...
-    @property
-    def cache_scope(self) -> CacheScope: ...
-    def headers(self) -> dict[str, str]: ...
-    async def __aenter__(self) -> Self: ...
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class Pass(Protocol):
-    """A pass of `proxy.admission.meters`: held while a tokenizer is asked. Entering it gives the rate limit headers."""
-
-    def __enter__(self) -> dict[str, str]: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class Identifies(Protocol):
-    """See `proxy.identity.Identify`."""
-
-    async def identify(self, authorization: str | None, address: str) -> Principal:
-        """Raises ApiError 401, 403, 429 or 503."""
-
-
-class Admits(Protocol):
-    """See `proxy.admission.gate.Admission`."""
-
-    def check(self, principal: Principal, call: Call, model: ModelState | None) -> ModelState:
-        """Raises ApiError 400, 403 or 404."""
-
-    async def admit(
-        self,
-        principal: Principal,
-        call: Call,
-        arrival: Arrival,
-        model: ModelState | None,
-        counter: Callable[[Call], Awaitable[Count]],
-        *,
-        upstream: str,
-    ) -> Granted:
-        """Raises ApiError; then nothing was consumed."""
-
-    async def check_limits(self, principal: Principal) -> None:
-        """Raises ApiError 403, 429 or 503."""
-
-    def admit_question(self, principal: Principal, question: Question, model: ModelState | None) -> Pass:
-        """Raises ApiError 403, 404 or 429; then nothing was consumed."""
-
-
-class Stores(Protocol):
-    """See `proxy.responses.Responses`."""
-
-    async def continued(self, principal: Principal, call: Call) -> Call:
-        """Raises ApiError 400, 413 or 503."""
-
-    def keeping(self, principal: Principal, call: Call) -> Callable[[bytes], Awaitable[None]] | None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from proxy.policy.schema import Limit, Policy, PolicyFile, Tier, TierRules
+from proxy.policy.schema import Policy, PolicyFile, Tier, TierRules, number
 from sidecar.yamlfile import ConfigInvalidError, Document, Problem, read
 
 SUFFIX: Final = ".yaml"
@@ -93,7 +93,7 @@ def _check_output(document: Document[PolicyFile], tier: str, rules: TierRules) -
 
     An unlimited default is no such mistake, except beside a maximum: it is sized to what the limits can hold.
     """
-    default, most = _number(rules.default_output_tokens), _number(rules.max_output_tokens)
+    default, most = number(rules.default_output_tokens), number(rules.max_output_tokens)
     keys = ("tiers", tier, "default_output_tokens")
     if most is not None and (default is None or default > most):
         yield document.problem(keys, f"{_text(default)} is more than max_output_tokens, which is {most}")
@@ -101,8 +101,8 @@ def _check_output(document: Document[PolicyFile], tier: str, rules: TierRules) -
         return
     for field, limit in (("tokens_per_minute", rules.tokens_per_minute), ("monthly_tokens", rules.monthly_tokens)):
         # A prompt has a token at least.
-        if (number := _number(limit)) is not None and default >= number:
-            yield document.problem(keys, f"{default} and a prompt are more than {field}, which is {number}")
+        if (most_ever := number(limit)) is not None and default >= most_ever:
+            yield document.problem(keys, f"{default} and a prompt are more than {field}, which is {most_ever}")
 
 
 def _twice(documents: list[Document[PolicyFile]]) -> Iterator[Problem]:
@@ -121,23 +121,32 @@ def _twice(documents: list[Document[PolicyFile]]) -> Iterator[Problem]:
 def _compile(name: str, rules: TierRules) -> Tier:
     return Tier(
         name=name,
-        requests_per_minute=_number(rules.requests_per_minute),
-        tokens_per_minute=_number(rules.tokens_per_minute),
-        concurrency=_number(rules.concurrency),
-        monthly_requests=_number(rules.monthly_requests),
-        monthly_tokens=_number(rules.monthly_tokens),
-        max_output_tokens=_number(rules.max_output_tokens),
-        default_output_tokens=_number(rules.default_output_tokens),
+        requests_per_minute=number(rules.requests_per_minute),
+        tokens_per_minute=number(rules.tokens_per_minute),
+        concurrency=number(rules.concurrency),
+        monthly_requests=number(rules.monthly_requests),
+        monthly_tokens=number(rules.monthly_tokens),
+        max_output_tokens=number(rules.max_output_tokens),
+        default_output_tokens=number(rules.default_output_tokens),
         models=frozenset(rules.models),
         priority=rules.priority,
         weight=rules.weight,
         cache_scope=rules.cache_scope,
         response_retention_days=rules.response_retention_days,
+        per_model=rules.per_model,
+        shadow=frozenset(rules.shadow),
+        soft_monthly_requests=number(rules.soft_monthly_requests),
+        soft_monthly_tokens=number(rules.soft_monthly_tokens),
+        account_monthly_requests=number(rules.account_monthly_requests),
+        account_monthly_tokens=number(rules.account_monthly_tokens),
+        max_wait_s=rules.max_wait_s,
+        max_waiting=rules.max_waiting,
+        replay=rules.replay,
+        idempotency_bodies=rules.idempotency_bodies,
+        equal_prompts_per_minute=number(rules.equal_prompts_per_minute),
+        addresses_per_hour=number(rules.addresses_per_hour),
+        response_headers=rules.response_headers,
     )
-
-
-def _number(limit: Limit) -> int | None:
-    return None if limit == "unlimited" else limit
 
 
 def _text(limit: int | None) -> str:

@@ -4,7 +4,7 @@ A file's shape is `PolicyFile`; `load` merges the files of a folder into one imm
 "no limit" and are written `unlimited` in a file.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -14,6 +14,47 @@ from sidecar.wire.errors import ApiError
 Count = Annotated[int, Meta(ge=1, le=10**15)]
 Limit = Count | Literal["unlimited"]
 CacheScope = Literal["key", "account", "global"]
+ReplayMode = Literal["off", "duplicate", "signed"]
+# The rules that may be tried before they bite, by the name of their field.
+Rule = Literal[
+    "requests_per_minute",
+    "tokens_per_minute",
+    "concurrency",
+    "monthly_requests",
+    "monthly_tokens",
+    "account_monthly_requests",
+    "account_monthly_tokens",
+    "equal_prompts_per_minute",
+]
+UNLIMITED: Final = "unlimited"
+
+
+class ModelRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What holds for one model instead of the tier's own: counted apart from the other models. None: as the tier."""
+
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    concurrency: Limit | None = None
+    max_output_tokens: Limit | None = None
+    default_output_tokens: Limit | None = None
+
+
+class Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """What holds for one key, or for one account, instead of what its tier says. None: as the tier.
+
+    Of an account only the monthly ones: they are what all of its keys may use together.
+    """
+
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    concurrency: Limit | None = None
+    monthly_requests: Limit | None = None
+    monthly_tokens: Limit | None = None
+    max_output_tokens: Limit | None = None
+    default_output_tokens: Limit | None = None
+
+
+NO_OVERRIDES: Final = Overrides()
 
 
 class TierRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -24,6 +65,11 @@ class TierRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     A higher `priority` is scheduled first; accounts of one priority share what the model can do by their `weight`.
     `cache_scope`: who may find computed prompts of whom, and could tell by the time that somebody asked before.
     `response_retention_days`: how long what /v1/responses was asked and answered is kept; 0 keeps no content at all.
+    `per_model`: limits of a model's own, by its served name. `shadow`: rules that decide and count, and let pass.
+    The `soft_` quotas warn, the `account_` ones hold for all keys of an account together. Up to `max_waiting` requests
+    of a key wait up to `max_wait_s` for their turn when `concurrency` is used up. `equal_prompts_per_minute`: how often
+    a key may send the same prompt; used from more than `addresses_per_hour` addresses it is reported, not refused.
+    `response_headers` are added to every answer.
     """
 
     requests_per_minute: Limit
@@ -38,6 +84,19 @@ class TierRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     weight: Annotated[float, Meta(ge=0.01, le=100)] = 1.0
     cache_scope: CacheScope = "account"
     response_retention_days: Annotated[int, Meta(ge=0, le=3650)] = 0
+    per_model: dict[str, ModelRules] = {}
+    shadow: list[Rule] = []
+    soft_monthly_requests: Limit = UNLIMITED
+    soft_monthly_tokens: Limit = UNLIMITED
+    account_monthly_requests: Limit = UNLIMITED
+    account_monthly_tokens: Limit = UNLIMITED
+    max_wait_s: Annotated[float, Meta(ge=0, le=300)] = 0.0
+    max_waiting: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    replay: ReplayMode = "off"
+    idempotency_bodies: bool = False
+    equal_prompts_per_minute: Limit = UNLIMITED
+    addresses_per_hour: Limit = UNLIMITED
+    response_headers: dict[str, str] = {}
 
 
 class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -63,6 +122,25 @@ class Tier(msgspec.Struct, frozen=True, kw_only=True):
     weight: float = 1.0
     cache_scope: CacheScope = "account"
     response_retention_days: int = 0
+    per_model: dict[str, ModelRules] = {}
+    shadow: frozenset[Rule] = frozenset()
+    soft_monthly_requests: int | None = None
+    soft_monthly_tokens: int | None = None
+    account_monthly_requests: int | None = None
+    account_monthly_tokens: int | None = None
+    max_wait_s: float = 0.0
+    max_waiting: int = 0
+    replay: ReplayMode = "off"
+    idempotency_bodies: bool = False
+    equal_prompts_per_minute: int | None = None
+    addresses_per_hour: int | None = None
+    response_headers: dict[str, str] = {}
+
+    def under(self, own: Overrides | ModelRules) -> "Tier":
+        """The tier with a key's or a model's own limits in the place of its own."""
+        given = {name: getattr(own, name) for name in own.__struct_fields__}
+        replaced = {name: number(limit) for name, limit in given.items() if limit is not None}
+        return msgspec.structs.replace(self, **replaced) if replaced else self
 
     def allows(self, model: str) -> bool:
         return "*" in self.models or model in self.models
@@ -84,3 +162,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
                 code="permission_denied",
             )
         return tier
+
+
+def number(limit: Limit) -> int | None:
+    """A limit as the compiled policy has it."""
+    return None if limit == UNLIMITED else limit

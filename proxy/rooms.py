@@ -1,0 +1,80 @@
+"""What the hallway needs of each room it leads through, so that a test can stand in for any of them.
+
+No code: the rooms are in `identity`, `admission`, `forward`, `settle` and `responses`, and `app` puts them in place.
+"""
+
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Protocol, Self
+
+from proxy.exchange import Arrival, Call, Principal, Question
+from proxy.forward import Reserved
+from proxy.policy.schema import CacheScope
+from proxy.settle import Chargeable
+from sidecar.wire.internal import Count, ModelState
+
+
+class Granted(Reserved, Chargeable, Protocol):
+    """A grant of `proxy.admission.grant`: held for as long as the request runs."""
+
+    @property
+    def priority(self) -> int: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def cache_scope(self) -> CacheScope: ...
+    def headers(self) -> dict[str, str]: ...
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Pass(Protocol):
+    """A pass of `proxy.admission.meters`: held while a tokenizer is asked. Entering it gives the rate limit headers."""
+
+    def __enter__(self) -> dict[str, str]: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Identifies(Protocol):
+    """See `proxy.identity.Identify`."""
+
+    async def identify(self, authorization: str | None, address: str) -> Principal:
+        """Raises ApiError 401, 403, 429 or 503."""
+
+
+class Admits(Protocol):
+    """See `proxy.admission.gate.Admission`."""
+
+    def check(self, principal: Principal, call: Call, model: ModelState | None) -> ModelState:
+        """Raises ApiError 400, 403 or 404."""
+
+    async def admit(
+        self,
+        principal: Principal,
+        call: Call,
+        arrival: Arrival,
+        model: ModelState | None,
+        counter: Callable[[Call], Awaitable[Count]],
+        *,
+        upstream: str,
+    ) -> Granted:
+        """Raises ApiError; then nothing was consumed."""
+
+    async def check_limits(self, principal: Principal) -> None:
+        """Raises ApiError 403, 429 or 503."""
+
+    def admit_question(self, principal: Principal, question: Question, model: ModelState | None) -> Pass:
+        """Raises ApiError 403, 404 or 429; then nothing was consumed."""
+
+
+class Stores(Protocol):
+    """See `proxy.responses.Responses`."""
+
+    async def continued(self, principal: Principal, call: Call) -> Call:
+        """Raises ApiError 400, 413 or 503."""
+
+    def keeping(self, principal: Principal, call: Call) -> Callable[[bytes], Awaitable[None]] | None: ...
