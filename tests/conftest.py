@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
+from tests.fakes import postgres as postgres_server
+
 # A full run that collects fewer tests than this has lost some, by a typo in a name or a broken import hook.
 FEWEST_TESTS = 1700
 # They have an environment of their own: `tollhouse test clients`.
@@ -29,3 +31,10 @@ def blockbuster(request: pytest.FixtureRequest) -> Iterator[BlockBuster | None]:
         return
     with blockbuster_ctx(["proxy", "sidecar"]) as guard:
         yield guard
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[postgres_server.Postgres]:
+    """A Postgres for the whole session, started when the first test asks for it."""
+    with postgres_server.running() as server:
+        yield server

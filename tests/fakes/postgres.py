@@ -1,0 +1,151 @@
+"""A real Postgres for tests, from the wheel `pgserver`: in a folder of its own, reachable by a Unix socket alone.
+
+Its programs are started here, and not by the wheel's own Python, so that a test can kill it and start it again.
+"""
+
+import contextlib
+import importlib.util
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from tests.fakes.waiting import until
+
+SUPERUSER: Final = "postgres"
+# Postgres will not run as root, so root starts it as this one.
+UNPRIVILEGED: Final = "nobody"
+# The databases live as long as a test session. What a crash of the machine would lose is no loss.
+FAST: Final = {"fsync": "off", "full_page_writes": "off", "max_connections": "200"}
+# Ends the server when this process is gone, whatever became of it: then the pipe that it reads is closed.
+LEASH: Final = '"$@" & read -r _; kill -INT "$!" 2>/dev/null; wait "$!"'
+
+
+class Postgres:
+    """One server. Mutable: `_leash`, the process that holds the running server, and `_names`."""
+
+    def __init__(self) -> None:
+        found = importlib.util.find_spec("pgserver")
+        assert found is not None
+        assert found.origin is not None
+        self._programs = Path(found.origin).parent / "pginstall/bin"
+        # Not below pytest's folder: that one is closed to other users, and too long for the name of a socket.
+        self.folder = Path(tempfile.mkdtemp(prefix="tollhouse-postgres-"))
+        self._leash: subprocess.Popen[bytes] | None = None
+        self._names = itertools.count()
+
+    def make(self) -> None:
+        """Make an empty cluster, and start it."""
+        self.folder.chmod(0o755)
+        if os.geteuid() == 0:
+            owner = pwd.getpwnam(UNPRIVILEGED)
+            os.chown(self.folder, owner.pw_uid, owner.pw_gid)
+        options = ("--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync", f"--username={SUPERUSER}")
+        self._run("initdb", "--pgdata", str(self._data), *options)
+        self.start()
+
+    def start(self) -> None:
+        """Returns when it takes connections."""
+        settings = FAST | {"listen_addresses": "", "unix_socket_directories": str(self.folder)}
+        given = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        server = [str(self._programs / "postgres"), "-D", str(self._data), *given]
+        with (self.folder / "log").open("ab") as log:
+            self._leash = subprocess.Popen(
+                ["/bin/sh", "-c", LEASH, "sh", *server],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                **_user(),
+            )
+        until(self.ready)
+
+    def stop(self) -> None:
+        """An orderly end: connections are cut, what is committed is on disk."""
+        leash, self._leash = self._leash, None
+        if leash is not None:
+            leash.communicate()
+
+    def kill(self) -> None:
+        """Kill -9 of the server and of all its processes, in the middle of whatever they do."""
+        postmaster = self.pid
+        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+        # The first one, lest it clean up after the others.
+        for pid in (postmaster, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.stop()
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self.folder)
+
+    @property
+    def pid(self) -> int:
+        return int((self._data / "postmaster.pid").read_text().split("\n", 1)[0])
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def ready(self) -> bool:
+        asked = [str(self._programs / "pg_isready"), "--quiet", "--host", str(self.folder), "--username", SUPERUSER]
+        return subprocess.run(asked, check=False).returncode == 0
+
+    def url(self, database: str) -> str:
+        """For `database.url`."""
+        return f"postgresql+asyncpg://{SUPERUSER}@/{database}?host={self.folder}"
+
+    def sql(self, statement: str, database: str = "postgres") -> list[list[str]]:
+        """Run it as the superuser, in a process of its own; the rows, each value as text and NULL as ''."""
+        at = ("--host", str(self.folder), "--username", SUPERUSER, "--dbname", database)
+        plain = ("--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--field-separator", "\t")
+        said = self._run("psql", *at, *plain, "--set", "ON_ERROR_STOP=1", "--command", statement)
+        return [line.split("\t") for line in said.splitlines()]
+
+    @contextlib.contextmanager
+    def database(self, template: str = "template1") -> Iterator[str]:
+        """A database of its own, like the template; its name. It is dropped at the end, whoever is connected."""
+        name = self.new_database(template)
+        try:
+            yield name
+        finally:
+            self.sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def new_database(self, template: str = "template1") -> str:
+        name = f"test_{next(self._names)}"
+        self.sql(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return name
+
+    @property
+    def _data(self) -> Path:
+        return self.folder / "data"
+
+    def _run(self, program: str, *arguments: str) -> str:
+        command = [str(self._programs / program), *arguments]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=self.folder, **_user())
+        assert done.returncode == 0, f"{program}: {done.stderr}"
+        return done.stdout
+
+
+def _user() -> dict[str, Any]:
+    """The arguments for `subprocess` that make a root start it as somebody else."""
+    if os.geteuid() != 0:
+        return {}
+    return {"user": UNPRIVILEGED, "group": pwd.getpwnam(UNPRIVILEGED).pw_gid, "extra_groups": []}
+
+
+@contextlib.contextmanager
+def running() -> Iterator[Postgres]:
+    server = Postgres()
+    try:
+        server.make()
+        yield server
+    finally:
+        server.remove()
