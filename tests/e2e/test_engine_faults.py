@@ -27,7 +27,7 @@ def house(own_house: Any) -> Any:
     return own_house
 
 
-def test_a_frozen_engine_is_noticed_told_charged_and_replaced(house: Any) -> None:
+def test_f3_a_frozen_engine_is_noticed_told_charged_and_replaced(house: Any) -> None:
     client = house.client(house.key("open"))
     engine = house.state()["engine_pid"]
     stream = client.chat.completions.create(**LONG)

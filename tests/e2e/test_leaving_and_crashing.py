@@ -71,7 +71,7 @@ def test_a_client_that_leaves_frees_its_row_and_pays_for_what_was_produced(house
     check_books(house)
 
 
-def test_a_killed_proxy_loses_no_row(house: Any) -> None:
+def test_f1_a_killed_proxy_loses_no_row(house: Any) -> None:
     key = house.key("open")
     whole = house.client(key).chat.completions.create(**{**LONG, "stream": False, "max_tokens": 8})
     _, request_id, seen = open_stream(house, key)
@@ -90,7 +90,7 @@ def test_a_killed_proxy_loses_no_row(house: Any) -> None:
     check_books(house)
 
 
-def test_a_killed_sidecar_ends_streams_with_an_error_and_charges_what_was_produced(house: Any) -> None:
+def test_f2_a_killed_sidecar_ends_streams_with_an_error_and_charges_what_was_produced(house: Any) -> None:
     key = house.key("open")
     stream, request_id, _ = open_stream(house, key)
     engine = house.state()["engine_pid"]
@@ -125,7 +125,7 @@ def test_a_killed_engine_comes_back(house: Any) -> None:
     list(house.client(key).chat.completions.create(**{**LONG, "max_tokens": 4}))
 
 
-def test_a_terminated_proxy_finishes_its_streams_first(house: Any) -> None:
+def test_f11_a_terminated_proxy_finishes_its_streams_first(house: Any) -> None:
     stream, request_id, _ = open_stream(house, house.key("open"), max_tokens=40)
     house.proxy.popen.send_signal(signal.SIGTERM)
     finishes = [chunk.choices[0].finish_reason for chunk in stream if chunk.choices]

@@ -110,7 +110,7 @@ def test_errors_are_the_sdk_s_own(house: Any, key: str) -> None:
     assert too_long.value.code == "context_length_exceeded"
 
 
-def test_the_logs_hold_no_key_and_no_content(house: Any, key: str) -> None:
+def test_a4_the_logs_hold_no_key_and_no_content(house: Any, key: str) -> None:
     house.client(key).chat.completions.create(**GREEDY)
     for process in (house.proxy, house.sidecar):
         text = process.log.read_text()
@@ -119,7 +119,7 @@ def test_the_logs_hold_no_key_and_no_content(house: Any, key: str) -> None:
         assert all(line.startswith("{") for line in text.splitlines())
 
 
-def test_the_admin_listener_is_not_on_the_public_port(house: Any) -> None:
+def test_a7_the_admin_listener_is_not_on_the_public_port(house: Any) -> None:
     for path in ("/metrics", "/livez", "/readyz", "/admin/v1/keys", "/internal/state"):
         answer = httpx2.get(f"http://127.0.0.1:{house.port}{path}")
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_url")

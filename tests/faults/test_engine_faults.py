@@ -85,7 +85,7 @@ def client(served: Any) -> Iterator[httpx2.Client]:
         yield client
 
 
-def test_a_frozen_engine_is_noticed_and_replaced(served: Any, client: httpx2.Client) -> None:
+def test_f3_a_frozen_engine_is_noticed_and_replaced(served: Any, client: httpx2.Client) -> None:
     """Health is a step that happened: the processes are there all the time."""
     wanted, before = answer(client), served.state()
     with stream(client) as lines, stream(client, seed=4) as others:
@@ -107,7 +107,7 @@ def test_a_frozen_engine_is_noticed_and_replaced(served: Any, client: httpx2.Cli
     assert [line["ending"] for line in served.events("request")].count("engine_lost") == 2
 
 
-def test_a_pause_that_is_shorter_than_the_patience_harms_nobody(served: Any, client: httpx2.Client) -> None:
+def test_f3_a_pause_that_is_shorter_than_the_patience_harms_nobody(served: Any, client: httpx2.Client) -> None:
     before = served.state()
     with stream(client, max_tokens=200) as lines:
         os.kill(before["engine_pid"], signal.SIGSTOP)
@@ -117,7 +117,7 @@ def test_a_pause_that_is_shorter_than_the_patience_harms_nobody(served: Any, cli
     assert served.state()["restarts"] == before["restarts"]
 
 
-def test_a_killed_engine_is_replaced_at_once(served: Any, client: httpx2.Client) -> None:
+def test_f2_a_killed_engine_is_replaced_at_once(served: Any, client: httpx2.Client) -> None:
     wanted, before = answer(client), served.state()
     with stream(client) as lines:
         os.kill(before["engine_pid"], signal.SIGKILL)
@@ -129,7 +129,7 @@ def test_a_killed_engine_is_replaced_at_once(served: Any, client: httpx2.Client)
     assert served.events("engine_ended")[-1]["exit_code"] == -signal.SIGKILL
 
 
-def test_an_exception_in_a_step_fails_only_the_culprit(served: Any, client: httpx2.Client) -> None:
+def test_f4_an_exception_in_a_step_fails_only_the_culprit(served: Any, client: httpx2.Client) -> None:
     wanted, before = answer(client), served.state()
     with stream(client, max_tokens=300) as lines:
         response = client.post("/v1/completions", json=SHORT | {"prompt": [5, CURSED, 7]})

@@ -112,7 +112,7 @@ def test_the_images_run_as_one_user_who_owns_only_what_changes() -> None:
         assert f"\nWORKDIR {HOME.rstrip('/')}\n" in final
 
 
-def test_the_images_install_nothing_that_is_not_checked_but_torch() -> None:
+def test_f16_the_images_install_nothing_that_is_not_checked_but_torch() -> None:
     for name in DOCKERFILES:
         installs = re.findall(r"pip install ((?:[^&;\n]|\\\n)+)", (ROOT / name).read_text())
         assert installs

@@ -280,7 +280,7 @@ def wanted(*extras: str) -> list[Requirement]:
 
 
 @pytest.mark.parametrize("lock", [*LOCKS, "clients.txt"])
-def test_a_lock_pins_every_package_with_its_hashes_and_nothing_of_cuda(lock: str) -> None:
+def test_f16_a_lock_pins_every_package_with_its_hashes_and_nothing_of_cuda(lock: str) -> None:
     text = (PINS / lock).read_text()
     blocks = re.split(r"^(?=\S)", re.sub(r"^ *#.*\n", "", text, flags=re.MULTILINE), flags=re.MULTILINE)[1:]
     assert len(blocks) == sum(len(found) for found in pinned(lock).values()) > 0
@@ -310,7 +310,7 @@ def test_the_clients_lock_has_what_is_asked_for() -> None:
         assert all(requirement.specifier.contains(found) for found in versions)
 
 
-def test_the_lock_of_the_clients_for_node_names_no_registry() -> None:
+def test_f16_the_lock_of_the_clients_for_node_names_no_registry() -> None:
     text = (ROOT / "tests/clients/node/package-lock.json").read_text()
     assert '"integrity"' in text
     assert '"resolved"' not in text

@@ -155,7 +155,7 @@ def test_a_chat_is_plain_unless_its_template_is_given_more_than_messages(field: 
         b'{"model":"m","x":' + b"9" * 5000 + b"}",
     ],
 )
-def test_what_is_not_one_json_object_is_refused_without_a_field(body: bytes) -> None:
+def test_c3_what_is_not_one_json_object_is_refused_without_a_field(body: bytes) -> None:
     error = refused(body)
     assert (error.code, error.param) == (None, None)
 
@@ -178,17 +178,17 @@ def test_what_is_not_one_json_object_is_refused_without_a_field(body: bytes) -> 
         ({"model": "m", "max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "invalid_value"),
     ],
 )
-def test_a_wrong_field_is_named(fields: dict[str, Any], param: str, code: str) -> None:
+def test_c1_a_wrong_field_is_named(fields: dict[str, Any], param: str, code: str) -> None:
     error = refused(fields)
     assert (error.param, error.code) == (param, code)
 
 
-def test_too_many_prompts_are_refused() -> None:
+def test_c1_too_many_prompts_are_refused() -> None:
     error = refused({"model": "m", "prompt": ["a"] * 5}, Endpoint.COMPLETIONS)
     assert (error.param, error.code) == ("prompt", "array_above_max_length")
 
 
-def test_the_forwarded_body_is_ours_and_not_the_clients_bytes() -> None:
+def test_c3_the_forwarded_body_is_ours_and_not_the_clients_bytes() -> None:
     call = read(b'{ "model":"m",  "stream":false, "stream":true, "messages":[] }')
     assert call.body == b'{"model":"m","stream":true,"messages":[]}'
     assert call.stream

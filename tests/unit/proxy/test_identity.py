@@ -160,7 +160,7 @@ def test_another_root_makes_another_mac() -> None:
     assert Keysmith(RootSecret(b"x" * 32)).mac(secret) != SMITH.mac(secret)
 
 
-def test_a_minted_key_does_not_show_itself() -> None:
+def test_a4_a_minted_key_does_not_show_itself() -> None:
     minted = SMITH.mint()
     assert minted.secret not in repr(minted)
 

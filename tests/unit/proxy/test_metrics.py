@@ -39,7 +39,7 @@ def test_a_share_belongs_to_one_band(share: float, band: str) -> None:
     assert set(counts) == {"0_50", "50_80", "80_95", "95_100", "over"}
 
 
-async def test_the_page_has_our_names_and_closed_labels_only() -> None:
+async def test_a6_the_page_has_our_names_and_closed_labels_only() -> None:
     metrics = Metrics(FakeClock(), CollectorRegistry(), "1.0")
     metrics.requests.labels("/v1/models", "m", "free", "200").inc()
     page = (await metrics.page()).decode()
@@ -51,7 +51,7 @@ async def test_the_page_has_our_names_and_closed_labels_only() -> None:
     assert 'tollhouse_proxy_build_info{python="' in page
 
 
-async def test_the_page_of_a_busy_house_has_less_than_two_thousand_lines() -> None:
+async def test_a6_the_page_of_a_busy_house_has_less_than_two_thousand_lines() -> None:
     metrics = Metrics(FakeClock(), CollectorRegistry(), "1.0")
     models, tiers = [f"org/model-{n}" for n in range(4)], ["free", "pro", "unlimited", "none"]
     for endpoint in ("/v1/chat/completions", "/v1/completions"):

@@ -197,7 +197,7 @@ async def test_what_a_room_refuses_is_answered_and_recorded_once(room: str, erro
 
 
 @pytest.mark.parametrize(("scope", "told"), [("key", "k:key1"), ("account", "a:acct_1"), ("global", "g:")])
-async def test_the_sidecar_is_told_the_tier_s_weight_and_whose_prompts_may_be_shared(
+async def test_a15_the_sidecar_is_told_the_tier_s_weight_and_whose_prompts_may_be_shared(
     scope: CacheScope, told: str
 ) -> None:
     hall = Hall()
@@ -207,7 +207,7 @@ async def test_the_sidecar_is_told_the_tier_s_weight_and_whose_prompts_may_be_sh
     assert (ticket.tenant, ticket.weight, ticket.priority, ticket.cache_scope) == ("acct_1", 2.5, 3, told)
 
 
-async def test_nothing_is_read_for_a_stranger() -> None:
+async def test_c2_nothing_is_read_for_a_stranger() -> None:
     hall = Hall()
     hall.identify.error = ApiError(401, "no")
 

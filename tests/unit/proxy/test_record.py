@@ -89,7 +89,7 @@ def test_a_complete_request_is_counted_once_everywhere() -> None:
     assert desk.value("active_clients", window="5m") == 1
 
 
-def test_a_stranger_s_request_has_no_tier_and_no_model() -> None:
+def test_a6_a_stranger_s_request_has_no_tier_and_no_model() -> None:
     desk = Desk()
     error = ApiError(401, "no", code="invalid_api_key")
     desk.record.finish(Ended(ARRIVAL, "_other", Outcome(401, Ending.REFUSED, None, "", error.code), error=error))

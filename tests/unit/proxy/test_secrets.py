@@ -80,18 +80,18 @@ def test_a_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
         ensure_root_secret(tmp_path / "file/root.secret")
 
 
-def test_each_purpose_has_a_secret_of_its_own() -> None:
+def test_a11_each_purpose_has_a_secret_of_its_own() -> None:
     root = RootSecret(bytes(range(32)))
     assert root.derive(API_KEY_MAC) == root.derive(API_KEY_MAC)
     assert root.derive(API_KEY_MAC) != root.derive("tollhouse/cursor/v1")
     assert root.derive(API_KEY_MAC) != RootSecret(bytes(32)).derive(API_KEY_MAC)
 
 
-def test_a_derived_secret_never_changes_with_the_version() -> None:
+def test_a11_a_derived_secret_never_changes_with_the_version() -> None:
     # RFC 5869, HKDF-Expand with one block: HMAC-SHA256(root, info || 0x01). A change here would end every key.
     derived = RootSecret(bytes(range(32))).derive(API_KEY_MAC)
     assert derived.hex() == "96ff3287ba77952d72c8f32967be2c96efc5049520afddea0cff4086dc75f14c"
 
 
-def test_it_does_not_show_itself() -> None:
+def test_a4_it_does_not_show_itself() -> None:
     assert "x" * 32 not in repr(RootSecret(b"x" * 32))

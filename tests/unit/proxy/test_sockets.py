@@ -9,21 +9,21 @@ import pytest
 from proxy.sockets import ListenError, bind_tcp, bind_unix, url
 
 
-def test_a_unix_socket_is_private_and_so_is_its_folder(tmp_path: Path) -> None:
+def test_f14_a_unix_socket_is_private_and_so_is_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "run/a.sock"
     with bind_unix(path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-def test_a_socket_that_nobody_answers_on_is_replaced(tmp_path: Path) -> None:
+def test_f14_a_socket_that_nobody_answers_on_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
     bind_unix(path).close()
     assert path.exists()
     bind_unix(path).close()
 
 
-def test_a_socket_that_is_answered_on_is_left_alone(tmp_path: Path) -> None:
+def test_f14_a_socket_that_is_answered_on_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
     with bind_unix(path) as mine:
         mine.listen()

@@ -94,7 +94,7 @@ def test_every_problem_is_told_in_the_order_of_the_file(path: Path) -> None:
         (".inf", "infinity"),
     ],
 )
-def test_a_number_in_a_form_readers_disagree_on_is_told_what_to_write(path: Path, written: str, hint: str) -> None:
+def test_f13_a_number_in_a_form_readers_disagree_on_is_told_what_to_write(path: Path, written: str, hint: str) -> None:
     ((line, column, message),) = problems(path, f"version: 1\ninner:\n  port: {written}\n")
     assert (line, column) == (3, 9)
     assert hint in message
@@ -107,7 +107,7 @@ def test_decimals_are_plain(path: Path, written: str, hint: str) -> None:
 
 
 @pytest.mark.parametrize("written", ["1", "1.5", "true", "null", "", "010", "12:30"])
-def test_text_that_looks_like_something_else_wants_quotes(path: Path, written: str) -> None:
+def test_f13_text_that_looks_like_something_else_wants_quotes(path: Path, written: str) -> None:
     ((line, column, message),) = problems(path, f"version: 1\ninner:\n  name: {written}\n")
     assert (line, column) == (3, 9 if written else 8)
     assert message.startswith("expected text, ")
@@ -150,7 +150,7 @@ def test_text_has_its_bounds(path: Path, written: str, message: str) -> None:
         ("hello\n", (1, 1), "expected a mapping, got hello"),
     ],
 )
-def test_what_is_not_allowed_is_told_where_it_stands(
+def test_f13_what_is_not_allowed_is_told_where_it_stands(
     path: Path, text: str, place: tuple[int, int], message: str
 ) -> None:
     found = problems(path, text)
@@ -163,7 +163,7 @@ def test_bytes_that_are_not_utf8_have_a_place(path: Path) -> None:
     assert problems(path, b"version: 1\nx: \xff\n") == [(2, 4, "is not UTF-8 from here on")]
 
 
-def test_a_file_that_is_too_long_is_not_read(path: Path) -> None:
+def test_f13_a_file_that_is_too_long_is_not_read(path: Path) -> None:
     assert problems(path, b"#" * (yamlfile.MAX_BYTES + 1)) == [(0, 0, f"is longer than {yamlfile.MAX_BYTES} bytes")]
 
 
@@ -248,7 +248,7 @@ def test_a_type_that_checks_itself_is_heard(path: Path) -> None:
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
-def test_no_bytes_do_anything_but_give_a_value_or_problems(
+def test_f13_no_bytes_do_anything_but_give_a_value_or_problems(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.yaml"

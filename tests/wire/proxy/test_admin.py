@@ -44,18 +44,18 @@ async def test_it_lives_and_is_not_ready_without_a_sidecar(house: House) -> None
     assert (await got(house, "/livez")).status == 200
 
 
-async def test_the_api_is_not_on_tcp(house: House) -> None:
+async def test_a7_the_api_is_not_on_tcp(house: House) -> None:
     for path in ("/admin/v1/keys", "/admin/v1/state", "/v1/models"):
         answer = await got(house, path)
         assert (answer.status, answer.error["code"]) == (404, "unknown_url")
 
 
-async def test_the_socket_is_for_this_user_alone(house: House) -> None:
+async def test_a7_the_socket_is_for_this_user_alone(house: House) -> None:
     found = await asyncio.to_thread(Path(house.settings.admin.socket).stat)
     assert stat.S_IMODE(found.st_mode) == 0o600
 
 
-async def test_another_user_is_not_served_on_the_socket(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_f14_another_user_is_not_served_on_the_socket(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.edge.peer_uid", lambda _: 12345)
     wire = await house.connect_unix()
     assert await wire.closed()

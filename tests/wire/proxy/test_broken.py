@@ -8,7 +8,7 @@ from tests.wire.proxy.conftest import Build
 from tests.wire.proxy.house import House, chat
 
 
-async def test_a_broken_off_stream_is_told_and_charged_what_was_produced(house: House) -> None:
+async def test_f2_a_broken_off_stream_is_told_and_charged_what_was_produced(house: House) -> None:
     seen = asyncio.Event()
     house.sidecar.script = [delta("Hel"), seen, ABORT]
     house.sidecar.always_produced = 2
@@ -30,7 +30,7 @@ async def test_a_broken_off_stream_is_told_and_charged_what_was_produced(house: 
     )
 
 
-async def test_a_stream_that_ends_without_its_closing_event_is_broken_off(house: House) -> None:
+async def test_f2_a_stream_that_ends_without_its_closing_event_is_broken_off(house: House) -> None:
     house.sidecar.script = [delta("a"), usage_comment(1), FINISH]
     house.sidecar.always_produced = 1
     answer = await (await house.ask(await house.key())).answer()
@@ -79,7 +79,7 @@ async def test_a_client_that_leaves_before_its_answer_pays_nothing_if_nothing_ra
     assert (row["reason"], row["completion_tokens"]) == ("client_gone", 0)
 
 
-async def test_an_absent_sidecar_is_a_503_to_be_tried_again(house: House) -> None:
+async def test_f2_an_absent_sidecar_is_a_503_to_be_tried_again(house: House) -> None:
     key = await house.key()
     await house.sidecar.stop()
     answer = await (await house.ask(key)).answer()

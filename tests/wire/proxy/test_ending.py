@@ -25,7 +25,7 @@ async def streaming(house: House) -> tuple[asyncio.Event, str]:
     return more, await house.key()
 
 
-async def test_a_running_stream_ends_properly_and_the_idle_connection_at_once(house: House) -> None:
+async def test_f11_a_running_stream_ends_properly_and_the_idle_connection_at_once(house: House) -> None:
     more, key = await streaming(house)
     idle = await house.connect()
     await idle.send(request(key, method="GET", path="/v1/models"))
@@ -56,7 +56,7 @@ async def test_while_it_drains_it_is_alive_and_not_ready(house: House) -> None:
     await house.task
 
 
-async def test_what_outlasts_the_drain_is_told_and_settled(build: Build) -> None:
+async def test_f11_what_outlasts_the_drain_is_told_and_settled(build: Build) -> None:
     async with build(timeouts=Timeouts(drain_s=0.2)) as house:
         _, key = await streaming(house)
         wire = await house.ask(key)
@@ -72,7 +72,7 @@ async def test_what_outlasts_the_drain_is_told_and_settled(build: Build) -> None
         assert (row["state"], row["reason"], row["completion_tokens"]) == ("settled", "shutting_down", 1)
 
 
-async def test_a_second_signal_ends_the_drain(build: Build) -> None:
+async def test_f11_a_second_signal_ends_the_drain(build: Build) -> None:
     async with build(timeouts=Timeouts(drain_s=3600.0)) as house:
         _, key = await streaming(house)
         wire = await house.ask(key, chat(stream=False))

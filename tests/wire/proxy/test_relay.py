@@ -85,7 +85,7 @@ async def test_what_the_sidecar_refuses_is_told_as_it_said_it_and_costs_nothing(
     assert (row["reason"], row["status"], row["completion_tokens"]) == ("upstream_refused", 400, 0)
 
 
-async def test_an_overloaded_sidecar_s_retry_headers_are_passed_on(house: House) -> None:
+async def test_f15_an_overloaded_sidecar_s_retry_headers_are_passed_on(house: House) -> None:
     error = {"message": "full", "type": "service_unavailable_error", "param": None, "code": "server_is_overloaded"}
     house.sidecar.refusal = (503, error, {"retry-after": "7", "x-should-retry": "true", "x-secret": "1"})
     answer = await (await house.ask(await house.key())).answer()

@@ -35,7 +35,7 @@ async def leave_an_orphan(folder: Path, entry: Entry) -> None:
         await Ledger(writer, "boot_dead").reserve(entry)
 
 
-async def test_an_orphan_is_settled_by_the_sidecar_before_the_listeners_open(build: Build, tmp_path: Path) -> None:
+async def test_f1_an_orphan_is_settled_by_the_sidecar_before_the_listeners_open(build: Build, tmp_path: Path) -> None:
     await leave_an_orphan(tmp_path, ENTRY)
 
     def knows(sidecar: FakeSidecar) -> None:
@@ -49,7 +49,7 @@ async def test_an_orphan_is_settled_by_the_sidecar_before_the_listeners_open(bui
         assert house.log.getvalue().index("orphans_settled") < house.log.getvalue().index('"ready"')
 
 
-async def test_slots_settle_an_orphan_while_the_sidecar_is_away(build: Build, tmp_path: Path) -> None:
+async def test_f1_slots_settle_an_orphan_while_the_sidecar_is_away(build: Build, tmp_path: Path) -> None:
     await leave_an_orphan(tmp_path, ENTRY)
 
     def counted() -> None:

@@ -159,7 +159,7 @@ async def test_a_client_s_own_request_id_is_logged_beside_ours(house: House) -> 
     assert house.rows()[0]["client_request_id"] == "mine-1"
 
 
-async def test_no_key_is_in_the_log(house: House) -> None:
+async def test_a4_no_key_is_in_the_log(house: House) -> None:
     key = await house.key()
     await (await house.ask(key)).answer()
     await house.line()

@@ -119,7 +119,7 @@ async def test_an_answer_that_cannot_be_read_is_not_told_as_stored(house: House)
     assert (await house.row("settled"))["completion_tokens"] == 3
 
 
-async def test_nothing_of_the_content_is_logged(house: House) -> None:
+async def test_a4_nothing_of_the_content_is_logged(house: House) -> None:
     key = await house.key("storing")
     await ask(house, key, response("1", "swordfish"), input="the password?")
     await ask(house, key, response("2"), previous_response_id="resp_1")

@@ -213,7 +213,7 @@ async def test_nothing_is_opened_for_a_refused_request(serve: Serve) -> None:
     assert desk.engine.opened.empty()
 
 
-async def test_a_full_queue_is_told_with_the_time_to_wait(serve: Serve) -> None:
+async def test_f15_a_full_queue_is_told_with_the_time_to_wait(serve: Serve) -> None:
     engine = FakeEngine()
     engine.refusal = unavailable("Full.", code="server_is_overloaded", retry_after_s=3.2)
     reply = await (await serve(engine)).ask("POST", "/v1/chat/completions", STREAM)
@@ -289,7 +289,7 @@ async def test_what_the_settings_do_not_allow_is_refused_when_it_is_counted_too(
         assert (reply.status, reply.json["error"]["param"]) == (400, "chat_template_kwargs.thinking")
 
 
-async def test_one_line_is_logged_for_each_request_with_no_word_of_it(serve: Serve) -> None:
+async def test_a4_one_line_is_logged_for_each_request_with_no_word_of_it(serve: Serve) -> None:
     desk = await serve(FakeEngine(echo))
     await desk.ask("POST", "/v1/chat/completions", {**CHAT, "messages": [{"role": "user", "content": "secret words"}]})
     (line,) = desk.events()

@@ -343,7 +343,7 @@ async def test_a_reservation_refused_on_the_spot_takes_nothing(build: Build) -> 
     assert len(house.meters.leases) == len(house.meters.requests) == 0
 
 
-async def test_the_month_is_the_one_at_admission(build: Build) -> None:
+async def test_f10_the_month_is_the_one_at_admission(build: Build) -> None:
     house = build(monthly_tokens=100)
     house.clock.advance((dt.datetime(2026, 12, 1, tzinfo=dt.UTC) - house.clock.now()).total_seconds() - 1)
     grant = await house.admit()

@@ -16,7 +16,7 @@ LIMITS = [
 
 
 @pytest.mark.parametrize(("limits", "code"), LIMITS)
-async def test_a_key_at_a_limit_is_refused_before_it_causes_work(
+async def test_c2_a_key_at_a_limit_is_refused_before_it_causes_work(
     build: Build, limits: dict[str, int], code: str
 ) -> None:
     house = build(**limits)

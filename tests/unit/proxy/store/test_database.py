@@ -204,7 +204,7 @@ def test_every_foreign_exception_is_translated(kind: type[BaseException]) -> Non
     assert raised.value.__cause__ is error
 
 
-async def test_a_failed_statement_does_not_tell_its_values(settings: DatabaseSettings) -> None:
+async def test_a4_a_failed_statement_does_not_tell_its_values(settings: DatabaseSettings) -> None:
     async with open_database(settings) as database:
         with pytest.raises(StorageRejectedError) as raised:
             async with database.write() as connection:

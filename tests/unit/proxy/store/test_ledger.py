@@ -86,7 +86,7 @@ async def test_a_whole_life_in_one_batch(store: Any, make: Any) -> None:
     assert await ledger.check() == []
 
 
-async def test_the_period_is_the_reservations(store: Any, make: Any) -> None:
+async def test_f10_the_period_is_the_reservations(store: Any, make: Any) -> None:
     await store.ledger.reserve(make.entry("req_a", period="2026-10"))
     ended = dt.datetime(2026, 11, 1, 0, 0, 1, tzinfo=dt.UTC)
     await store.ledger.settle(make.settled("req_a", ended=ended))

@@ -22,7 +22,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_the_folder_is_0700_and_the_socket_0600(tmp_path: Path, log: JsonLog) -> None:
+def test_f14_the_folder_is_0700_and_the_socket_0600(tmp_path: Path, log: JsonLog) -> None:
     path = tmp_path / "run" / "s.sock"
     previous = os.umask(0)
     try:
@@ -41,7 +41,7 @@ def test_a_socket_nobody_listens_on_is_replaced(tmp_path: Path, log: JsonLog) ->
     close_socket(open_socket(path, log), path)
 
 
-def test_a_socket_in_use_is_left_alone(tmp_path: Path, log: JsonLog) -> None:
+def test_f14_a_socket_in_use_is_left_alone(tmp_path: Path, log: JsonLog) -> None:
     path = tmp_path / "s.sock"
     listening = open_socket(path, log)
     with pytest.raises(SocketUnusableError, match="another sidecar is listening"):
@@ -59,7 +59,7 @@ def test_a_file_in_the_socket_s_place_is_left_alone(tmp_path: Path, log: JsonLog
     assert path.read_text() == "mine"
 
 
-def test_a_folder_that_others_may_write_is_refused(tmp_path: Path, log: JsonLog) -> None:
+def test_f14_a_folder_that_others_may_write_is_refused(tmp_path: Path, log: JsonLog) -> None:
     tmp_path.chmod(0o770)
     with pytest.raises(SocketUnusableError, match="chmod 700"):
         open_socket(tmp_path / "s.sock", log)
@@ -78,7 +78,7 @@ def test_a_path_too_long_for_a_socket_is_named(tmp_path: Path, log: JsonLog) -> 
         open_socket(tmp_path / ("s" * 100) / "s.sock", log)
 
 
-def test_a_peer_is_known_by_its_user() -> None:
+def test_f14_a_peer_is_known_by_its_user() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         assert peer_uid(ours) == os.getuid()

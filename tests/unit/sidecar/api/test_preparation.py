@@ -54,7 +54,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-async def test_bodies_are_read_off_the_loop_and_only_so_many_at_once(threads: ThreadPoolExecutor) -> None:
+async def test_c2_bodies_are_read_off_the_loop_and_only_so_many_at_once(threads: ThreadPoolExecutor) -> None:
     tokenizer = HeldTokenizer()
     language = Language(tokenizer, (0,), None, chats=True, created=0)
     preparation = Preparation(Api(), threads, 2, FakeClock())
@@ -70,7 +70,7 @@ async def test_bodies_are_read_off_the_loop_and_only_so_many_at_once(threads: Th
     assert plan.prompt_tokens == 3
 
 
-async def test_tokens_are_made_off_the_loop_and_wait_with_the_bodies(threads: ThreadPoolExecutor) -> None:
+async def test_c2_tokens_are_made_off_the_loop_and_wait_with_the_bodies(threads: ThreadPoolExecutor) -> None:
     tokenizer = HeldTokenizer()
     language = Language(tokenizer, (0,), None, chats=True, created=0)
     preparation = Preparation(Api(), threads, 1, FakeClock())

@@ -48,13 +48,13 @@ def test_a_config_that_is_none(folder: Path, config: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
-def test_code_in_the_folder_is_refused(folder: Path, name: str) -> None:
+def test_c8_code_in_the_folder_is_refused(folder: Path, name: str) -> None:
     (folder / name).write_text(json.dumps({"model_type": "x", "auto_map": {"AutoModel": "evil.Model"}}))
     assert "would run code" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl"])
-def test_pickled_weights_are_refused(folder: Path, name: str) -> None:
+def test_c8_pickled_weights_are_refused(folder: Path, name: str) -> None:
     (folder / "model.safetensors").unlink()
     (folder / name).write_bytes(b"")
     message = refusal(folder)
@@ -81,6 +81,6 @@ def test_shards_must_all_be_there(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("weight_map", [None, {}, {"a": "../model.safetensors"}, {"a": "model.bin"}, {"a": 1}])
-def test_an_index_that_points_elsewhere_is_refused(folder: Path, weight_map: object) -> None:
+def test_c8_an_index_that_points_elsewhere_is_refused(folder: Path, weight_map: object) -> None:
     shard(folder, weight_map)
     assert "does not name safetensors files beside it" in refusal(folder)

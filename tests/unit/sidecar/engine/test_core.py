@@ -250,7 +250,7 @@ def test_a_deadline_that_has_passed_ends_a_sequence(slots: SlotWriter) -> None:
     assert [d.finish for d in channel.deltas("b")] == [Finish.LENGTH]
 
 
-def test_a_prompt_that_breaks_the_model_costs_only_itself(
+def test_f4_a_prompt_that_breaks_the_model_costs_only_itself(
     slots: SlotWriter, usage: Callable[[str], RequestUsage | None]
 ) -> None:
     channel, _ = run(slots, [[submit("good"), submit("bad", [666, 1]), submit("other")], [], [], []])
@@ -284,7 +284,7 @@ def test_a_model_that_fails_step_after_step_ends_the_engine(slots: SlotWriter) -
     assert [channel.deltas(str(n))[-1].finish for n in range(MOST_FAILED_STEPS)] == [Finish.ERROR] * MOST_FAILED_STEPS
 
 
-def test_a_lost_gpu_ends_the_engine_at_once_and_no_sequence_is_blamed(slots: SlotWriter) -> None:
+def test_f4_a_lost_gpu_ends_the_engine_at_once_and_no_sequence_is_blamed(slots: SlotWriter) -> None:
     channel = FakeChannel([[submit("a"), submit("b")], []])
     told: list[int] = []
     scheduler = Scheduler(SlotPool(4, 100), 16)

@@ -40,7 +40,7 @@ def test_a_token_at_least_is_left_to_compute() -> None:
     assert cache.match("a", []) == ()
 
 
-def test_another_scope_finds_nothing_and_keeps_its_own() -> None:
+def test_a15_another_scope_finds_nothing_and_keeps_its_own() -> None:
     cache = PrefixCache(8)
     ours = cache.insert("a:1", text(1, 2))
     assert cache.match("a:2", text(1, 2, tail=1)) == ()

@@ -46,18 +46,18 @@ def test_what_is_compiled_comes_back_whole() -> None:
     assert apart("well") == Compiled(b"x" * 200_000)
 
 
-def test_a_compiler_that_takes_too_long_is_ended() -> None:
+def test_c5_a_compiler_that_takes_too_long_is_ended() -> None:
     answer = apart("loop", 0.05)
     assert isinstance(answer, Refused)
     assert "too long" in answer.reason
 
 
 @pytest.mark.parametrize("does", ["abort", "exit", "raise"])
-def test_a_compiler_that_fails_costs_its_child(does: str) -> None:
+def test_c5_a_compiler_that_fails_costs_its_child(does: str) -> None:
     assert apart(does) == Refused("the compiler failed on it")
 
 
-def test_what_is_too_large_is_refused() -> None:
+def test_c5_what_is_too_large_is_refused() -> None:
     assert apart("large") == Refused("it is too large when compiled; make it smaller")
 
 

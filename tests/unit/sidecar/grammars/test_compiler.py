@@ -94,7 +94,7 @@ async def test_a_refusal_is_kept_too() -> None:
     assert house.next.asked == ["bad"]
 
 
-async def test_the_oldest_go_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_c5_the_oldest_go_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_KEPT_BYTES", 5)
     house = House()
     for source in ("aaa", "bb", "aaa", "cc", "aaa", "bb"):
@@ -102,7 +102,7 @@ async def test_the_oldest_go_when_there_are_too_many(monkeypatch: pytest.MonkeyP
     assert house.next.asked == ["aaa", "bb", "cc", "bb"]
 
 
-async def test_a_lost_process_is_started_again() -> None:
+async def test_c5_a_lost_process_is_started_again() -> None:
     house = House()
     lost = house.next
     lost.failure = CompilerLostError("gone")

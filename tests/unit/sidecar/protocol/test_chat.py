@@ -92,7 +92,7 @@ def test_fields_that_ask_for_nothing_pass(fields: dict[str, Any]) -> None:
     ("given", "expected"),
     [([], ()), ("END", ("END",)), (["", "END"], ("END",)), (list("abcdefghijklmnop"), tuple("abcdefghijklmnop"))],
 )
-def test_stop_strings_are_one_or_up_to_sixteen(given: object, expected: tuple[str, ...]) -> None:
+def test_c1_stop_strings_are_one_or_up_to_sixteen(given: object, expected: tuple[str, ...]) -> None:
     assert read({"stop": given}).options.stop == expected
 
 
@@ -192,7 +192,7 @@ def test_stop_strings_are_one_or_up_to_sixteen(given: object, expected: tuple[st
         ({"temprature": None}, "temprature", "unknown_parameter"),
     ],
 )
-def test_a_refusal_names_the_field_and_says_what_kind(fields: dict[str, Any], param: str, code: str) -> None:
+def test_c1_a_refusal_names_the_field_and_says_what_kind(fields: dict[str, Any], param: str, code: str) -> None:
     assert refused(fields) == (param, code)
 
 
@@ -207,7 +207,7 @@ def test_unknown_fields_can_be_let_pass_and_are_named() -> None:
     assert options.ignored == ("stream_options.y", "x")
 
 
-def test_too_many_messages_are_refused() -> None:
+def test_c1_too_many_messages_are_refused() -> None:
     assert refused({"messages": HELLO * 3}, Api(max_messages=2)) == ("messages", "array_above_max_length")
 
 
@@ -263,7 +263,7 @@ def test_of_calls_in_both_spellings_the_new_one_counts_and_both_are_checked() ->
 @pytest.mark.parametrize(
     "body", [b"", b"[]", b'"x"', b"{", b'{"model":NaN}', b'{"a":1e999}', b'{"a":"\\ud800"}', b"\xff", b"[" * 100_000]
 )
-def test_what_is_not_one_json_object_is_refused(body: bytes) -> None:
+def test_c3_what_is_not_one_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
         read_chat(decode_object(body), Api())
     assert (caught.value.status, caught.value.code) == (400, None)

@@ -66,7 +66,7 @@ def test_a_prompt_is_text_or_tokens_one_or_several(prompt: object, expected: tup
         ({"messages": []}, "messages", "unknown_parameter"),
     ],
 )
-def test_a_refusal_names_the_field_and_says_what_kind(fields: dict[str, Any], param: str, code: str) -> None:
+def test_c1_a_refusal_names_the_field_and_says_what_kind(fields: dict[str, Any], param: str, code: str) -> None:
     with pytest.raises(ApiError) as caught:
         read(fields)
     assert (caught.value.status, caught.value.param, caught.value.code) == (400, param, code)

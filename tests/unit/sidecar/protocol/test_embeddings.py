@@ -58,7 +58,7 @@ def test_every_shape_of_input_becomes_a_sequence_each(value: object, prompts: li
     assert made.prompt_tokens == sum(map(len, prompts))
 
 
-def test_as_many_inputs_as_openai_takes_and_no_more() -> None:
+def test_c1_as_many_inputs_as_openai_takes_and_no_more() -> None:
     assert len(plan(input=["a"] * MAX_INPUTS).submits) == MAX_INPUTS
     assert refused(input=["a"] * (MAX_INPUTS + 1)) == ("input", "array_above_max_length")
     assert refused(input=[[5]] * (MAX_INPUTS + 1)) == ("input", "array_above_max_length")
@@ -94,7 +94,7 @@ def test_what_cannot_be_embedded_is_refused_by_name(told: dict[str, Any], param:
     assert refused(**told) == (param, code)
 
 
-def test_a_text_far_too_long_is_refused_before_it_is_tokenised() -> None:
+def test_c2_a_text_far_too_long_is_refused_before_it_is_tokenised() -> None:
     tokenizer = LetterTokenizer()
     request = read_embedding(Fields({"model": "e", "input": ["a", "b" * 161]}), Api())
     with pytest.raises(ApiError) as caught:

@@ -49,13 +49,13 @@ def test_a_nested_field_has_its_whole_path() -> None:
         (lambda one: one.required_text("a"), None, "missing_required_parameter"),
     ],
 )
-def test_a_wrong_value_is_refused(read: Callable[[Fields], object], value: object, code: str) -> None:
+def test_c1_a_wrong_value_is_refused(read: Callable[[Fields], object], value: object, code: str) -> None:
     with pytest.raises(ApiError) as caught:
         read(fields(a=value))
     assert (caught.value.status, caught.value.param, caught.value.code) == (400, "a", code)
     assert len(caught.value.message) < 300
 
 
-def test_an_integral_float_is_an_integer_and_any_number_a_decimal() -> None:
+def test_c3_an_integral_float_is_an_integer_and_any_number_a_decimal() -> None:
     assert fields(a=5.0).integer("a", 0, 5) == 5
     assert fields(a=5).number("a", 0, 5) == 5.0

@@ -99,7 +99,7 @@ def test_a_prompt_beyond_its_reservation_is_refused() -> None:
     assert (caught.value.status, caught.value.param, caught.value.code) == (400, "messages", "reservation_exceeded")
 
 
-def test_a_request_that_does_not_fit_is_refused_and_not_cut() -> None:
+def test_c1_a_request_that_does_not_fit_is_refused_and_not_cut() -> None:
     assert outputs(chat("a b c", max_tokens=97)) == [97]
     with pytest.raises(ApiError, match=r"length is 100 tokens.*101 tokens \(3 in the messages") as caught:
         plan(chat("a b c", max_tokens=98))
@@ -107,7 +107,7 @@ def test_a_request_that_does_not_fit_is_refused_and_not_cut() -> None:
 
 
 @pytest.mark.parametrize("content", [" ".join("a" * 100), "x" * 801])
-def test_a_prompt_longer_than_the_context_is_refused(content: str) -> None:
+def test_c2_a_prompt_longer_than_the_context_is_refused(content: str) -> None:
     for request, param in ((chat(content), "messages"), (text(content), "prompt")):
         with pytest.raises(ApiError, match="maximum context length is 100 tokens") as caught:
             encode(request, WordEncoder(), LIMITS)
@@ -135,7 +135,7 @@ def test_an_answer_that_goes_on_follows_its_prompt_and_one_that_begins_follows_n
     assert [telling.before for telling in plan(chat("a b")).tellings] == [()]
 
 
-def test_a_prompt_without_tokens_or_outside_the_vocabulary_is_refused() -> None:
+def test_c1_a_prompt_without_tokens_or_outside_the_vocabulary_is_refused() -> None:
     for request in (text(""), text((5, 1000))):
         with pytest.raises(ApiError) as caught:
             encode(request, WordEncoder(), LIMITS)
@@ -180,7 +180,7 @@ def test_the_engine_is_told_whose_request_it_is_and_what_ends_it() -> None:
     assert (submit.deadline_ms, submit.stop_token_ids, submit.sampling.top_k) == (9, [2], 5)
 
 
-def test_another_model_is_not_found() -> None:
+def test_c7_another_model_is_not_found() -> None:
     check_model(OPTIONS.model, "m")
     with pytest.raises(ApiError) as caught:
         check_model(OPTIONS.model, "gpt-9")
@@ -215,7 +215,7 @@ def test_without_an_answer_the_prompt_may_fill_the_context() -> None:
         plan(text(whole, echo=True, max_tokens=1))
 
 
-def test_a_bias_outside_the_vocabulary_is_refused() -> None:
+def test_c1_a_bias_outside_the_vocabulary_is_refused() -> None:
     assert plan(chat("a", logit_bias={999: 1.0})).submits[0].sampling.logit_bias == {999: 1.0}
     with pytest.raises(ApiError, match="token 1000 is outside the vocabulary of 1000"):
         plan(chat("a", logit_bias={1000: 1.0}))

@@ -54,7 +54,7 @@ def test_an_answer_begins_goes_on_or_is_left_to_the_model(
     assert (rendering.add_generation_prompt, rendering.continue_final_message) == (begins, continues)
 
 
-def test_variables_are_scalars_of_allowed_names() -> None:
+def test_c4_variables_are_scalars_of_allowed_names() -> None:
     given = {"enable_thinking": False, "thinking": 1.5, "reasoning_effort": "high"}
     assert read({"chat_template_kwargs": given}).variables == given
     api = Api(chat_template_kwargs=("date", "budget"))
@@ -111,7 +111,7 @@ def test_a_refusal_names_the_field_and_says_what_kind(fields: dict[str, Any], pa
     assert (caught.value.status, caught.value.param, caught.value.code) == (400, param, code)
 
 
-def test_a_name_that_is_not_allowed_is_refused_with_the_setting() -> None:
+def test_c4_a_name_that_is_not_allowed_is_refused_with_the_setting() -> None:
     with pytest.raises(ApiError, match=r"'chat_template_kwargs\.date'.*api\.chat_template_kwargs"):
         read({"chat_template_kwargs": {"date": "today"}})
     with pytest.raises(ApiError, match=r"api\.chat_template_kwargs"):

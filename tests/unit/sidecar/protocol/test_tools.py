@@ -140,7 +140,7 @@ def nested(depth: int) -> dict[str, object]:
         ({"function_call": {"name": "f"}}, "function_call", "invalid_value"),
     ],
 )
-def test_a_refusal_names_the_place(fields: dict[str, object], param: str, code: str) -> None:
+def test_c1_a_refusal_names_the_place(fields: dict[str, object], param: str, code: str) -> None:
     assert refused(**fields) == (param, code)
 
 

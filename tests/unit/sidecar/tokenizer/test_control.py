@@ -48,7 +48,7 @@ def test_without_special_tokens_there_is_nothing_to_find() -> None:
 
 
 @given(hostile, hostile, st.sampled_from(["{}{}", "{} {}", "{}|>{}", "<{}{}", "<|{}{}>"]))
-def test_texts_that_a_template_joins_make_no_control_token(first: str, second: str, joint: str) -> None:
+def test_c6_texts_that_a_template_joins_make_no_control_token(first: str, second: str, joint: str) -> None:
     disguise = Disguise(CONTROL, [first, second])
     body = joint.format(disguise.put_on(first), disguise.put_on(second))
     assert ids(body) == ids(joint.format("", "")) == []

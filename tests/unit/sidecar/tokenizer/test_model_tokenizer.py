@@ -54,7 +54,7 @@ def test_a_chat_is_encoded_as_transformers_does(model: ModelTokenizer, folder: P
 
 @given(messages)
 @settings(deadline=None)
-def test_only_the_template_writes_control_tokens(model: ModelTokenizer, turns: list[tuple[str, str]]) -> None:
+def test_c6_only_the_template_writes_control_tokens(model: ModelTokenizer, turns: list[tuple[str, str]]) -> None:
     ids = model.encode_chat(chat(*turns))
     asked_for_system = turns[0][0] in {"system", "developer"}
     count = len(turns) + (0 if asked_for_system else 1)

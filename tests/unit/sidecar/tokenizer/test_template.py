@@ -106,7 +106,7 @@ def test_what_a_template_says_of_a_variable_is_told(made: Made) -> None:
 
 
 @pytest.mark.parametrize("expression", ["1 // thinking", "thinking.x.y", "thinking + 'a'", "range(1000000 - thinking)"])
-def test_a_variable_that_breaks_a_template_is_the_client_s_mistake(made: Made, expression: str) -> None:
+def test_c4_a_variable_that_breaks_a_template_is_the_client_s_mistake(made: Made, expression: str) -> None:
     assert refused(made("{{ " + expression + " }}"), ASKED, Rendering(variables={"thinking": 0})).param == "messages"
 
 
@@ -130,7 +130,7 @@ def test_documents_are_refused_where_the_template_knows_none(made: Made) -> None
 
 @given(hostile, hostile, hostile)
 @settings(deadline=None)
-def test_neither_variables_nor_documents_make_control_tokens(made: Made, key: str, value: str, effort: str) -> None:
+def test_c6_neither_variables_nor_documents_make_control_tokens(made: Made, key: str, value: str, effort: str) -> None:
     for template in (EFFORT, DOCUMENTS, KEYS):
         rendering = Rendering(
             variables={"reasoning_effort": effort},

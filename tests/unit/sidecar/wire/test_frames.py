@@ -59,7 +59,7 @@ def test_a_step_keeps_its_deltas() -> None:
     assert FrameReader(Report).feed(encode_frame(step)) == [step]
 
 
-def test_a_length_above_the_maximum_is_refused_before_its_body_arrives() -> None:
+def test_c9_a_length_above_the_maximum_is_refused_before_its_body_arrives() -> None:
     with pytest.raises(FrameTooLargeError, match=str(MAX_FRAME_BYTES + 1)):
         FrameReader(Report).feed((MAX_FRAME_BYTES + 1).to_bytes(4, "big"))
 

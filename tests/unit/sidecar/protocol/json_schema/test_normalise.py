@@ -25,7 +25,7 @@ def normal(schema: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_a_keyword_that_cannot_be_followed_is_refused_with_its_place(name: str) -> None:
+def test_c5_a_keyword_that_cannot_be_followed_is_refused_with_its_place(name: str) -> None:
     assert name not in SUPPORTED
     with pytest.raises(SchemaError, match=re.escape(f"'{name}' is not supported (at #/properties/a)")):
         normalise({"type": "object", "properties": {"a": {name: {}}}})
@@ -100,7 +100,7 @@ def nested(depth: int) -> dict[str, Any]:
     return schema
 
 
-def test_a_schema_may_be_so_deep() -> None:
+def test_c5_a_schema_may_be_so_deep() -> None:
     assert normal(nested(MOST_DEPTH // 2))
     with pytest.raises(SchemaError, match="64 deep"):
         normalise(nested(MOST_DEPTH + 1))
@@ -108,7 +108,7 @@ def test_a_schema_may_be_so_deep() -> None:
         normalise(nested(10_000))
 
 
-def test_alternatives_must_not_multiply_for_ever() -> None:
+def test_c5_alternatives_must_not_multiply_for_ever() -> None:
     level = {f"d{at}": {"anyOf": [{"allOf": [{"$ref": f"#/$defs/d{at + 1}"}, {}]}] * 4} for at in range(12)}
     schema = {"$ref": "#/$defs/d0", "$defs": {**level, "d12": {"type": "null"}}}
     with pytest.raises(SchemaError, match="parts"):

@@ -47,7 +47,7 @@ TEXTS = st.text(st.sampled_from('abc1 ."\\^$-]é😀\n\t'), max_size=8)
         ("a" * 513, "512"),
     ],
 )
-def test_what_cannot_be_followed_is_refused(pattern: str, words: str) -> None:
+def test_c5_what_cannot_be_followed_is_refused(pattern: str, words: str) -> None:
     if words:
         with pytest.raises(RegexError, match=words):
             for_answer(pattern)
