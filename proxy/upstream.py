@@ -22,7 +22,7 @@ from sidecar.jsonlog import JsonLog
 from sidecar.wire import internal
 from sidecar.wire.errors import ApiError, parse_error, unavailable
 from sidecar.wire.internal import Count, ModelState, RequestState, State
-from sidecar.wire.slots import RequestUsage, SlotReader
+from sidecar.wire.slots import RequestUsage, SlotReader, embedding_slots
 
 POLL_READY_S: Final = 1.0
 POLL_ABSENT_S: Final = 0.25
@@ -358,5 +358,16 @@ def _translated() -> Iterator[None]:
 
 
 def _read_slots(paths: Sequence[Path], request_id: str) -> Slots:
-    with SlotReader(next((path for path in paths if path.exists()), paths[-1])) as reader:
+    """The model's slots, and those of the encoder beside it if there is one."""
+    model = next((path for path in paths if path.exists()), paths[-1])
+    found = _read_file(model, request_id)
+    encoder = embedding_slots(model)
+    if found.usage is not None or not encoder.exists():
+        return found
+    other = _read_file(encoder, request_id)
+    return Slots(other.usage, max(found.evicted_ns, other.evicted_ns))
+
+
+def _read_file(path: Path, request_id: str) -> Slots:
+    with SlotReader(path) as reader:
         return Slots(reader.usage(request_id), reader.heartbeat().evicted_ns)

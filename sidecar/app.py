@@ -36,6 +36,7 @@ from sidecar.supervisor import Supervisor
 from sidecar.tokenizer.model_tokenizer import ModelTokenizer, TokenizerUnusableError
 from sidecar.wire.anthropic import COUNT_TOKENS
 from sidecar.wire.internal import Endpoint
+from sidecar.wire.slots import embedding_slots
 
 # The tokenizer leaves Python's lock while it works; more threads than this would take from the engine.
 TEXT_THREADS: Final = 2
@@ -148,7 +149,7 @@ def engine_config(settings: Sidecar, folder: Path) -> EngineConfig:
 def embedding_config(settings: Sidecar, embedding: Embedding, folder: Path) -> EngineConfig:
     return EngineConfig(
         model_path=str(folder),
-        slots_path=str(Path(settings.socket).absolute().with_suffix(".embedding.slots")),
+        slots_path=str(embedding_slots(Path(settings.socket).absolute())),
         precision=embedding.precision,
         # Encoders are small, and a chat model wants all of a GPU's memory.
         device="cpu",

@@ -69,6 +69,11 @@ class Heartbeat(msgspec.Struct, frozen=True):
     evicted_ns: int
 
 
+def embedding_slots(path: Path) -> Path:
+    """The file of the encoder beside a model, from the model's file or the socket: each engine writes its own."""
+    return path.with_suffix(".embedding.slots")
+
+
 class SlotWriter:
     """The engine's side. Mutable: the mapped file, `_free` (unused places), `_ended` (reusable, oldest first)."""
 

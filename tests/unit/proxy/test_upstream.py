@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from sidecar.protocol.ticket import read_ticket
 from sidecar.wire import internal
 from sidecar.wire.errors import ApiError
 from sidecar.wire.internal import Count
-from sidecar.wire.slots import SlotFileError, SlotWriter
+from sidecar.wire.slots import SlotFileError, SlotWriter, embedding_slots
 from tests.fakes.proxy import TICKET, call
 from tests.fakes.sidecar import MODEL, STREAM, WHOLE, FakeSidecar, model_state
 
@@ -238,6 +239,22 @@ async def test_slots_are_read_where_the_sidecar_says_if_they_are_not_beside_the_
     writer.end(writer.claim("req_9", 0, 7), 5)
     assert (await sidecar.slots("req_9")).usage is not None
     writer.close()
+
+
+async def test_f2_an_encoder_s_slots_are_read_too(fake: FakeSidecar, sidecar: Sidecar) -> None:
+    model = await asyncio.to_thread(SlotWriter, fake.socket.with_suffix(".slots"))
+    encoder = await asyncio.to_thread(SlotWriter, embedding_slots(fake.socket), 1)
+    encoder.end(encoder.claim("req_8", 0, 5), 0)
+    encoder.end(encoder.claim("req_9", 0, 7), 0)
+    slots = await sidecar.slots("req_9")
+    assert slots.usage is not None
+    assert (slots.usage.prompt_tokens, slots.usage.completion_tokens, slots.usage.running) == (7, 0, False)
+    # The encoder had one place, and forgot who had it first: no trace is no proof that it never ran.
+    lost, heard = await sidecar.slots("req_8"), time.time_ns()
+    assert lost.usage is None
+    assert heard - 60 * 10**9 < lost.evicted_ns <= heard
+    model.close()
+    encoder.close()
 
 
 async def test_the_ready_sidecar_with_the_least_to_do_is_chosen(fake: FakeSidecar) -> None:
