@@ -1,0 +1,61 @@
+"""Each row of docs/security.md has tests named after it, and each test that is named after a row has one there."""
+
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/security.md"
+# The whole list of threats and faults, so that none gets lost from the page.
+ROWS = [
+    *(f"W{number}" for number in range(1, 12)),
+    *(f"A{number}" for number in range(1, 16)),
+    *(f"C{number}" for number in range(1, 10)),
+    *(f"F{number}" for number in range(1, 17)),
+]
+# Those that are not on the page yet.
+MISSING = {
+    *(f"W{number}" for number in range(1, 12)),
+    *("A1", "A2", "A3", "A5", "A8", "A9", "A10", "A12", "A13", "A14"),
+    *("F5", "F6", "F7", "F8", "F9", "F12"),
+}
+NAMED = re.compile(r"test_([wacf]\d+)_")
+
+
+def rows_of_the_page() -> dict[str, list[str]]:
+    """The files that each row names."""
+    found = re.findall(r"^\| ([A-Z]\d+) \|(?: [^|]+ \|){2} ([^|]*) \|$", PAGE.read_text(), re.MULTILINE)
+    assert len({row for row, _ in found}) == len(found)
+    return {row: re.findall(r"`([\w/]+)`", files) for row, files in found}
+
+
+def named_tests() -> dict[str, set[str]]:
+    """The files, below `tests` and without their ending, that have tests named after a row."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for path in ROOT.glob("tests/**/test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (named := NAMED.match(node.name)):
+                found[named[1].upper()].add(str(path.relative_to(ROOT / "tests").with_suffix("")))
+    return found
+
+
+PAGE_ROWS = rows_of_the_page()
+TESTS = named_tests()
+
+
+def test_every_threat_is_on_the_page() -> None:
+    assert [row for row in ROWS if row not in PAGE_ROWS] == [row for row in ROWS if row in MISSING]
+    assert set(PAGE_ROWS) <= set(ROWS)
+
+
+@pytest.mark.parametrize("row", PAGE_ROWS)
+def test_a_row_s_tests_are_in_the_files_that_it_names(row: str) -> None:
+    assert PAGE_ROWS[row]
+    assert set(PAGE_ROWS[row]) - TESTS[row] == set()
+
+
+def test_every_test_that_is_named_after_a_row_has_one() -> None:
+    assert set(TESTS) <= set(ROWS)
