@@ -38,8 +38,10 @@ from proxy.metrics import Metrics, watch_loop
 from proxy.pipeline import Pipeline
 from proxy.policy.load import load_policy
 from proxy.policy.schema import Policy
+from proxy.policy.watch import PolicyWatch, read
 from proxy.record import CommitWatch, Record
 from proxy.recovery import recover
+from proxy.reloads import Reloads
 from proxy.responses import Responses, purge
 from proxy.routes import Front
 from proxy.secrets import ensure_root_secret
@@ -65,10 +67,11 @@ _PR_SET_DUMPABLE: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """How a server is told to end: once to drain, again to hurry."""
+    """How a server is told to end: once to drain, again to hurry. `reread`: to read its policy files again."""
 
     told: asyncio.Event = field(default_factory=asyncio.Event)
     hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    reread: asyncio.Event = field(default_factory=asyncio.Event)
 
     def tell(self) -> None:
         (self.hurry if self.told.is_set() else self.told).set()
@@ -109,6 +112,7 @@ async def serve(settings: Proxy, log: JsonLog) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.tell)
+    loop.add_signal_handler(signal.SIGHUP, stop.reread.set)
     try:
         await live(settings, log, stop)
     except sockets.ListenError as exc:
@@ -120,10 +124,11 @@ async def serve(settings: Proxy, log: JsonLog) -> int:
 async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
     """The life of the server, in order. Raises what `serve` does, and ListenError."""
     clock = SystemClock()
-    policy = await asyncio.to_thread(load_policy, Path(settings.policies))
+    policies = Path(settings.policies)
+    first = await asyncio.to_thread(read, policies)
     release = await asyncio.to_thread(version, "tollhouse")
     metrics = Metrics(clock, CollectorRegistry(), release)
-    metrics.policy.labels(policy.revision).set(1)
+    policy = PolicyWatch(policies, first, Reloads(metrics, clock, log))
     async with contextlib.AsyncExitStack() as stack:
         public, admin, admin_unix = await _bind(settings, stack)
         stores = await stack.enter_async_context(_open_stores(settings, clock, CommitWatch(metrics, log)))
@@ -144,6 +149,7 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
             await stack.enter_async_context(_listening(edge, listening))
         await stack.enter_async_context(_beside(watch_loop(metrics.loop_lag), "event loop lag"))
         await stack.enter_async_context(_beside(purge(stores.responses, clock), "purge"))
+        await stack.enter_async_context(_beside(policy.run(stop.reread), "policy watch"))
         server = await stack.enter_async_context(_listening(house.edge, public))
         log.info(
             "ready",
@@ -153,8 +159,8 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
             admin_port=place.admin_port,
             admin_socket=settings.admin.socket,
             boot_id=stores.boot_id,
-            revision=policy.revision,
-            tiers=len(policy.tiers),
+            revision=policy().revision,
+            tiers=len(policy().tiers),
             upstreams=len(settings.upstreams),
             pid=os.getpid(),
         )
@@ -170,12 +176,12 @@ async def open_desk(settings: Proxy) -> AsyncIterator[Desk]:
     clock = SystemClock()
     policy = await asyncio.to_thread(load_policy, Path(settings.policies))
     async with _open_stores(settings, clock, Unobserved()) as stores:
-        yield _desk(stores, policy, clock, lambda _key_id: None)
+        yield _desk(stores, lambda: policy, clock, lambda _key_id: None)
 
 
 def build(
     settings: Proxy,
-    policy: Policy,
+    policy: PolicyWatch,
     stores: Stores,
     upstreams: Upstreams,
     *,
@@ -186,14 +192,12 @@ def build(
     """The rooms, each handed what it needs. Nothing starts here."""
     limits, timeouts = settings.limits, settings.timeouts
     failures = Allowance(clock, Rate(limits.auth_failures_per_minute))
-    identify = Identify(stores.keys, stores.smith, lambda: policy, failures, clock=clock, log=log)
+    identify = Identify(stores.keys, stores.smith, policy, failures, clock=clock, log=log)
     meters = Meters(Cells(clock), Cells(clock), Leases(), QuotaBook(stores.ledger))
-    admission = Admission(lambda: policy, meters, stores.ledger, clock, storage_s=timeouts.storage_s)
+    admission = Admission(policy, meters, stores.ledger, clock, storage_s=timeouts.storage_s)
     record = Record(metrics, stores.keys, log, clock)
     storage_s = timeouts.storage_s
-    responses = Responses(
-        lambda: policy, stores.responses, clock, most_bytes=limits.max_body_bytes, storage_s=storage_s
-    )
+    responses = Responses(policy, stores.responses, clock, most_bytes=limits.max_body_bytes, storage_s=storage_s)
     pipeline = Pipeline(
         identify, admission, upstreams, responses, record, clock=clock, log=log, limits=limits, storage_s=storage_s
     )
@@ -202,6 +206,7 @@ def build(
         upstreams,
         admission.allows,
         responses,
+        policy=policy,
         record=record,
         metrics=metrics,
         clock=clock,
@@ -222,12 +227,13 @@ def build(
         metrics=metrics,
         clock=clock,
         in_progress=lambda: front.in_progress,
+        policy_problems=lambda: policy.problems,
         storage_s=timeouts.storage_s,
     )
     return House(front, EdgeServer(front.handle, front.refuse, limits), desk, pages)
 
 
-def _desk(stores: Stores, policy: Policy, clock: Clock, revoked: Callable[[str], None]) -> Desk:
+def _desk(stores: Stores, policy: Callable[[], Policy], clock: Clock, revoked: Callable[[str], None]) -> Desk:
     return Desk(stores.accounts, stores.keys, stores.ledger, stores.smith, policy, clock, revoked)
 
 

@@ -156,6 +156,17 @@ class Metrics:
         self.policy = Gauge(
             "tollhouse_proxy_policy_info", "The policy revision in force.", ["revision"], registry=registry
         )
+        self.reloads = Counter(
+            "tollhouse_proxy_config_reloads_total",
+            "Readings of the policy files after the first, by whether they were taken.",
+            ["result"],
+            registry=registry,
+        )
+        self.reload_success = Gauge(
+            "tollhouse_proxy_config_last_reload_success_timestamp_seconds",
+            "When the policy files were last read and taken.",
+            registry=registry,
+        )
         self.loop_lag = Histogram(
             "tollhouse_proxy_event_loop_lag_seconds",
             "How late the event loop runs what is due.",

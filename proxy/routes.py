@@ -24,6 +24,7 @@ from proxy.exchange import Arrival, Ending, Outcome, Principal, TextEndpoint
 from proxy.identity import bearer
 from proxy.metrics import OTHER, Metrics
 from proxy.pipeline import Pipeline
+from proxy.policy.schema import POLICY_HEADER, Policy
 from proxy.record import Ended, Record
 from proxy.responses import INPUT_ITEMS, RESPONSE, Responses
 from proxy.settings import Limits, Timeouts
@@ -76,6 +77,7 @@ class Front:
         allows: Callable[[Principal, str], bool],
         responses: Responses,
         *,
+        policy: Callable[[], Policy],
         record: Record,
         metrics: Metrics,
         clock: Clock,
@@ -86,6 +88,7 @@ class Front:
         self._upstreams = upstreams
         self._allows = allows
         self._responses = responses
+        self._policy = policy
         self._record = record
         self._metrics = metrics
         self._clock = clock
@@ -102,6 +105,7 @@ class Front:
         """Serve one request; aiohttp's handler."""
         arrival = self._arrival(request, address_of(request))
         client = Client(request, arrival, limits=self._limits, timeouts=self._timeouts, clock=self._clock)
+        client.announce({POLICY_HEADER: self._policy().revision})
         if arrival.anthropic:
             # Where Anthropic's SDKs look for it.
             client.announce({"request-id": arrival.request_id})

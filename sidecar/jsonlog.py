@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from types import TracebackType
 from typing import Final, Self, TextIO
@@ -21,6 +21,7 @@ _Value = Field | list[str]
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 MAX_CHARS: Final = 256
 MAX_FRAMES: Final = 12
+MAX_PROBLEMS: Final = 20
 _FRAME_PATH_PARTS: Final = 3
 
 # What a line may carry. A name that is not here is left out and named under `refused`, so that a field must be thought
@@ -74,6 +75,11 @@ class JsonLog:
     def exception(self, event: str, exc: BaseException, /, **fields: Field) -> None:
         """An error line with what was raised and where it passed."""
         self._write("error", event, fields, _describe(exc))
+
+    def refused(self, event: str, problems: Sequence[str], /, **fields: Field) -> None:
+        """An error line with everything that is wrong with a file of the operator's, each with its place."""
+        shown = [problem[:MAX_CHARS] for problem in problems[:MAX_PROBLEMS]]
+        self._write("error", event, {"count": len(problems), **fields}, {"problems": shown})
 
     def captured(self, record: logging.LogRecord) -> bool:
         """A line for a record of the standard library's logging: who spoke and where, not what was said."""

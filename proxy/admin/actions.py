@@ -122,7 +122,10 @@ class UpstreamState(msgspec.Struct, frozen=True):
 
 
 class ServerState(msgspec.Struct, frozen=True):
-    """`GET /admin/v1/state`: the running server."""
+    """`GET /admin/v1/state`: the running server.
+
+    `policy_problems`: what is wrong with the policy files as they are now, while an earlier revision is in force.
+    """
 
     version: str
     pid: int
@@ -136,6 +139,7 @@ class ServerState(msgspec.Struct, frozen=True):
     policy_revision: str
     requests_in_progress: int
     upstreams: list[UpstreamState]
+    policy_problems: list[str] = []
 
 
 class Makes(Protocol):
@@ -152,9 +156,14 @@ class Desk:
     keys: Keys
     ledger: Ledger
     smith: Makes
-    policy: Policy
+    current_policy: Callable[[], Policy]
     clock: Clock
     revoked: Callable[[str], None]
+
+    @property
+    def policy(self) -> Policy:
+        """The policy of now."""
+        return self.current_policy()
 
 
 async def create_account(desk: Desk, wanted: NewAccount) -> Account:

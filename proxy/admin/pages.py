@@ -6,7 +6,7 @@ metrics are passed on, because Prometheus cannot scrape a Unix socket.
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -19,10 +19,12 @@ from proxy.metrics import Metrics, quota_bands
 from proxy.sockets import url
 from proxy.upstream import UpstreamLostError, Upstreams
 from sidecar.wire.errors import ApiError, unavailable
+from sidecar.yamlfile import Problem
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 # The quota bands cost a query over all keys: they are made anew this often at most.
 BANDS_EVERY_S: Final = 15.0
+MOST_PROBLEMS: Final = 20
 
 
 class Backlog(Protocol):
@@ -67,6 +69,7 @@ class Pages:
         metrics: Metrics,
         clock: Clock,
         in_progress: Callable[[], int],
+        policy_problems: Callable[[], Sequence[Problem]],
         storage_s: float,
     ) -> None:
         self._desk = desk
@@ -75,6 +78,7 @@ class Pages:
         self._metrics = metrics
         self._clock = clock
         self._in_progress = in_progress
+        self._policy_problems = policy_problems
         self._storage_s = storage_s
         self._bands_s: float | None = None
         self.draining = False
@@ -108,6 +112,7 @@ class Pages:
                 UpstreamState(sidecar.name, sidecar.ready, sidecar.reason, sorted(sidecar.models or ()))
                 for sidecar in self._upstreams.sidecars
             ],
+            policy_problems=[str(problem) for problem in self._policy_problems()][:MOST_PROBLEMS],
         )
 
     def livez(self) -> Page:

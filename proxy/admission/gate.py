@@ -79,7 +79,7 @@ class Admission:
         # The model first: nothing of a key's limits is anybody's business who may not use it.
         known = self.check(principal, call, model)
         subject = self._subject(principal)
-        tier = subject.tier
+        tier, revision = subject.tier, self._policy().revision
         await self._prime(subject)
         sizing = Sizing(call, known, tier)
         estimate = await self._size(subject, sizing, counter)
@@ -92,7 +92,7 @@ class Admission:
         if reserved.done() and reserved.exception() is not None:
             raise storage_unavailable() from reserved.exception()
         hold = self._meters.take(subject, tokens)
-        terms = Terms(sizing, arrival, self._clock, self._storage_s)
+        terms = Terms(sizing, arrival, self._clock, self._storage_s, revision)
         return Grant(terms, estimate, hold, self._books, reserved)
 
     def admit_question(self, principal: Principal, question: Question, model: ModelState | None) -> Pass:

@@ -14,7 +14,7 @@ from proxy.admission.estimate import Sizing
 from proxy.admission.meters import Hold
 from proxy.clock import Clock
 from proxy.exchange import Arrival, Ending, Estimate, Outcome
-from proxy.policy.schema import CacheScope
+from proxy.policy.schema import POLICY_HEADER, CacheScope
 from proxy.store.posting import Entry, Settled, Voided
 from proxy.upstream import UpstreamRefusedError
 from sidecar.wire.errors import ApiError, unavailable
@@ -43,12 +43,13 @@ def storage_unavailable() -> ApiError:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a grant is made of, beside what it holds."""
+    """What a grant is made of, beside what it holds. `revision` is the policy's that it was given under."""
 
     sizing: Sizing
     arrival: Arrival
     clock: Clock
     storage_s: float
+    revision: str
 
 
 class Grant:
@@ -86,8 +87,8 @@ class Grant:
         return self._ended is not None
 
     def headers(self) -> dict[str, str]:
-        """The rate limit headers for the answer's head, as they stand now."""
-        return self._hold.headers()
+        """The rate limit headers for the answer's head, as they stand now, and the policy that let it in."""
+        return {**self._hold.headers(), POLICY_HEADER: self._terms.revision}
 
     async def durable(self) -> None:
         """Return when the reservation is on disk. Raises ApiError 503 if that fails or takes too long."""

@@ -27,6 +27,8 @@ Rule = Literal[
     "equal_prompts_per_minute",
 ]
 UNLIMITED: Final = "unlimited"
+# On every answer of the public listener: the revision of the policy that the request was served under.
+POLICY_HEADER: Final = "x-tollhouse-policy"
 
 
 class ModelRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -147,10 +149,14 @@ class Tier(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """All tiers of a policy folder. `revision` is the first 12 hex digits of the SHA-256 of its files."""
+    """All tiers of a policy folder. `revision` is the first 12 hex digits of the SHA-256 of its files.
+
+    `places` tells where each stated field of a tier stands, as `file:line:column`.
+    """
 
     tiers: dict[str, Tier]
     revision: str
+    places: dict[str, dict[str, str]] = {}
 
     def tier(self, name: str) -> Tier:
         """The tier of a key. Raises ApiError 403 for one that no file has any more: that is the operator's to fix."""

@@ -15,7 +15,7 @@ from sidecar.yamlfile.nodes import Mapping, Node, Problem, Scalar, Sequence, com
 from sidecar.yamlfile.overrides import overlay
 from sidecar.yamlfile.typed import Walk
 
-__all__ = ["ConfigInvalidError", "Document", "Problem", "load", "read"]
+__all__ = ["ConfigInvalidError", "Document", "Problem", "content", "load", "parse", "read"]
 
 MAX_BYTES: Final = 1024 * 1024
 
@@ -60,6 +60,13 @@ class Document(Generic[T]):
                     return key_node.line, key_node.column
         return self.position(keys)
 
+    def has(self, keys: tuple[str | int, ...]) -> bool:
+        """Whether the file itself has a value under `keys`."""
+        node: Node | None = self.root
+        for key in keys:
+            node = node and _child(node, key)
+        return node is not None
+
     def problem(self, keys: tuple[str | int, ...], message: str) -> Problem:
         """A problem with the value under `keys`."""
         return Problem(str(self.path), *self.position(keys), message)
@@ -67,8 +74,24 @@ class Document(Generic[T]):
 
 def read(path: Path, type_: type[T]) -> Document[T]:
     """Read one file. Raises ConfigInvalidError with every problem found, a missing file among them."""
+    return parse(path, content(path), type_)
+
+
+def content(path: Path) -> bytes:
+    """A file's bytes, one more than may be at most. Raises ConfigInvalidError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except FileNotFoundError as exc:
+        raise ConfigInvalidError([Problem(str(path), 0, 0, "there is no such file")]) from exc
+    except OSError as exc:
+        raise ConfigInvalidError([Problem(str(path), 0, 0, f"cannot be read: {exc.strerror}")]) from exc
+
+
+def parse(path: Path, data: bytes, type_: type[T]) -> Document[T]:
+    """As `read`, of bytes that were read from `path`."""
     problems: list[Problem] = []
-    root = _compose(path, problems)
+    root = _compose(path, data, problems)
     return _typed(path, root, type_, problems)
 
 
@@ -79,21 +102,14 @@ def load(path: Path, type_: type[T], *, environ: MappingABC[str, str] | None = N
     with a variable has its name as the path, and line 0.
     """
     problems: list[Problem] = []
-    root = _compose(path, problems)
+    root = _compose(path, content(path), problems)
     if environ is not None and env_prefix:
         root = overlay(root, environ, env_prefix, problems)
     return _typed(path, root, type_, problems).value
 
 
-def _compose(path: Path, problems: list[Problem]) -> Node:
-    """The file's tree. Problems that do not end the reading are added to `problems`."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except FileNotFoundError as exc:
-        raise ConfigInvalidError([Problem(str(path), 0, 0, "there is no such file")]) from exc
-    except OSError as exc:
-        raise ConfigInvalidError([Problem(str(path), 0, 0, f"cannot be read: {exc.strerror}")]) from exc
+def _compose(path: Path, data: bytes, problems: list[Problem]) -> Node:
+    """The tree in the bytes. Problems that do not end the reading are added to `problems`."""
     if len(data) > MAX_BYTES:
         raise ConfigInvalidError([Problem(str(path), 0, 0, f"is longer than {MAX_BYTES} bytes")])
     root = compose(str(path), data, problems)
