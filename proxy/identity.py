@@ -22,6 +22,7 @@ from proxy.policy.schema import Policy
 from proxy.secrets import API_KEY_MAC, RootSecret
 from proxy.store.database import StorageError
 from proxy.store.keys import KeyRecord
+from proxy.verdict import RefusedError
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import ApiError, unavailable
 
@@ -190,7 +191,8 @@ class Identify:
         wait_s = self._failures.take(_neighbourhood(address))
         if wait_s == 0:
             return error
-        return ApiError(
+        return RefusedError(
+            "auth_failures",
             429,
             "Too many requests without a valid API key came from your address. "
             f"Please try again in {math.ceil(wait_s)}s.",

@@ -213,7 +213,7 @@ class Pipeline:
             notes.model = model.id
             if call.previous_id is not None:
                 # A key at its limits reads no conversations.
-                await self._admission.check_limits(principal)
+                await self._admission.check_limits(principal, model.id)
             call = notes.call = await self._responses.continued(principal, call)
             sidecar = notes.sidecar = self._upstreams.choose(model.id)
             grant = await self._admission.admit(

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 from proxy.clock import Clock
 from proxy.exchange import Arrival, Call, Ending, Outcome, Principal
 from proxy.metrics import NO_TIER, OTHER, Metrics
+from proxy.verdict import RefusedError
 from sidecar.jsonlog import Field, JsonLog
 from sidecar.wire.errors import INVALID_REQUEST, SERVER_ERROR, SERVICE_UNAVAILABLE, ApiError
 
@@ -19,16 +20,6 @@ from sidecar.wire.errors import INVALID_REQUEST, SERVER_ERROR, SERVICE_UNAVAILAB
 ERROR_TYPES: Final = frozenset(
     {INVALID_REQUEST, SERVER_ERROR, SERVICE_UNAVAILABLE, "requests", "tokens", "insufficient_quota"}
 )
-# Which rule a refusal comes from, by its error code and type.
-RULES: Final = {
-    ("rate_limit_exceeded", "requests"): "requests_per_minute",
-    ("rate_limit_exceeded", "tokens"): "tokens_per_minute",
-    ("insufficient_quota", "insufficient_quota"): "monthly_quota",
-    ("concurrency_limit_exceeded", "requests"): "concurrency",
-    ("model_not_found", INVALID_REQUEST): "models",
-    ("permission_denied", INVALID_REQUEST): "tiers",
-    ("integer_above_max_value", INVALID_REQUEST): "max_output_tokens",
-}
 TOUCH_EVERY_S: Final = 60.0
 MOST_TOUCHED: Final = 10_000
 _UPSTREAM: Final = frozenset({Ending.UPSTREAM_FAILED, Ending.UPSTREAM_REFUSED})
@@ -140,8 +131,8 @@ class Record:
         outcome, error = ended.outcome, ended.error
         if ended.admitted:
             self._metrics.decisions.labels("admission", "allow").inc()
-        elif error is not None and (rule := RULES.get((error.code or "", error.type))) is not None:
-            self._metrics.decisions.labels(rule, "refuse").inc()
+        elif isinstance(error, RefusedError):
+            self._metrics.decisions.labels(error.rule, "refuse").inc()
         if outcome.ending in _LEFT:
             phase = "before_first_token" if ended.first_byte_s is None else "streaming"
             self._metrics.disconnects.labels(phase).inc()
@@ -157,7 +148,7 @@ def _origin(ended: Ended) -> str:
         return "upstream" if ended.outcome.status >= 500 or ended.outcome.status == 200 else "client"
     if ending is not Ending.REFUSED or error is None:
         return "internal"
-    return "policy" if (error.code or "", error.type) in RULES else "client"
+    return "policy" if isinstance(error, RefusedError) else "client"
 
 
 def _line(ended: Ended, duration_s: float) -> dict[str, Field]:
@@ -183,6 +174,7 @@ def _line(ended: Ended, duration_s: float) -> dict[str, Field]:
         "finish_reason": outcome.finish_reason or None,
         "error_code": outcome.error_code,
         "error_type": ended.error.type if ended.error else None,
+        "rule": ended.error.rule if isinstance(ended.error, RefusedError) else None,
         "prompt_tokens": usage.prompt_tokens if usage else None,
         "cached_tokens": usage.cached_tokens if usage else None,
         "completion_tokens": usage.completion_tokens if usage else None,

@@ -64,7 +64,7 @@ class Admits(Protocol):
     ) -> Granted:
         """Raises ApiError; then nothing was consumed."""
 
-    async def check_limits(self, principal: Principal) -> None:
+    async def check_limits(self, principal: Principal, model: str) -> None:
         """Raises ApiError 403, 429 or 503."""
 
     def admit_question(self, principal: Principal, question: Question, model: ModelState | None) -> Pass:

@@ -28,6 +28,9 @@ class Leases:
     def running(self, key_id: str) -> int:
         return self._running.get(key_id, 0)
 
+    def fits(self, key_id: str, limit: int) -> bool:
+        return self._running.get(key_id, 0) < limit
+
     def peek(self, key_id: str, limit: int | None) -> ConcurrencyLook:
         return ConcurrencyLook(limit, self.running(key_id))
 

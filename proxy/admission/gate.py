@@ -9,12 +9,14 @@ from collections.abc import Awaitable, Callable
 from proxy.admission import refusal
 from proxy.admission.estimate import Sizing
 from proxy.admission.grant import Books, Grant, Terms, storage_unavailable
-from proxy.admission.meters import Looks, Meters, Pass, Subject
+from proxy.admission.meters import Meters, Pass, Subject
+from proxy.admission.rules import Limit, Rulebook
 from proxy.clock import Clock, month_of
 from proxy.exchange import Arrival, Call, Estimate, Principal, Question
 from proxy.policy.schema import Policy, Tier
 from proxy.store.database import StorageError
 from proxy.store.posting import Entry
+from proxy.verdict import RefusedError
 from sidecar.wire.internal import Count, ModelState
 
 Counter = Callable[[Call], Awaitable[Count]]
@@ -26,7 +28,7 @@ class Admission:
     def __init__(
         self, policy: Callable[[], Policy], meters: Meters, books: Books, clock: Clock, *, storage_s: float
     ) -> None:
-        self._policy = policy
+        self._rulebook = Rulebook(policy)
         self._meters = meters
         self._books = books
         self._clock = clock
@@ -34,33 +36,33 @@ class Admission:
 
     def allows(self, principal: Principal, model: str) -> bool:
         """Whether the key may use the model. Raises ApiError 403 if its tier is gone."""
-        return _allows(principal, self._policy().tier(principal.tier), model)
+        return _allows(principal, self._rulebook.of(principal, model).tier, model)
 
     def headers(self, principal: Principal) -> dict[str, str]:
         """The rate limit headers of a key as they stand now, for answers that no grant stands behind."""
-        return self._meters.headers(principal.key_id, self._policy().tier(principal.tier))
+        return self._meters.headers(self._subject(principal, None))
 
     def check(self, principal: Principal, call: Call, model: ModelState | None) -> ModelState:
         """What needs no counting: the model and the output asked for. Raises ApiError 403, 404 or 400.
 
         `admit` does this too; on its own it tells a stranger to a model 404 before a sidecar is chosen for it.
         """
-        tier = self._policy().tier(principal.tier)
-        if model is None or not _allows(principal, tier, call.model):
+        rules = self._rulebook.of(principal, call.model)
+        if model is None or not _allows(principal, rules.tier, call.model):
             raise refusal.model_not_found(call.model)
-        asked, limit = call.max_output_tokens, tier.max_output_tokens
+        asked, limit = call.max_output_tokens, rules.tier.max_output_tokens
         if asked is not None and limit is not None and asked > limit:
-            raise refusal.too_much_output(call.max_output_param, limit, tier.name)
+            raise refusal.too_much_output(call.max_output_param, limit, rules.output_whose)
         return model
 
-    async def check_limits(self, principal: Principal) -> None:
+    async def check_limits(self, principal: Principal, model: str) -> None:
         """What needs no size: whether a key's limits let anything more in now. Raises ApiError 403, 429 or 503.
 
         `admit` does this too; on its own it comes before work that a key at its limits is not to cause.
         """
-        subject = self._subject(principal)
+        subject = self._subject(principal, model)
         await self._prime(subject)
-        self._refuse_unless_fitting(subject, self._meters.peek(subject, 0))
+        self._refuse_unless_fitting(subject, 0)
 
     async def admit(
         self,
@@ -78,13 +80,13 @@ class Admission:
         """
         # The model first: nothing of a key's limits is anybody's business who may not use it.
         known = self.check(principal, call, model)
-        subject = self._subject(principal)
-        tier, revision = subject.tier, self._policy().revision
+        subject = self._subject(principal, call.model)
+        tier = subject.rules.tier
         await self._prime(subject)
         sizing = Sizing(call, known, tier)
         estimate = await self._size(subject, sizing, counter)
         # From this look to the taking no `await`: whatever else asks sees either both or neither.
-        self._refuse_unless_fitting(subject, self._meters.peek(subject, estimate.total))
+        self._refuse_unless_fitting(subject, estimate.total)
         tokens, period = estimate.total, subject.period
         entry = _entry(principal, tier, call, arrival, period=period, tokens=tokens, upstream=upstream)
         # The ledger first: it may refuse, the meters do not.
@@ -92,7 +94,7 @@ class Admission:
         if reserved.done() and reserved.exception() is not None:
             raise storage_unavailable() from reserved.exception()
         hold = self._meters.take(subject, tokens)
-        terms = Terms(sizing, arrival, self._clock, self._storage_s, revision)
+        terms = Terms(sizing, arrival, self._clock, self._storage_s, subject.rules.revision)
         return Grant(terms, estimate, hold, self._books, reserved)
 
     def admit_question(self, principal: Principal, question: Question, model: ModelState | None) -> Pass:
@@ -100,23 +102,19 @@ class Admission:
 
         Raises ApiError 403, 404 or 429.
         """
-        tier = self._policy().tier(principal.tier)
-        if model is None or not _allows(principal, tier, question.model):
+        subject = self._subject(principal, question.model)
+        if model is None or not _allows(principal, subject.rules.tier, question.model):
             raise refusal.model_not_found(question.model)
-        requests, concurrency = self._meters.peek_pass(principal.key_id, tier)
-        headers = self._meters.headers(principal.key_id, tier)
-        if requests is not None and not requests.fits:
-            raise refusal.rate(refusal.REQUESTS, requests, tier.name, headers)
-        if not concurrency.fits:
-            raise refusal.concurrency(concurrency, tier.name, headers)
-        return self._meters.take_pass(principal.key_id, tier)
+        if unfit := self._meters.unfit_pass(subject):
+            raise self._refusal(subject, unfit[0], 0)
+        return self._meters.take_pass(subject)
 
     async def _size(self, subject: Subject, sizing: Sizing, counter: Counter) -> Estimate:
         """The bound costs nothing. Only if it does not fit is the exact number worth a round trip to the sidecar."""
         # What would be refused whatever its size is not worth counting.
-        self._refuse_unless_fitting(subject, self._meters.peek(subject, 0))
+        self._refuse_unless_fitting(subject, 0)
         bounded = sizing.bounded()
-        if bounded is not None and self._meters.peek(subject, bounded.total).tokens_fit:
+        if bounded is not None and not any(limit.sized for limit in self._meters.unfit(subject, bounded.total)):
             return bounded
         count = await counter(sizing.call)
         if sizing.one_prompt and count.prompt_tokens + sizing.least_output > sizing.model.max_context:
@@ -124,9 +122,9 @@ class Admission:
             raise refusal.context_exceeded(count.prompt_tokens, sizing.model.max_context, param)
         return sizing.exact(count.prompt_tokens)
 
-    def _subject(self, principal: Principal) -> Subject:
+    def _subject(self, principal: Principal, model: str | None) -> Subject:
         """Raises ApiError 403 if its tier is gone."""
-        return Subject(principal.key_id, self._policy().tier(principal.tier), month_of(self._clock.now()))
+        return Subject(principal.key_id, self._rulebook.of(principal, model), month_of(self._clock.now()))
 
     async def _prime(self, subject: Subject) -> None:
         try:
@@ -134,22 +132,18 @@ class Admission:
         except StorageError as exc:
             raise storage_unavailable() from exc
 
-    def _refuse_unless_fitting(self, subject: Subject, looks: Looks) -> None:
-        """The order is policy: what passes soonest first, so that a client that waits as told gets furthest."""
-        if looks.others_fit and looks.tokens_fit:
-            return
-        tier, headers = subject.tier.name, self._meters.headers(subject.key_id, subject.tier)
-        if looks.requests is not None and not looks.requests.fits:
-            raise refusal.rate(refusal.REQUESTS, looks.requests, tier, headers)
-        if looks.tokens is not None and not looks.tokens.fits:
-            raise refusal.rate(refusal.TOKENS, looks.tokens, tier, headers)
-        if not looks.concurrency.fits:
-            raise refusal.concurrency(looks.concurrency, tier, headers)
-        now = self._clock.now()
-        if not looks.monthly_requests.fits:
-            raise refusal.quota(refusal.REQUESTS, looks.monthly_requests, tier, headers, now)
-        if not looks.monthly_tokens.fits:
-            raise refusal.quota(refusal.TOKENS, looks.monthly_tokens, tier, headers, now)
+    def _refuse_unless_fitting(self, subject: Subject, tokens: int) -> None:
+        """Raises the refusal of the first limit that a request of so many tokens does not fit."""
+        if unfit := self._meters.unfit(subject, tokens):
+            raise self._refusal(subject, unfit[0], tokens)
+
+    def _refusal(self, subject: Subject, limit: Limit, tokens: int) -> RefusedError:
+        meters, headers = self._meters, self._meters.headers(subject)
+        if limit.rule in {"requests_per_minute", "tokens_per_minute"}:
+            return refusal.rate(limit, meters.rate_look(subject, limit, tokens), headers)
+        if limit.rule == "concurrency":
+            return refusal.concurrency(limit, meters.concurrency_look(subject, limit), headers)
+        return refusal.quota(limit, meters.quota_look(subject, limit, tokens), headers, self._clock.now())
 
 
 def _allows(principal: Principal, tier: Tier, model: str) -> bool:

@@ -3,43 +3,32 @@
 Everything here is synchronous, so between a look and the taking nothing else runs. What to refuse is `gate`'s business.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Final
 
 from proxy.admission.concurrency import ConcurrencyLook, Lease, Leases
 from proxy.admission.quota import QuotaBook, QuotaLook
-from proxy.admission.rate import Cells, Charge, Rate, RateLook
+from proxy.admission.rate import Cells, Charge, RateLook
 from proxy.admission.refusal import REQUESTS, TOKENS, duration
-from proxy.policy.schema import Tier
+from proxy.admission.rules import Limit, Rules
+
+# What holds for something that runs nothing, too.
+PASSED: Final = frozenset({"requests_per_minute", "concurrency"})
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whose limits: a key under a tier, in a month."""
+    """Whose limits: a key under its rules, in a month."""
 
     key_id: str
-    tier: Tier
+    rules: Rules
     period: str
 
-
-@dataclass(frozen=True, slots=True)
-class Looks:
-    """What each limit says to one request. None where there is no limit."""
-
-    requests: RateLook | None
-    tokens: RateLook | None
-    concurrency: ConcurrencyLook
-    monthly_requests: QuotaLook
-    monthly_tokens: QuotaLook
-
-    @property
-    def tokens_fit(self) -> bool:
-        return (self.tokens is None or self.tokens.fits) and self.monthly_tokens.fits
-
-    @property
-    def others_fit(self) -> bool:
-        """Whether everything fits that does not depend on the size of the request."""
-        return (self.requests is None or self.requests.fits) and self.concurrency.fits and self.monthly_requests.fits
+    def cell(self, limit: Limit) -> str:
+        """What a limit counts for."""
+        return self.key_id + limit.apart if limit.apart else self.key_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,58 +40,79 @@ class Meters:
     leases: Leases
     quotas: QuotaBook
 
-    def peek(self, subject: Subject, tokens: int) -> Looks:
-        """Changes nothing. The quota book must be primed for the subject."""
-        key_id, tier = subject.key_id, subject.tier
-        return Looks(
-            requests=_look(self.requests, key_id, tier.requests_per_minute, 1),
-            tokens=_look(self.tokens, key_id, tier.tokens_per_minute, tokens),
-            concurrency=self.leases.peek(key_id, tier.concurrency),
-            monthly_requests=self.quotas.peek_requests(key_id, subject.period, tier.monthly_requests),
-            monthly_tokens=self.quotas.peek_tokens(key_id, subject.period, tier.monthly_tokens, tokens),
-        )
+    def unfit(self, subject: Subject, tokens: int) -> Sequence[Limit]:
+        """The limits that a request of so many tokens does not fit, in the order in which they refuse.
+
+        Changes nothing. The quota book must be primed for the subject.
+        """
+        return [limit for limit in subject.rules.limits if not self._fits(subject, limit, tokens)]
+
+    def unfit_pass(self, subject: Subject) -> Sequence[Limit]:
+        """The same for what runs nothing: it is one of the minute's requests, and of those at once."""
+        limits = subject.rules.limits
+        return [limit for limit in limits if limit.rule in PASSED and not self._fits(subject, limit, 0)]
+
+    def rate_look(self, subject: Subject, limit: Limit, tokens: int) -> RateLook:
+        """What a limit a minute says, for its refusal."""
+        if limit.rule == "requests_per_minute":
+            return self.requests.peek(subject.cell(limit), limit.rate, 1)
+        return self.tokens.peek(subject.cell(limit), limit.rate, tokens)
+
+    def concurrency_look(self, subject: Subject, limit: Limit) -> ConcurrencyLook:
+        return self.leases.peek(subject.cell(limit), limit.most)
+
+    def quota_look(self, subject: Subject, limit: Limit, tokens: int) -> QuotaLook:
+        if limit.rule == "monthly_requests":
+            return self.quotas.peek_requests(subject.key_id, subject.period, limit.most)
+        return self.quotas.peek_tokens(subject.key_id, subject.period, limit.most, tokens)
 
     def take(self, subject: Subject, tokens: int) -> "Hold":
         """Take one request and its tokens from every limit. The caller has looked, and not awaited since."""
-        key_id, tier = subject.key_id, subject.tier
-        requests = tokens_taken = None
-        if tier.requests_per_minute is not None:
-            requests = self.requests.commit(key_id, Rate(tier.requests_per_minute), 1)
-        if tier.tokens_per_minute is not None:
-            tokens_taken = self.tokens.commit(key_id, Rate(tier.tokens_per_minute), tokens)
-        self.quotas.commit(key_id, subject.period, tokens)
-        taken = Taken(requests, tokens_taken, self.leases.take(key_id))
-        return Hold(self, subject, tokens, taken)
+        rules = subject.rules
+        tokens_taken = None
+        if rules.tokens is not None:
+            tokens_taken = self.tokens.commit(subject.cell(rules.tokens), rules.tokens.rate, tokens)
+        self.quotas.commit(subject.key_id, subject.period, tokens)
+        return Hold(self, subject, tokens, Taken(self._take_request(subject), tokens_taken, self._take_lease(subject)))
 
-    def peek_pass(self, key_id: str, tier: Tier) -> tuple[RateLook | None, ConcurrencyLook]:
-        """What the limits say that also hold for what runs nothing: requests a minute, and requests at once."""
-        return _look(self.requests, key_id, tier.requests_per_minute, 1), self.leases.peek(key_id, tier.concurrency)
+    def take_pass(self, subject: Subject) -> "Pass":
+        """Take one request from the limits that hold for what runs nothing. The caller has looked, as above."""
+        charge, lease = self._take_request(subject), self._take_lease(subject)
+        return Pass(self.requests, charge, lease, self.headers(subject))
 
-    def take_pass(self, key_id: str, tier: Tier) -> "Pass":
-        """Take one request from these two. The caller has looked, and not awaited since."""
-        limit = tier.requests_per_minute
-        charge = None if limit is None else self.requests.commit(key_id, Rate(limit), 1)
-        return Pass(self.requests, charge, self.leases.take(key_id), self.headers(key_id, tier))
-
-    def headers(self, key_id: str, tier: Tier) -> dict[str, str]:
+    def headers(self, subject: Subject) -> dict[str, str]:
         """OpenAI's rate limit headers as they stand now, and the IETF pair for requests.
 
         draft-ietf-httpapi-ratelimit-headers has no unit for tokens, so there the pair is only for requests.
         """
         headers: dict[str, str] = {}
-        looks = (
-            (REQUESTS, _look(self.requests, key_id, tier.requests_per_minute, 0)),
-            (TOKENS, _look(self.tokens, key_id, tier.tokens_per_minute, 0)),
-        )
-        for kind, look in looks:
-            if look is not None:
-                headers[f"x-ratelimit-limit-{kind}"] = str(look.limit)
-                headers[f"x-ratelimit-remaining-{kind}"] = str(look.remaining)
-                headers[f"x-ratelimit-reset-{kind}"] = duration(look.reset_s)
-        if (look := looks[0][1]) is not None:
-            headers["ratelimit-policy"] = f'"{REQUESTS}";q={look.limit};w={Rate(look.limit).period_s}'
+        rules = subject.rules
+        if (limit := rules.requests) is not None:
+            look = self.requests.peek(subject.cell(limit), limit.rate, 0)
+            headers |= _openai(REQUESTS, look)
+            headers["ratelimit-policy"] = f'"{REQUESTS}";q={look.limit};w={limit.rate.period_s}'
             headers["ratelimit"] = f'"{REQUESTS}";r={look.remaining};t={-int(-look.reset_s // 1)}'
+        if (limit := rules.tokens) is not None:
+            headers |= _openai(TOKENS, self.tokens.peek(subject.cell(limit), limit.rate, 0))
         return headers
+
+    def _fits(self, subject: Subject, limit: Limit, tokens: int) -> bool:
+        rule = limit.rule
+        if rule == "requests_per_minute":
+            return self.requests.fits(subject.cell(limit), limit.rate, 1)
+        if rule == "tokens_per_minute":
+            return self.tokens.fits(subject.cell(limit), limit.rate, tokens)
+        if rule == "concurrency":
+            return self.leases.fits(subject.cell(limit), limit.most)
+        return self.quota_look(subject, limit, tokens).fits
+
+    def _take_request(self, subject: Subject) -> Charge | None:
+        limit = subject.rules.requests
+        return None if limit is None else self.requests.commit(subject.cell(limit), limit.rate, 1)
+
+    def _take_lease(self, subject: Subject) -> Lease:
+        limit = subject.rules.concurrency
+        return self.leases.take(subject.key_id if limit is None else subject.cell(limit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +137,8 @@ class Hold:
         self.reserved_tokens = tokens
 
     def headers(self) -> dict[str, str]:
-        """The rate limit headers of the key it belongs to, as they stand now."""
-        return self._meters.headers(self._subject.key_id, self._subject.tier)
+        """The rate limit headers of the key and the model it belongs to, as they stand now."""
+        return self._meters.headers(self._subject)
 
     def shrink(self, tokens: int) -> None:
         """Hold only `tokens` from now on."""
@@ -145,7 +155,8 @@ class Hold:
             self._refund(self.reserved_tokens - used)
         elif self._taken.tokens is not None:
             # A foreign upstream may go over; what was produced is owed, by the next ones if need be.
-            self._meters.tokens.commit(key_id, self._taken.tokens.rate, used - self.reserved_tokens)
+            charge = self._taken.tokens
+            self._meters.tokens.commit(charge.subject, charge.rate, used - self.reserved_tokens)
         self._taken.lease.release()
 
     def void(self) -> None:
@@ -184,5 +195,9 @@ class Pass:
         self._lease.release()
 
 
-def _look(cells: Cells, key_id: str, limit: int | None, units: int) -> RateLook | None:
-    return None if limit is None else cells.peek(key_id, Rate(limit), units)
+def _openai(kind: str, look: RateLook) -> dict[str, str]:
+    return {
+        f"x-ratelimit-limit-{kind}": str(look.limit),
+        f"x-ratelimit-remaining-{kind}": str(look.remaining),
+        f"x-ratelimit-reset-{kind}": duration(look.reset_s),
+    }

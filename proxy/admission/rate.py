@@ -86,6 +86,15 @@ class Cells:
             retry_after_s=retry_after_s,
         )
 
+    def fits(self, subject: str, rate: Rate, units: int) -> bool:
+        """What `peek` says in the end, for less."""
+        if units > rate.limit:
+            return False
+        full_at = self._full_at.get((subject, rate))
+        if full_at is None or not units:
+            return True
+        return max(0, full_at - self._now_ns() * rate.limit) <= (rate.limit - units) * rate.unit
+
     def commit(self, subject: str, rate: Rate, units: int) -> Charge:
         """Take units, whether they fit or not: the caller has looked, or they are owed already."""
         now = self._now_ns() * rate.limit

@@ -10,7 +10,9 @@ from typing import Final
 from proxy.admission.concurrency import ConcurrencyLook
 from proxy.admission.quota import QuotaLook
 from proxy.admission.rate import RateLook
+from proxy.admission.rules import OUTPUT, Limit
 from proxy.clock import seconds_to_next_month
+from proxy.verdict import RefusedError
 from sidecar.wire.errors import ApiError, bad_request
 
 REQUESTS: Final = "requests"
@@ -33,9 +35,10 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{text}" if minutes else text
 
 
-def model_not_found(model: str) -> ApiError:
+def model_not_found(model: str) -> RefusedError:
     """The same for a model that is not there and for one that the key may not use, so that names do not leak."""
-    return ApiError(
+    return RefusedError(
+        "models",
         404,
         f"The model '{model[:200]}' does not exist or you do not have access to it.",
         code="model_not_found",
@@ -43,9 +46,9 @@ def model_not_found(model: str) -> ApiError:
     )
 
 
-def too_much_output(param: str, limit: int, tier: str) -> ApiError:
-    return bad_request(
-        f"'{param}' must be at most {limit} in the tier '{tier}'.", param=param, code="integer_above_max_value"
+def too_much_output(param: str, limit: int, whose: str) -> RefusedError:
+    return RefusedError(
+        OUTPUT, 400, f"'{param}' must be at most {limit} {whose}.", param=param, code="integer_above_max_value"
     )
 
 
@@ -58,11 +61,13 @@ def context_exceeded(prompt_tokens: int, max_context: int, param: str) -> ApiErr
     )
 
 
-def rate(kind: str, look: RateLook, tier: str, headers: dict[str, str]) -> ApiError:
+def rate(limit: Limit, look: RateLook, headers: dict[str, str]) -> RefusedError:
     """Too many requests or tokens this minute; or, when it could never fit, more than a whole minute's."""
-    rule = f"{kind} per minute in the tier '{tier}'"
+    kind = _kind(limit)
+    rule = f"{kind} per minute {limit.whose}"
     if look.retry_after_s is None:
-        return ApiError(
+        return RefusedError(
+            limit.rule,
             429,
             f"Request too large for {rule}: Limit {look.limit}, Requested {look.requested}. "
             "Please shorten the prompt or ask for less output.",
@@ -71,7 +76,8 @@ def rate(kind: str, look: RateLook, tier: str, headers: dict[str, str]) -> ApiEr
             should_retry=False,
             headers=headers,
         )
-    return ApiError(
+    return RefusedError(
+        limit.rule,
         429,
         f"Rate limit reached for {rule}: Limit {look.limit}, Used {look.used}, Requested {look.requested}. "
         f"Please try again in {duration(look.retry_after_s)}.",
@@ -82,10 +88,11 @@ def rate(kind: str, look: RateLook, tier: str, headers: dict[str, str]) -> ApiEr
     )
 
 
-def concurrency(look: ConcurrencyLook, tier: str, headers: dict[str, str]) -> ApiError:
-    return ApiError(
+def concurrency(limit: Limit, look: ConcurrencyLook, headers: dict[str, str]) -> RefusedError:
+    return RefusedError(
+        limit.rule,
         429,
-        f"Too many requests at once in the tier '{tier}': Limit {look.limit}, Used {look.running}, Requested 1. "
+        f"Too many requests at once {limit.whose}: Limit {look.limit}, Used {look.running}, Requested 1. "
         "Please try again when one has ended.",
         type=REQUESTS,
         code="concurrency_limit_exceeded",
@@ -94,13 +101,15 @@ def concurrency(look: ConcurrencyLook, tier: str, headers: dict[str, str]) -> Ap
     )
 
 
-def quota(kind: str, look: QuotaLook, tier: str, headers: dict[str, str], now: dt.datetime) -> ApiError:
+def quota(limit: Limit, look: QuotaLook, headers: dict[str, str], now: dt.datetime) -> RefusedError:
     """The month's requests or tokens do not suffice. The wait is until the next month; nothing sooner helps."""
     renewed_in_s = seconds_to_next_month(now)
     renewed = now + dt.timedelta(seconds=renewed_in_s)
-    rule = f"monthly {kind} in the tier '{tier}': Limit {look.limit}, Used {look.used}, Requested {look.requested}"
+    figures = f"Limit {look.limit}, Used {look.used}, Requested {look.requested}"
+    rule = f"monthly {_kind(limit)} {limit.whose}: {figures}"
     if look.limit is not None and look.requested > look.limit:
-        return ApiError(
+        return RefusedError(
+            limit.rule,
             429,
             f"Request too large for the {rule}. Please shorten the prompt or ask for less output.",
             type=INSUFFICIENT_QUOTA,
@@ -108,7 +117,8 @@ def quota(kind: str, look: QuotaLook, tier: str, headers: dict[str, str], now: d
             should_retry=False,
             headers=headers,
         )
-    return ApiError(
+    return RefusedError(
+        limit.rule,
         429,
         f"You exceeded your current quota of {rule}. It is renewed at {renewed:%Y-%m-%dT%H:%M:%SZ}.",
         type=INSUFFICIENT_QUOTA,
@@ -117,3 +127,8 @@ def quota(kind: str, look: QuotaLook, tier: str, headers: dict[str, str], now: d
         should_retry=False,
         headers=headers,
     )
+
+
+def _kind(limit: Limit) -> str:
+    """What a limit counts, as OpenAI's errors and headers name it."""
+    return TOKENS if "tokens" in limit.rule else REQUESTS

@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from sidecar.wire.errors import ApiError
+from proxy.verdict import RefusedError
 
 Count = Annotated[int, Meta(ge=1, le=10**15)]
 Limit = Count | Literal["unlimited"]
@@ -159,10 +159,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     places: dict[str, dict[str, str]] = {}
 
     def tier(self, name: str) -> Tier:
-        """The tier of a key. Raises ApiError 403 for one that no file has any more: that is the operator's to fix."""
+        """The tier of a key. Raises RefusedError 403 for one that no file has any more: the operator is to fix that."""
         tier = self.tiers.get(name)
         if tier is None:
-            raise ApiError(
+            raise RefusedError(
+                "tiers",
                 403,
                 "This API key belongs to a tier that this server does not have. Its operator must give it another.",
                 code="permission_denied",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from proxy.admission.concurrency import Leases
 from proxy.admission.gate import Admission
@@ -15,7 +16,7 @@ from proxy.admission.meters import Meters, Pass
 from proxy.admission.quota import QuotaBook
 from proxy.admission.rate import Cells
 from proxy.exchange import Arrival, Call, Principal, Question, TextEndpoint, Trace
-from proxy.policy.schema import Policy, Tier
+from proxy.policy.schema import NO_OVERRIDES, Overrides, Policy, Tier
 from proxy.store.database import StorageError
 from proxy.store.ledger import Standing
 from proxy.store.posting import Entry, Settled, Voided
@@ -109,8 +110,10 @@ class Gatehouse:
         }
         return Call(**{**given, **fields})
 
-    def principal(self, key_id: str = "k", models: frozenset[str] | None = None) -> Principal:
-        return Principal(account_id="a", key_id=key_id, tier=self.tier.name, models=models)
+    def principal(
+        self, key_id: str = "k", models: frozenset[str] | None = None, own: Overrides = NO_OVERRIDES
+    ) -> Principal:
+        return Principal(account_id="a", key_id=key_id, tier=self.tier.name, models=models, limits=own)
 
     def arrival(self) -> Arrival:
         number = len(self.ledger.told)
@@ -123,9 +126,16 @@ class Gatehouse:
         await asyncio.sleep(0)
         return Count(self.exact, self.model.max_context)
 
-    async def admit(self, key_id: str = "k", models: frozenset[str] | None = None, **fields: Any) -> Grant:
-        principal, call = self.principal(key_id, models), self.call(**fields)
-        return await self.gate.admit(principal, call, self.arrival(), self.model, self.count, upstream="local")
+    async def admit(
+        self,
+        key_id: str = "k",
+        models: frozenset[str] | None = None,
+        own: Overrides = NO_OVERRIDES,
+        **fields: Any,
+    ) -> Grant:
+        principal, call = self.principal(key_id, models, own), self.call(**fields)
+        model = replace(self.model, id=call.model)
+        return await self.gate.admit(principal, call, self.arrival(), model, self.count, upstream="local")
 
     def ask(self, key_id: str = "k", models: frozenset[str] | None = None) -> Pass:
         """Let a question in."""

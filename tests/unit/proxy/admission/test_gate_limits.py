@@ -21,12 +21,12 @@ async def test_c2_a_key_at_a_limit_is_refused_before_it_causes_work(
 ) -> None:
     house = build(**limits)
     before = house.consumed()
-    await house.gate.check_limits(house.principal())
+    await house.gate.check_limits(house.principal(), "m")
     assert house.consumed() == before
     await house.admit()
     before = house.consumed()
     with pytest.raises(ApiError) as caught:
-        await house.gate.check_limits(house.principal())
+        await house.gate.check_limits(house.principal(), "m")
     assert (caught.value.status, caught.value.code) == (429, code)
-    await house.gate.check_limits(house.principal(key_id="other"))
+    await house.gate.check_limits(house.principal(key_id="other"), "m")
     assert house.consumed() == before

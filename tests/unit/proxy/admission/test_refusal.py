@@ -7,9 +7,13 @@ import pytest
 from proxy.admission import refusal
 from proxy.admission.concurrency import ConcurrencyLook
 from proxy.admission.quota import QuotaLook
-from proxy.admission.rate import RateLook
+from proxy.admission.rate import Rate, RateLook
+from proxy.admission.rules import Limit
 
 LATE_NOVEMBER = dt.datetime(2026, 11, 30, 23, 58, 30, tzinfo=dt.UTC)
+PER_MINUTE = Limit("tokens_per_minute", Rate(100), "in the tier 'free'")
+AT_ONCE = Limit("concurrency", Rate(2), "for this API key")
+A_MONTH = Limit("monthly_tokens", Rate(100), "in the tier 'free'")
 LIMITS = {"x-ratelimit-limit-requests": "10"}
 
 
@@ -39,7 +43,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_a_rate_says_limit_used_requested_and_when() -> None:
     look = RateLook(limit=30000, requested=11159, remaining=11072, reset_s=37.9, retry_after_s=0.174)
-    error = refusal.rate("tokens", look, "free", LIMITS)
+    error = refusal.rate(PER_MINUTE, look, LIMITS)
     assert (error.status, error.type, error.code) == (429, "tokens", "rate_limit_exceeded")
     assert "Limit 30000, Used 18928, Requested 11159. Please try again in 174ms." in error.message
     assert error.headers() == {**LIMITS, "retry-after": "1", "retry-after-ms": "174"}
@@ -47,21 +51,22 @@ def test_a_rate_says_limit_used_requested_and_when() -> None:
 
 def test_more_than_a_whole_minute_is_not_to_be_tried_again() -> None:
     look = RateLook(limit=100, requested=101, remaining=100, reset_s=0, retry_after_s=None)
-    error = refusal.rate("tokens", look, "free", LIMITS)
+    error = refusal.rate(PER_MINUTE, look, LIMITS)
     assert (error.status, error.type, error.code) == (429, "tokens", "rate_limit_exceeded")
     assert "Limit 100, Requested 101" in error.message
     assert error.headers() == {**LIMITS, "x-should-retry": "false"}
 
 
 def test_concurrency_says_how_many_run() -> None:
-    error = refusal.concurrency(ConcurrencyLook(limit=2, running=2), "free", LIMITS)
+    error = refusal.concurrency(AT_ONCE, ConcurrencyLook(limit=2, running=2), LIMITS)
     assert (error.status, error.type, error.code) == (429, "requests", "concurrency_limit_exceeded")
-    assert "Limit 2, Used 2" in error.message
+    assert "Too many requests at once for this API key: Limit 2, Used 2" in error.message
+    assert error.rule == "concurrency"
     assert error.headers()["retry-after"] == "1"
 
 
 def test_a_quota_is_renewed_with_the_month() -> None:
-    error = refusal.quota("tokens", QuotaLook(100, 81, 41), "free", LIMITS, LATE_NOVEMBER)
+    error = refusal.quota(A_MONTH, QuotaLook(100, 81, 41), LIMITS, LATE_NOVEMBER)
     assert (error.status, error.type, error.code) == (429, "insufficient_quota", "insufficient_quota")
     assert "Limit 100, Used 81, Requested 41" in error.message
     assert "2026-12-01T00:00:00Z" in error.message
@@ -74,7 +79,7 @@ def test_a_quota_is_renewed_with_the_month() -> None:
 
 
 def test_more_than_a_whole_month_has_no_time_to_come_again() -> None:
-    error = refusal.quota("tokens", QuotaLook(100, 0, 101), "free", LIMITS, LATE_NOVEMBER)
+    error = refusal.quota(A_MONTH, QuotaLook(100, 0, 101), LIMITS, LATE_NOVEMBER)
     assert error.code == "insufficient_quota"
     assert error.headers() == {**LIMITS, "x-should-retry": "false"}
 
