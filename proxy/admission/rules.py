@@ -47,7 +47,10 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What holds for a key on a model, by a revision of the policy. `limits` are in the order in which they refuse, and each by its name too."""
+    """What holds for a key on a model, by a revision of the policy.
+
+    `limits` are in the order in which they refuse, and some by their names too.
+    """
 
     tier: Tier
     revision: str

@@ -147,7 +147,7 @@ async def test_a_model_without_a_limit_in_a_limited_tier(build: Build) -> None:
     house = build(requests_per_minute=1, per_model={"m": ModelRules(requests_per_minute="unlimited")})
     for _ in range(5):
         grant = await house.admit()
-    assert grant.headers() == {}
+    assert not any(name.startswith(("x-ratelimit", "ratelimit")) for name in grant.headers())
     await house.admit(model="other")
     assert (await house.refused(model="other")).rule == "requests_per_minute"
 
