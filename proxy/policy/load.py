@@ -83,7 +83,8 @@ def _compile(name: str, rules: TierRules) -> Tier:
         idempotency_bodies=rules.idempotency_bodies,
         equal_prompts_per_minute=number(rules.equal_prompts_per_minute),
         addresses_per_hour=number(rules.addresses_per_hour),
-        response_headers=rules.response_headers,
+        # As the answers' other headers are written.
+        response_headers={name.lower(): value for name, value in rules.response_headers.items()},
     )
 
 

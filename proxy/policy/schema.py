@@ -86,7 +86,7 @@ class TierRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     weight: Annotated[float, Meta(ge=0.01, le=100)] = 1.0
     cache_scope: CacheScope = "account"
     response_retention_days: Annotated[int, Meta(ge=0, le=3650)] = 0
-    per_model: dict[str, ModelRules] = {}
+    per_model: Annotated[dict[str, ModelRules], Meta(max_length=1000)] = {}
     shadow: list[Rule] = []
     soft_monthly_requests: Limit = UNLIMITED
     soft_monthly_tokens: Limit = UNLIMITED
@@ -98,7 +98,7 @@ class TierRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     idempotency_bodies: bool = False
     equal_prompts_per_minute: Limit = UNLIMITED
     addresses_per_hour: Limit = UNLIMITED
-    response_headers: dict[str, str] = {}
+    response_headers: Annotated[dict[str, str], Meta(max_length=20)] = {}
 
 
 class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

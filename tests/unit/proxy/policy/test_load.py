@@ -1,12 +1,13 @@
 """Policy files: what a good one becomes, and one bad file per defect, each with its place and what to write instead."""
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from proxy.policy.load import load_policy
-from proxy.policy.schema import Policy
+from proxy.policy.schema import Policy, Tier, TierRules
 from sidecar.wire.errors import ApiError
 from sidecar.yamlfile import ConfigInvalidError, Problem
 
@@ -41,6 +42,36 @@ DEFECTS = {
     "another_word_than_unlimited": (7, 23, "unlimited"),
     "no_models": (11, 13, "at least 1"),
     "no_tiers": (2, 8, "at least one"),
+    "a_per_model_pattern": (14, 7, "'llama-*' is a pattern"),
+    "a_per_model_for_every_model": (14, 7, "the tier's own"),
+    "a_per_model_without_a_limit": (14, 7, "no limit of its own"),
+    "a_per_model_of_a_model_that_is_not_the_tier_s": (14, 7, "not among this tier's models"),
+    "a_per_model_default_beyond_its_maximum": (14, 58, "129 is more than max_output_tokens, which is 128"),
+    "a_per_model_maximum_below_the_default": (14, 30, "256 is more than max_output_tokens, which is 128"),
+    "a_per_model_minute_below_the_default": (14, 30, "256 and a prompt are more than tokens_per_minute"),
+    "a_per_model_rule_that_is_the_tier_s": (14, 11, "unknown field 'monthly_tokens'"),
+    "a_shadow_twice": (13, 27, "'concurrency' is listed twice"),
+    "a_shadow_of_no_limit": (13, 14, "nothing to try"),
+    "a_shadow_of_another_rule": (13, 14, "models"),
+    "a_soft_quota_beyond_the_hard_one": (13, 26, "after monthly_tokens, which is 5000"),
+    "a_soft_quota_beyond_the_account_s": (14, 28, "which is 3000"),
+    "an_account_quota_below_a_key_s": (13, 31, "less than monthly_requests of one, which is 3000"),
+    "a_wait_without_a_queue": (13, 17, "without max_waiting"),
+    "a_queue_without_a_wait": (13, 18, "without max_wait_s"),
+    "a_wait_without_concurrency": (13, 17, "nobody has to wait"),
+    "a_wait_of_an_hour": (13, 17, "300"),
+    "a_header_with_a_blank": (14, 7, "cannot be a header's name"),
+    "a_header_of_ours": (14, 7, "Tollhouse's own"),
+    "a_header_of_our_family": (14, 7, "Tollhouse's own"),
+    "a_header_of_the_connection": (14, 7, "about the connection"),
+    "a_header_of_the_framing": (14, 7, "about the connection or the body"),
+    "a_header_twice": (15, 7, "'x-a' once more"),
+    "a_header_with_a_line_break": (14, 7, "visible ASCII"),
+    "a_header_without_a_value": (14, 7, "visible ASCII"),
+    "too_many_headers": (14, 7, "at most 20"),
+    "another_replay": (13, 13, "always"),
+    "a_word_for_a_boolean": (13, 25, "true or false"),
+    "a_default_beyond_the_account_s_month": (10, 28, "256 and a prompt are more than account_monthly_tokens"),
 }
 TIER = """\
     requests_per_minute: 10
@@ -179,3 +210,58 @@ def test_a_tier_that_is_not_there_is_the_operators_to_fix() -> None:
     with pytest.raises(ApiError) as caught:
         Policy(tiers={}, revision="").tier("gone")
     assert (caught.value.status, caught.value.code) == (403, "permission_denied")
+
+
+EXTRAS = """\
+    per_model:
+      m: {requests_per_minute: 5, concurrency: 1, max_output_tokens: 64, default_output_tokens: 32}
+      org/n: {tokens_per_minute: 500}
+    shadow: [requests_per_minute, account_monthly_tokens]
+    soft_monthly_requests: 900
+    soft_monthly_tokens: 90000
+    account_monthly_requests: 1000
+    account_monthly_tokens: 100000
+    max_waiting: 4
+    max_wait_s: 2.5
+    replay: duplicate
+    idempotency_bodies: true
+    equal_prompts_per_minute: 6
+    addresses_per_hour: 3
+    response_headers: {X-Served-By: "rack 4"}
+"""
+
+
+def test_what_may_be_left_out_is_compiled_too(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "free")
+    with (tmp_path / "a.yaml").open("a") as file:
+        file.write(EXTRAS)
+    tier = load_policy(tmp_path).tier("free")
+    own = tier.under(tier.per_model["m"])
+    assert (own.requests_per_minute, own.concurrency, own.max_output_tokens) == (5, 1, 64)
+    assert (own.tokens_per_minute, own.monthly_tokens) == (None, None)
+    assert tier.shadow == {"requests_per_minute", "account_monthly_tokens"}
+    assert (tier.soft_monthly_requests, tier.soft_monthly_tokens) == (900, 90_000)
+    assert (tier.account_monthly_requests, tier.account_monthly_tokens) == (1000, 100_000)
+    assert (tier.max_waiting, tier.max_wait_s) == (4, 2.5)
+    assert (tier.replay, tier.idempotency_bodies) == ("duplicate", True)
+    assert (tier.equal_prompts_per_minute, tier.addresses_per_hour) == (6, 3)
+    assert tier.response_headers == {"x-served-by": "rack 4"}
+
+
+def test_a_policy_knows_where_each_of_its_rules_stands(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "one", "two")
+    places = load_policy(tmp_path).places
+    assert places["two"]["requests_per_minute"] == f"{tmp_path}/a.yaml:14:5"
+    assert places["two"]["priority"] == f"{tmp_path}/a.yaml:22:5"
+    assert "weight" not in places["two"]
+
+
+def test_every_field_of_a_file_is_in_the_compiled_tier() -> None:
+    assert {"name", *TierRules.__struct_fields__} == set(Tier.__struct_fields__)
+
+
+def test_the_shipped_policy_explains_each_rule() -> None:
+    explained = {
+        word for line in SHIPPED.joinpath("default.yaml").read_text().splitlines() for word in re.findall(r"\w+", line)
+    }
+    assert set(TierRules.__struct_fields__) <= explained
