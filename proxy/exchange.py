@@ -60,7 +60,8 @@ class Principal:
 
     `limits` and `account_limits` are its own, in the place of its tier's. `allow_from` and `deny_from` are networks
     (CIDR) that it may, or may not, come from; an empty `allow_from` is everywhere. `signed`: its requests carry a
-    signature in the place of a secret.
+    signature in the place of a secret. `expires`: until when what it showed is good, and `mac` the MAC of that.
+    `response_headers` are its tier's, for every answer.
     """
 
     account_id: str
@@ -73,6 +74,9 @@ class Principal:
     allow_from: tuple[str, ...] = ()
     deny_from: tuple[str, ...] = ()
     signed: bool = False
+    expires: dt.datetime | None = None
+    mac: bytes = field(default=b"", repr=False)
+    response_headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 from proxy.clock import Clock
 from proxy.exchange import Principal
-from proxy.policy.schema import Policy
+from proxy.policy.schema import Policy, Tier
 from proxy.secrets import API_KEY_MAC, RootSecret
 from proxy.store.database import StorageError
 from proxy.store.keys import KeyRecord
@@ -56,8 +56,9 @@ class Keysmith:
     def __init__(self, root: RootSecret) -> None:
         self._pepper = root.derive(API_KEY_MAC)
 
-    def mint(self) -> MintedKey:
-        key_id, secret = _random(ID_CHARS), _random(SECRET_CHARS)
+    def mint(self, key_id: str | None = None) -> MintedKey:
+        """A new key; or a new secret for the key of an id."""
+        key_id, secret = key_id or _random(ID_CHARS), _random(SECRET_CHARS)
         body = f"{PREFIX}{key_id}_{secret}"
         key = body + _checksum(body)
         return MintedKey(key, key_id, self.mac(key), MAC_VERSION)
@@ -130,20 +131,26 @@ class Identify:
         if key is None:
             raise self._failed(address, _missing())
         key_id = key_id_of(key)
-        record = None if key_id is None else await self._recognise(key_id, self._smith.mac(key))
-        if record is None or not self._valid(record):
+        mac = b"" if key_id is None else self._smith.mac(key)
+        record = None if key_id is None else await self._recognise(key_id, mac)
+        if record is None or not good(record, mac, self._clock.now()):
             raise self._failed(address, _wrong())
         try:
             tier = self._policy().tier(record.tier)
         except ApiError:
             self._log.error("key_without_tier", key_id=record.key_id, tier=record.tier)
             raise
-        return Principal(account_id=record.account_id, key_id=record.key_id, tier=tier.name, models=record.models)
+        return _principal(record, mac, tier)
 
     def forget(self, key_id: str) -> None:
         """Look a key up again when it next comes: it was revoked or changed. What is being read now is read again."""
         self._forgotten += 1
         self._known = {mac: known for mac, known in self._known.items() if known.record.key_id != key_id}
+
+    def forget_all(self) -> None:
+        """Look every key up again."""
+        self._forgotten += 1
+        self._known.clear()
 
     async def _recognise(self, key_id: str, mac: bytes) -> KeyRecord | None:
         """The key's record, if there is one and the MAC is its own.
@@ -156,12 +163,16 @@ class Identify:
         if known is not None and now_s < known.fresh_until_s:
             return known.record
         record = await self._look_up(key_id)
+        # Both comparisons are always made, so that it cannot be told which ids are keys or were rotated.
         right = hmac.compare_digest(mac, self._nobody if record is None else record.mac)
-        if record is None or not right or record.mac_version != MAC_VERSION:
+        was_right = hmac.compare_digest(mac, (record and record.old_mac) or self._nobody)
+        if record is None or not (right or was_right):
+            return None
+        if (record.mac_version if right else record.old_mac_version) != MAC_VERSION:
             return None
         self._keep(mac, _Known(record, now_s + KNOWN_KEY_S))
         # Known keys come here once in KNOWN_KEY_S: often enough to say when a key was last used.
-        if self._valid(record):
+        if good(record, mac, self._clock.now()):
             _ = self._keys.touch(key_id, self._clock.now())
         return record
 
@@ -183,9 +194,6 @@ class Identify:
             del self._known[next(iter(self._known))]
         self._known[mac] = known
 
-    def _valid(self, record: KeyRecord) -> bool:
-        return record.revoked is None and (record.expires is None or self._clock.now() < record.expires)
-
     def _failed(self, address: str, error: ApiError) -> ApiError:
         """What a failure is told: `error`, or to wait."""
         wait_s = self._failures.take(_neighbourhood(address))
@@ -200,6 +208,40 @@ class Identify:
             code="rate_limit_exceeded",
             retry_after_s=wait_s,
         )
+
+
+def good(record: KeyRecord, mac: bytes, now: dt.datetime) -> bool:
+    """Whether the key, shown with the secret of this MAC, may be used. No MAC: it was shown without a secret."""
+    if record.revoked is not None or record.account_disabled is not None:
+        return False
+    if mac and mac not in (record.mac, record.old_mac):
+        return False
+    ends = _ends(record, mac)
+    return ends is None or now < ends
+
+
+def _ends(record: KeyRecord, mac: bytes) -> dt.datetime | None:
+    """Until when the secret of this MAC, which is one of the key's, is good."""
+    if not mac or mac == record.mac or record.old_until is None:
+        return record.expires
+    return record.old_until if record.expires is None else min(record.old_until, record.expires)
+
+
+def _principal(record: KeyRecord, mac: bytes, tier: Tier) -> Principal:
+    return Principal(
+        account_id=record.account_id,
+        key_id=record.key_id,
+        tier=tier.name,
+        models=record.models,
+        scopes=record.scopes,
+        limits=record.limits,
+        account_limits=record.account_limits,
+        allow_from=record.allow_from,
+        deny_from=record.deny_from,
+        expires=_ends(record, mac),
+        mac=mac,
+        response_headers=tuple(tier.response_headers.items()),
+    )
 
 
 def bearer(authorization: str | None) -> str | None:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from proxy import scopes
 from proxy.body import read_call, read_question
 from proxy.client import Client, LeftError
 from proxy.clock import Clock
@@ -93,7 +94,7 @@ class Pipeline:
     ) -> None:
         """Serve a request for what a key may see, to its end."""
         notes, timings = Notes(), Timings()
-        await self._end(client, template, self._shown(client, authorization, page, notes), notes, timings)
+        await self._end(client, template, self._shown(client, template, authorization, page, notes), notes, timings)
 
     async def ask(
         self,
@@ -141,7 +142,7 @@ class Pipeline:
         self, client: Client, endpoint: Endpoint, authorization: str | None, notes: Notes, timings: Timings
     ) -> Outcome:
         async with client.present():
-            principal = await self._identified(client, authorization, notes)
+            principal = await self._identified(client, endpoint.value, authorization, notes)
         with self._at_work(principal.key_id, client):
             async with client.present():
                 body = await client.body()
@@ -154,10 +155,15 @@ class Pipeline:
         return delivery.outcome
 
     async def _shown(
-        self, client: Client, authorization: str | None, page: Callable[[Principal], Awaitable[bytes]], notes: Notes
+        self,
+        client: Client,
+        template: str,
+        authorization: str | None,
+        page: Callable[[Principal], Awaitable[bytes]],
+        notes: Notes,
     ) -> Outcome:
         async with client.present():
-            principal = await self._identified(client, authorization, notes)
+            principal = await self._identified(client, template, authorization, notes)
             await client.answer(200, await page(principal))
         return Outcome(200, Ending.COMPLETE, None, "")
 
@@ -170,7 +176,7 @@ class Pipeline:
         notes: Notes,
     ) -> Outcome:
         async with client.present():
-            principal = await self._identified(client, authorization, notes)
+            principal = await self._identified(client, endpoint.value, authorization, notes)
         with self._at_work(principal.key_id, client):
             async with client.present():
                 body = await client.body()
@@ -189,13 +195,16 @@ class Pipeline:
             await client.answer(status, b"", headers)
         return Outcome(status, Ending.COMPLETE, None, "")
 
-    async def _identified(self, client: Client, authorization: str | None, notes: Notes) -> Principal:
+    async def _identified(self, client: Client, template: str, authorization: str | None, notes: Notes) -> Principal:
         begun_s = self._clock.monotonic()
         try:
-            notes.principal = await self._identify.identify(authorization, client.arrival.address)
+            principal = notes.principal = await self._identify.identify(authorization, client.arrival.address)
         finally:
             notes.identify_s = self._clock.monotonic() - begun_s
-        return notes.principal
+        # Before any other header: what the policy adds never takes the place of ours.
+        client.announce({name.lower(): value for name, value in principal.response_headers})
+        scopes.check(principal, scopes.ROUTES[template])
+        return principal
 
     async def _admitted(
         self, client: Client, endpoint: Endpoint, principal: Principal, body: bytes, notes: Notes

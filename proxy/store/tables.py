@@ -71,9 +71,14 @@ account: Final = Table(
     Column("id", String(40), primary_key=True),
     Column("name", String(200), nullable=False, unique=True),
     Column("created", Utc, nullable=False),
+    Column("disabled", Utc),
+    Column("limits", JSON(none_as_null=True)),
+    Column("metadata", JSON(none_as_null=True)),
 )
 
 # Only the MAC of a key is kept: GUARDS A3. Keys are revoked, never deleted, because the quota names them.
+# `generation`: the number of the last change of it or of its account; see `key_generation`. `old_mac`: of the secret
+# before the last rotation, good until `old_until`.
 api_key: Final = Table(
     "api_key",
     metadata,
@@ -87,8 +92,41 @@ api_key: Final = Table(
     Column("created", Utc, nullable=False),
     Column("expires", Utc),
     Column("last_used", Utc),
-    Column("generation", Integer, nullable=False),
+    Column("generation", Integer, nullable=False, index=True),
     Column("revoked", Utc),
+    Column("scopes", JSON(none_as_null=True)),
+    Column("limits", JSON(none_as_null=True)),
+    Column("metadata", JSON(none_as_null=True)),
+    Column("allow_from", JSON(none_as_null=True)),
+    Column("deny_from", JSON(none_as_null=True)),
+    Column("old_mac", LargeBinary(32)),
+    Column("old_mac_version", Integer),
+    Column("old_until", Utc),
+)
+
+# One row, whose number grows with each change of a key or an account, in the same transaction: what each process asks
+# for every second, to learn which of the keys it knows it must look up again.
+key_generation: Final = Table(
+    "key_generation",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("number", Integer, nullable=False),
+    CheckConstraint("id = 1", name="one_row"),
+)
+
+# What was done to accounts and keys, by whom and from where. Rows are written in the transaction of what they tell of,
+# and never deleted. An id begins with its time, so that ids are in the order of events. No foreign keys, no secrets.
+audit_event: Final = Table(
+    "audit_event",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("time", Utc, nullable=False),
+    Column("actor", String(100), nullable=False),
+    Column("action", String(40), nullable=False),
+    Column("target", String(40), nullable=False, index=True),
+    Column("request_id", String(40)),
+    Column("address", String(64)),
+    Column("changes", JSON, nullable=False),
 )
 
 # `settled_tokens` is prompt plus completion; `settled_prompt_tokens` and `settled_cached_tokens` are parts of it.

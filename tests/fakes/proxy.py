@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import datetime as dt
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any, Final, Self
 
 from proxy.client import LeftError
@@ -19,6 +20,11 @@ TRACE: Final = Trace("a" * 32, "b" * 16, sampled=False, tracestate="")
 ARRIVAL: Final = Arrival("req_1", None, TRACE, "192.0.2.1", 1000.0, NOON)
 PRINCIPAL: Final = Principal("acct_1", "key1", "pro", None)
 TICKET: Final = Ticket("req_1", "acct_1", 2.5, 0, "a:acct_1", 100, 50, TRACE)
+
+
+def principal(**fields: Any) -> Principal:
+    """`PRINCIPAL` with some fields of its own."""
+    return replace(PRINCIPAL, **fields)
 
 
 def call(*, stream: bool = True) -> Call:

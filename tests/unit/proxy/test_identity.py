@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.admission.rate import Allowance, Rate
 from proxy.identity import KNOWN_KEY_S, Identify, Keysmith, MintedKey, _checksum, key_id_of
-from proxy.policy.schema import Policy, Tier
+from proxy.policy.schema import Overrides, Policy, Tier
 from proxy.secrets import RootSecret
 from proxy.store.database import StorageError
 from proxy.store.keys import KeyRecord
@@ -103,6 +104,14 @@ class Door:
         )
         self.keys.records[minted.key_id] = replace(record, **fields)
         return minted
+
+    def rotated(self, until: dt.datetime, **fields: Any) -> MintedKey:
+        """A key whose secret is the one before the last rotation."""
+        old = self.key(**fields)
+        new = SMITH.mint(old.key_id)
+        was = {"old_mac": old.mac, "old_mac_version": old.mac_version, "old_until": until}
+        self.keys.records[old.key_id] = replace(self.keys.records[old.key_id], mac=new.mac, **was)
+        return old
 
     async def knock(self, key: MintedKey | str, address: str = HOME) -> Any:
         secret = key if isinstance(key, str) else key.secret
@@ -202,6 +211,8 @@ async def test_every_wrong_key_gets_the_same_answer(door: Door) -> None:
         "revoked": door.key(revoked=NOON).secret,
         "expired": door.key(expires=NOON).secret,
         "another MAC version": door.key(mac_version=2).secret,
+        "disabled account": door.key(account_disabled=NOON).secret,
+        "rotated, after its grace": door.rotated(NOON).secret,
     }
     errors = {name: await door.refused(f"Bearer {key}") for name, key in wrong.items()}
     assert {error.body() for error in errors.values()} == {errors["unknown"].body()}
@@ -245,6 +256,52 @@ async def test_a_key_of_a_tier_that_is_gone_is_the_operators_to_fix(door: Door) 
     assert key.secret not in door.log.getvalue()
 
 
+async def test_what_a_key_may_and_may_not_goes_with_it(door: Door) -> None:
+    mine, shared = Overrides(requests_per_minute=5), Overrides(monthly_tokens=1000)
+    own = {"scopes": frozenset({"chat"}), "allow_from": ("192.0.2.0/24",), "deny_from": ("192.0.2.7/32",)}
+    until = NOON + dt.timedelta(days=1)
+    principal = await door.knock(door.key(**own, limits=mine, account_limits=shared, expires=until))
+    assert {name: getattr(principal, name) for name in own} == own
+    assert (principal.limits, principal.account_limits, principal.expires) == (mine, shared, until)
+    assert (await door.knock(door.key())).scopes is None
+
+
+async def test_a_key_s_tier_says_which_headers_its_answers_have(door: Door) -> None:
+    headers = {"x-served-by": "acme"}
+    door.policy = Policy(tiers={"free": msgspec.structs.replace(FREE, response_headers=headers)}, revision="0" * 12)
+    assert (await door.knock(door.key())).response_headers == (("x-served-by", "acme"),)
+
+
+async def test_both_secrets_of_a_rotated_key_are_good_until_the_grace_ends(door: Door) -> None:
+    until = NOON + dt.timedelta(hours=24)
+    old = door.rotated(until)
+    new = SMITH.mint(old.key_id)
+    door.keys.records[old.key_id] = replace(door.keys.records[old.key_id], mac=new.mac)
+    assert (await door.knock(old)).expires == until
+    assert (await door.knock(new)).expires is None
+    door.clock.seconds = 24 * 3600
+    assert (await door.refused(f"Bearer {old.secret}")).code == "invalid_api_key"
+    assert (await door.knock(new)).key_id == old.key_id
+
+
+async def test_an_old_secret_ends_with_its_key_at_the_latest(door: Door) -> None:
+    early = NOON + dt.timedelta(minutes=1)
+    old = door.rotated(NOON + dt.timedelta(hours=24), expires=early)
+    assert (await door.knock(old)).expires == early
+
+
+def test_a_new_secret_of_a_key_has_the_key_s_id() -> None:
+    first = SMITH.mint()
+    second = SMITH.mint(first.key_id)
+    assert (second.key_id, key_id_of(second.secret)) == (first.key_id, first.key_id)
+    assert second.secret != first.secret
+
+
+async def test_a_principal_does_not_show_its_mac(door: Door) -> None:
+    key = door.key()
+    assert repr(key.mac) not in repr(await door.knock(key))
+
+
 # --- known keys ---
 
 
@@ -283,6 +340,14 @@ async def test_a_forgotten_key_is_looked_up_again(door: Door) -> None:
     assert (await door.refused(f"Bearer {key.secret}")).code == "invalid_api_key"
     await door.knock(other)
     assert door.keys.asked == [key.key_id, other.key_id, key.key_id]
+
+
+async def test_all_keys_can_be_forgotten(door: Door) -> None:
+    key = door.key()
+    await door.knock(key)
+    door.identify.forget_all()
+    await door.knock(key)
+    assert door.keys.asked == [key.key_id, key.key_id]
 
 
 async def test_a_revocation_is_not_undone_by_what_was_read_before_it(door: Door) -> None:
@@ -368,7 +433,7 @@ async def test_addresses_of_one_ipv6_network_fail_together(door: Door, one: str,
 
 
 async def test_an_unknown_id_takes_the_path_of_a_wrong_secret(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One look-up, one MAC and one comparison of 32 bytes each, whatever of the key is wrong."""
+    """One look-up, one MAC and two comparisons of 32 bytes each, whatever of the key is wrong."""
     compared: list[tuple[int, int]] = []
     compare = hmac.compare_digest
 
@@ -383,7 +448,7 @@ async def test_an_unknown_id_takes_the_path_of_a_wrong_secret(door: Door, monkey
         compared.clear()
         await door.refused(f"Bearer {key}")
         assert len(door.keys.asked) - asked == 1
-        assert compared == [(32, 32)]
+        assert compared == [(32, 32), (32, 32)]
 
 
 def _forge(key_id: str) -> Iterator[str]:

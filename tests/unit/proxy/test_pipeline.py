@@ -18,7 +18,7 @@ from proxy.upstream import UpstreamLostError, UpstreamRefusedError
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import ApiError, unavailable
 from sidecar.wire.internal import Endpoint, RequestState
-from tests.fakes.proxy import PRINCIPAL, FakeClient, FakeClock, FakeGrant, FakeUpstream
+from tests.fakes.proxy import PRINCIPAL, FakeClient, FakeClock, FakeGrant, FakeUpstream, principal
 from tests.fakes.sidecar import DONE, FINISH, delta, model_state, usage_comment
 
 BODY = b'{"model":"org/tiny","messages":[],"stream":true}'
@@ -28,13 +28,14 @@ SCRIPT = [delta("a"), usage_comment(3), FINISH + DONE]
 class FakeIdentify:
     error: Exception | None = None
     gate: asyncio.Event | None = None
+    principal = PRINCIPAL
 
     async def identify(self, _authorization: str | None, _address: str) -> Principal:
         if self.gate is not None:
             await self.gate.wait()
         if self.error is not None:
             raise self.error
-        return PRINCIPAL
+        return self.principal
 
 
 class FakeAdmission:
@@ -216,6 +217,32 @@ async def test_c2_nothing_is_read_for_a_stranger() -> None:
 
     hall.client.body = body
     assert (await hall.run()).outcome.status == 401
+
+
+async def test_a_key_without_the_scope_of_a_path_is_refused_before_its_body_is_read() -> None:
+    hall = Hall()
+    hall.identify.principal = principal(scopes=frozenset({"models"}))
+
+    async def body() -> bytes:
+        raise AssertionError("the body was read")
+
+    hall.client.body = body
+    ended = await hall.run()
+    assert (ended.outcome.status, ended.outcome.error_code) == (403, "insufficient_scope")
+    assert ended.principal is hall.identify.principal
+    assert hall.upstreams.sidecar.opened == 0
+
+
+async def test_a_tier_s_own_headers_are_on_answers_and_errors_and_never_in_place_of_ours() -> None:
+    headers = (("X-Served-By", "acme"), ("X-RateLimit-Limit-Requests", "a lie"))
+    for error in (None, ApiError(429, "no", code="rate_limit_exceeded")):
+        hall = Hall()
+        hall.identify.principal = principal(response_headers=headers)
+        hall.admission.error = error
+        await hall.run()
+        assert hall.client.announced["x-served-by"] == "acme"
+        if error is None:
+            assert hall.client.announced["x-ratelimit-limit-requests"] == "10"
 
 
 async def test_an_unknown_model_is_a_404_unless_a_sidecar_has_not_spoken() -> None:
