@@ -24,6 +24,7 @@ from proxy.settings import Limits
 from proxy.settle import Settlement
 from proxy.ticket import Ticket
 from proxy.upstream import Sidecar, UpstreamRefusedError, Upstreams
+from proxy.verdict import Remark
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import ApiError, internal_error
 from sidecar.wire.internal import IGNORED, Endpoint, ModelState
@@ -50,6 +51,7 @@ class Notes:
     model: str | None = None
     sidecar: Sidecar | None = None
     admitted: bool = False
+    remarks: tuple[Remark, ...] = ()
     error: ApiError | None = None
     identify_s: float | None = None
     admit_s: float | None = None
@@ -230,7 +232,7 @@ class Pipeline:
             )
         finally:
             notes.admit_s = self._clock.monotonic() - begun_s
-        notes.admitted = True
+        notes.admitted, notes.remarks = True, grant.remarks
         return Admitted(call, sidecar, grant)
 
     def _let_in(self, principal: Principal, question: Question, notes: Notes) -> Pass:
@@ -242,7 +244,7 @@ class Pipeline:
             passed = self._admission.admit_question(principal, question, found)
         finally:
             notes.admit_s = self._clock.monotonic() - begun_s
-        notes.model, notes.admitted = question.model, True
+        notes.model, notes.admitted, notes.remarks = question.model, True, passed.remarks
         return passed
 
     async def _forwarded(self, client: Client, principal: Principal, admitted: Admitted, timings: Timings) -> Delivery:
@@ -320,6 +322,7 @@ def _ended(arrival: Arrival, template: str, outcome: Outcome, notes: Notes, timi
         call=notes.call,
         known_model=notes.model or (OTHER if notes.call else None),
         admitted=notes.admitted,
+        remarks=notes.remarks,
         upstream=notes.sidecar.name if notes.sidecar else None,
         error=notes.error,
         first_byte_s=timings.first_byte_s,

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from proxy.clock import Clock
 from proxy.exchange import Arrival, Call, Ending, Outcome, Principal
 from proxy.metrics import NO_TIER, OTHER, Metrics
-from proxy.verdict import RefusedError
+from proxy.verdict import SHADOW, RefusedError, Remark
 from sidecar.jsonlog import Field, JsonLog
 from sidecar.wire.errors import INVALID_REQUEST, SERVER_ERROR, SERVICE_UNAVAILABLE, ApiError
 
@@ -50,6 +50,7 @@ class Ended:
     call: Call | None = None
     known_model: str | None = None
     admitted: bool = False
+    remarks: tuple[Remark, ...] = ()
     upstream: str | None = None
     error: ApiError | None = None
     first_byte_s: float | None = None
@@ -129,6 +130,8 @@ class Record:
 
     def _count_ending(self, ended: Ended) -> None:
         outcome, error = ended.outcome, ended.error
+        for remark in ended.remarks:
+            self._metrics.decisions.labels(remark.rule, remark.decision).inc()
         if ended.admitted:
             self._metrics.decisions.labels("admission", "allow").inc()
         elif isinstance(error, RefusedError):
@@ -175,6 +178,7 @@ def _line(ended: Ended, duration_s: float) -> dict[str, Field]:
         "error_code": outcome.error_code,
         "error_type": ended.error.type if ended.error else None,
         "rule": ended.error.rule if isinstance(ended.error, RefusedError) else None,
+        "shadow": ",".join(remark.rule for remark in ended.remarks if remark.decision == SHADOW) or None,
         "prompt_tokens": usage.prompt_tokens if usage else None,
         "cached_tokens": usage.cached_tokens if usage else None,
         "completion_tokens": usage.completion_tokens if usage else None,

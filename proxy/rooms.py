@@ -11,6 +11,7 @@ from proxy.exchange import Arrival, Call, Principal, Question
 from proxy.forward import Reserved
 from proxy.policy.schema import CacheScope
 from proxy.settle import Chargeable
+from proxy.verdict import Remark
 from sidecar.wire.internal import Count, ModelState
 
 
@@ -19,6 +20,8 @@ class Granted(Reserved, Chargeable, Protocol):
 
     @property
     def priority(self) -> int: ...
+    @property
+    def remarks(self) -> tuple[Remark, ...]: ...
     @property
     def weight(self) -> float: ...
     @property
@@ -33,6 +36,8 @@ class Granted(Reserved, Chargeable, Protocol):
 class Pass(Protocol):
     """A pass of `proxy.admission.meters`: held while a tokenizer is asked. Entering it gives the rate limit headers."""
 
+    @property
+    def remarks(self) -> tuple[Remark, ...]: ...
     def __enter__(self) -> dict[str, str]: ...
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None

@@ -1,9 +1,24 @@
-"""A refusal by a rule of ours, which names its rule: for the metrics, the log and whoever replays the day.
+"""What a rule of ours said of a request, with the rule's name: for the metrics, the log and whoever replays the day.
 
-Any room may raise one; the words and the status are the room's. What a rule decides is not known here.
+Any room may refuse so, or remark; the words and the status are the room's. What a rule decides is not known here.
 """
 
+from dataclasses import dataclass
+from typing import Final, Literal
+
 from sidecar.wire.errors import INVALID_REQUEST, ApiError
+
+# It would have refused, and is only tried; it lets pass, and says that little is left.
+SHADOW: Final = "shadow"
+WARN: Final = "warn"
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """What a rule said of a request that it let pass. `rule` is as in RefusedError."""
+
+    rule: str
+    decision: Literal["shadow", "warn"]
 
 
 class RefusedError(ApiError):

@@ -3,6 +3,7 @@
 What a client asked for is never cut: either it fits or the refusal says why. Only what it left open is sized here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,15 +41,22 @@ class Sizing:
             prompt = min(prompt, self.model.max_context - output)
         return Estimate(prompt, max(self.least_output, output), self.call.choices, exact=False)
 
-    def exact(self, prompt_tokens: int) -> Estimate:
-        """The cost with a counted prompt. Output that nobody asked for is cut to what the limits could ever hold."""
+    def exact(self, prompt_tokens: int, tried: Sequence[int] = ()) -> Estimate:
+        """The cost with a counted prompt. Output that nobody asked for is cut to what the limits could ever hold.
+
+        `tried` are further limits, for what the cost would be with them.
+        """
         output = min(self._wanted(), self.model.max_context)
         if self.one_prompt:
             output = min(output, self.model.max_context - prompt_tokens)
         if self.call.max_output_tokens is None:
             limits = [limit for limit in (self.tier.tokens_per_minute, self.tier.monthly_tokens) if limit is not None]
-            output = min([output, *((limit - prompt_tokens) // self.call.choices for limit in limits)])
+            output = min([output, *((limit - prompt_tokens) // self.call.choices for limit in (*limits, *tried))])
         return Estimate(prompt_tokens, max(self.least_output, output), self.call.choices, exact=True)
+
+    def tried(self, estimate: Estimate, limits: Sequence[int]) -> int:
+        """What would be reserved in the place of the estimate if these limits were in force as well."""
+        return self.exact(estimate.prompt_tokens, limits).total if limits and estimate.exact else estimate.total
 
     @property
     def one_prompt(self) -> bool:

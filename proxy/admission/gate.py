@@ -4,12 +4,13 @@ Looking and taking happen with no `await` between, so fifty at once against a qu
 says comes from its own module; what a refusal says from `refusal`.
 """
 
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from proxy.admission import refusal
 from proxy.admission.estimate import Sizing
 from proxy.admission.grant import Books, Grant, Terms, storage_unavailable
-from proxy.admission.meters import Meters, Pass, Subject
+from proxy.admission.meters import NO_SIZE, Meters, Pass, Size, Subject, remarks
 from proxy.admission.rules import Limit, Rulebook
 from proxy.clock import Clock, month_of
 from proxy.exchange import Arrival, Call, Estimate, Principal, Question
@@ -17,6 +18,7 @@ from proxy.policy.schema import Policy, Tier
 from proxy.store.database import StorageError
 from proxy.store.posting import Entry
 from proxy.verdict import RefusedError
+from sidecar.wire.errors import ApiError
 from sidecar.wire.internal import Count, ModelState
 
 Counter = Callable[[Call], Awaitable[Count]]
@@ -62,7 +64,7 @@ class Admission:
         """
         subject = self._subject(principal, model)
         await self._prime(subject)
-        self._refuse_unless_fitting(subject, 0)
+        self._shadows(subject, NO_SIZE)
 
     async def admit(
         self,
@@ -86,15 +88,16 @@ class Admission:
         sizing = Sizing(call, known, tier)
         estimate = await self._size(subject, sizing, counter)
         # From this look to the taking no `await`: whatever else asks sees either both or neither.
-        self._refuse_unless_fitting(subject, estimate.total)
+        size = Size(estimate.total, sizing.tried(estimate, subject.rules.tried))
+        shadows = self._shadows(subject, size)
         tokens, period = estimate.total, subject.period
         entry = _entry(principal, tier, call, arrival, period=period, tokens=tokens, upstream=upstream)
         # The ledger first: it may refuse, the meters do not.
         reserved = self._books.reserve(entry)
         if reserved.done() and reserved.exception() is not None:
             raise storage_unavailable() from reserved.exception()
-        hold = self._meters.take(subject, tokens)
-        terms = Terms(sizing, arrival, self._clock, self._storage_s, subject.rules.revision)
+        hold = self._meters.take(subject, size, shadows)
+        terms = Terms(sizing, arrival, self._clock, self._storage_s, subject.rules.revision, remarks(shadows))
         return Grant(terms, estimate, hold, self._books, reserved)
 
     def admit_question(self, principal: Principal, question: Question, model: ModelState | None) -> Pass:
@@ -105,22 +108,26 @@ class Admission:
         subject = self._subject(principal, question.model)
         if model is None or not _allows(principal, subject.rules.tier, question.model):
             raise refusal.model_not_found(question.model)
-        if unfit := self._meters.unfit_pass(subject):
-            raise self._refusal(subject, unfit[0], 0)
-        return self._meters.take_pass(subject)
+        shadows = self._passed(subject, self._meters.unfit_pass(subject), NO_SIZE)
+        return self._meters.take_pass(subject, shadows)
 
     async def _size(self, subject: Subject, sizing: Sizing, counter: Counter) -> Estimate:
         """The bound costs nothing. Only if it does not fit is the exact number worth a round trip to the sidecar."""
         # What would be refused whatever its size is not worth counting.
-        self._refuse_unless_fitting(subject, 0)
+        self._shadows(subject, NO_SIZE)
         bounded = sizing.bounded()
-        if bounded is not None and not any(limit.sized for limit in self._meters.unfit(subject, bounded.total)):
+        if bounded is None:
+            return await _counted(sizing, counter)
+        unfit = self._meters.unfit(subject, Size(bounded.total, bounded.total))
+        sized = [limit for limit in unfit if limit.sized]
+        if not sized:
             return bounded
-        count = await counter(sizing.call)
-        if sizing.one_prompt and count.prompt_tokens + sizing.least_output > sizing.model.max_context:
-            param = sizing.call.endpoint.prompt_field
-            raise refusal.context_exceeded(count.prompt_tokens, sizing.model.max_context, param)
-        return sizing.exact(count.prompt_tokens)
+        if all(limit.shadow for limit in sized):
+            # What is only tried keeps nobody out: not by a sidecar that cannot count, either.
+            with contextlib.suppress(ApiError):
+                return await _counted(sizing, counter)
+            return bounded
+        return await _counted(sizing, counter)
 
     def _subject(self, principal: Principal, model: str | None) -> Subject:
         """Raises ApiError 403 if its tier is gone."""
@@ -132,10 +139,16 @@ class Admission:
         except StorageError as exc:
             raise storage_unavailable() from exc
 
-    def _refuse_unless_fitting(self, subject: Subject, tokens: int) -> None:
-        """Raises the refusal of the first limit that a request of so many tokens does not fit."""
-        if unfit := self._meters.unfit(subject, tokens):
-            raise self._refusal(subject, unfit[0], tokens)
+    def _shadows(self, subject: Subject, size: Size) -> list[Limit]:
+        """The limits in shadow that a request of this size does not fit. Raises the refusal of the first in force."""
+        return self._passed(subject, self._meters.unfit(subject, size), size)
+
+    def _passed(self, subject: Subject, unfit: list[Limit], size: Size) -> list[Limit]:
+        """The same of limits that are known not to fit."""
+        for limit in unfit:
+            if not limit.shadow:
+                raise self._refusal(subject, limit, size.tokens)
+        return unfit
 
     def _refusal(self, subject: Subject, limit: Limit, tokens: int) -> RefusedError:
         meters, headers = self._meters, self._meters.headers(subject)
@@ -144,6 +157,15 @@ class Admission:
         if limit.rule == "concurrency":
             return refusal.concurrency(limit, meters.concurrency_look(subject, limit), headers)
         return refusal.quota(limit, meters.quota_look(subject, limit, tokens), headers, self._clock.now())
+
+
+async def _counted(sizing: Sizing, counter: Counter) -> Estimate:
+    """Raises ApiError 400 for a prompt that leaves no room, and what the counter raises."""
+    count = await counter(sizing.call)
+    if sizing.one_prompt and count.prompt_tokens + sizing.least_output > sizing.model.max_context:
+        param = sizing.call.endpoint.prompt_field
+        raise refusal.context_exceeded(count.prompt_tokens, sizing.model.max_context, param)
+    return sizing.exact(count.prompt_tokens)
 
 
 def _allows(principal: Principal, tier: Tier, model: str) -> bool:

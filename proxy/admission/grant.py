@@ -17,6 +17,7 @@ from proxy.exchange import Arrival, Ending, Estimate, Outcome
 from proxy.policy.schema import POLICY_HEADER, CacheScope
 from proxy.store.posting import Entry, Settled, Voided
 from proxy.upstream import UpstreamRefusedError
+from proxy.verdict import Remark
 from sidecar.wire.errors import ApiError, unavailable
 
 Written = asyncio.Future[None]
@@ -50,6 +51,7 @@ class Terms:
     clock: Clock
     storage_s: float
     revision: str
+    remarks: tuple[Remark, ...] = ()
 
 
 class Grant:
@@ -65,6 +67,11 @@ class Grant:
         self._reserved = reserved
         self._ended: Written | None = None
         self.estimate = estimate
+
+    @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What limits said that let it pass all the same."""
+        return self._terms.remarks
 
     @property
     def priority(self) -> int:

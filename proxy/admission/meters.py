@@ -3,7 +3,7 @@
 Everything here is synchronous, so between a look and the taking nothing else runs. What to refuse is `gate`'s business.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
@@ -13,6 +13,7 @@ from proxy.admission.quota import QuotaBook, QuotaLook
 from proxy.admission.rate import Cells, Charge, RateLook
 from proxy.admission.refusal import REQUESTS, TOKENS, duration
 from proxy.admission.rules import Limit, Rules
+from proxy.verdict import SHADOW, Remark
 
 # What holds for something that runs nothing, too.
 PASSED: Final = frozenset({"requests_per_minute", "concurrency"})
@@ -40,14 +41,14 @@ class Meters:
     leases: Leases
     quotas: QuotaBook
 
-    def unfit(self, subject: Subject, tokens: int) -> Sequence[Limit]:
-        """The limits that a request of so many tokens does not fit, in the order in which they refuse.
+    def unfit(self, subject: Subject, size: "Size") -> list[Limit]:
+        """The limits that a request of this size does not fit, in the order in which they refuse.
 
         Changes nothing. The quota book must be primed for the subject.
         """
-        return [limit for limit in subject.rules.limits if not self._fits(subject, limit, tokens)]
+        return [limit for limit in subject.rules.limits if not self._fits(subject, limit, size.under(limit))]
 
-    def unfit_pass(self, subject: Subject) -> Sequence[Limit]:
+    def unfit_pass(self, subject: Subject) -> list[Limit]:
         """The same for what runs nothing: it is one of the minute's requests, and of those at once."""
         limits = subject.rules.limits
         return [limit for limit in limits if limit.rule in PASSED and not self._fits(subject, limit, 0)]
@@ -66,33 +67,36 @@ class Meters:
             return self.quotas.peek_requests(subject.key_id, subject.period, limit.most)
         return self.quotas.peek_tokens(subject.key_id, subject.period, limit.most, tokens)
 
-    def take(self, subject: Subject, tokens: int) -> "Hold":
-        """Take one request and its tokens from every limit. The caller has looked, and not awaited since."""
-        rules = subject.rules
-        tokens_taken = None
-        if rules.tokens is not None:
-            tokens_taken = self.tokens.commit(subject.cell(rules.tokens), rules.tokens.rate, tokens)
-        self.quotas.commit(subject.key_id, subject.period, tokens)
-        return Hold(self, subject, tokens, Taken(self._take_request(subject), tokens_taken, self._take_lease(subject)))
+    def take(self, subject: Subject, size: "Size", shadows: Collection[Limit] = ()) -> "Hold":
+        """Take one request and its tokens from every limit. The caller has looked, and not awaited since.
 
-    def take_pass(self, subject: Subject) -> "Pass":
+        `shadows` did not fit and let pass: in force they would have kept the request out, so they do not count it.
+        """
+        limit, tokens = subject.rules.tokens, None
+        if limit is not None and limit not in shadows:
+            tokens = self.tokens.commit(subject.cell(limit), limit.rate, size.under(limit))
+        self.quotas.commit(subject.key_id, subject.period, size.tokens)
+        taken = Taken(self._take_request(subject, shadows), tokens, self._take_lease(subject, shadows))
+        return Hold(self, subject, size.tokens, taken)
+
+    def take_pass(self, subject: Subject, shadows: Collection[Limit] = ()) -> "Pass":
         """Take one request from the limits that hold for what runs nothing. The caller has looked, as above."""
-        charge, lease = self._take_request(subject), self._take_lease(subject)
-        return Pass(self.requests, charge, lease, self.headers(subject))
+        charge, lease = self._take_request(subject, shadows), self._take_lease(subject, shadows)
+        return Pass(self.requests, charge, lease, self.headers(subject), remarks(shadows))
 
     def headers(self, subject: Subject) -> dict[str, str]:
-        """OpenAI's rate limit headers as they stand now, and the IETF pair for requests.
+        """OpenAI's rate limit headers as they stand now, and the IETF pair for requests. A limit in shadow has none.
 
         draft-ietf-httpapi-ratelimit-headers has no unit for tokens, so there the pair is only for requests.
         """
         headers: dict[str, str] = {}
         rules = subject.rules
-        if (limit := rules.requests) is not None:
+        if (limit := rules.requests) is not None and not limit.shadow:
             look = self.requests.peek(subject.cell(limit), limit.rate, 0)
             headers |= _openai(REQUESTS, look)
             headers["ratelimit-policy"] = f'"{REQUESTS}";q={look.limit};w={limit.rate.period_s}'
             headers["ratelimit"] = f'"{REQUESTS}";r={look.remaining};t={-int(-look.reset_s // 1)}'
-        if (limit := rules.tokens) is not None:
+        if (limit := rules.tokens) is not None and not limit.shadow:
             headers |= _openai(TOKENS, self.tokens.peek(subject.cell(limit), limit.rate, 0))
         return headers
 
@@ -106,27 +110,46 @@ class Meters:
             return self.leases.fits(subject.cell(limit), limit.most)
         return self.quota_look(subject, limit, tokens).fits
 
-    def _take_request(self, subject: Subject) -> Charge | None:
+    def _take_request(self, subject: Subject, shadows: Collection[Limit]) -> Charge | None:
         limit = subject.rules.requests
-        return None if limit is None else self.requests.commit(subject.cell(limit), limit.rate, 1)
+        if limit is None or limit in shadows:
+            return None
+        return self.requests.commit(subject.cell(limit), limit.rate, 1)
 
-    def _take_lease(self, subject: Subject) -> Lease:
+    def _take_lease(self, subject: Subject, shadows: Collection[Limit]) -> Lease | None:
         limit = subject.rules.concurrency
-        return self.leases.take(subject.key_id if limit is None else subject.cell(limit))
+        if limit is None:
+            return self.leases.take(subject.key_id)
+        return None if limit in shadows else self.leases.take(subject.cell(limit))
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a request may take, in tokens; `tried` is what it would take if the limits in shadow were in force."""
+
+    tokens: int
+    tried: int
+
+    def under(self, limit: Limit) -> int:
+        return self.tried if limit.shadow else self.tokens
+
+
+NO_SIZE: Final = Size(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What a request took beside its quota; a charge of None is a limit that is not there."""
+    """What a request took beside its quota; None is from a limit that is not there, or that did not count it."""
 
     requests: Charge | None
     tokens: Charge | None
-    lease: Lease
+    lease: Lease | None
 
 
 class Hold:
-    """What one request has taken. It ends once, by `settle` or `void`. Mutable: `reserved_tokens`, what it still holds.
+    """What one request has taken. It ends once, by `settle` or `void`.
 
+    Mutable: `reserved_tokens`, what it still holds of its quota, and `_charged`, of its minute.
     What ends it is the caller's to ensure; what it gives back is never more than it took.
     """
 
@@ -134,6 +157,7 @@ class Hold:
         self._meters = meters
         self._subject = subject
         self._taken = taken
+        self._charged = 0 if taken.tokens is None else taken.tokens.units
         self.reserved_tokens = tokens
 
     def headers(self) -> dict[str, str]:
@@ -142,47 +166,59 @@ class Hold:
 
     def shrink(self, tokens: int) -> None:
         """Hold only `tokens` from now on."""
-        given_back = self.reserved_tokens - tokens
-        self._meters.quotas.shrink(self._subject.key_id, self._subject.period, given_back)
-        self._refund(given_back)
+        self._meters.quotas.shrink(self._subject.key_id, self._subject.period, self.reserved_tokens - tokens)
+        self._charge_only(tokens)
         self.reserved_tokens = tokens
 
     def settle(self, used: int) -> None:
         """The request is over and used this many tokens."""
         key_id, period = self._subject.key_id, self._subject.period
         self._meters.quotas.settle(key_id, period, reserved=self.reserved_tokens, used=used)
-        if used <= self.reserved_tokens:
-            self._refund(self.reserved_tokens - used)
-        elif self._taken.tokens is not None:
+        if self._taken.tokens is not None and used > self._charged:
             # A foreign upstream may go over; what was produced is owed, by the next ones if need be.
             charge = self._taken.tokens
-            self._meters.tokens.commit(charge.subject, charge.rate, used - self.reserved_tokens)
-        self._taken.lease.release()
+            self._meters.tokens.commit(charge.subject, charge.rate, used - self._charged)
+        self._charge_only(used)
+        self._release()
 
     def void(self) -> None:
         """Nothing of the request ran: it is as if it had never been let in."""
         self._meters.quotas.void(self._subject.key_id, self._subject.period, reserved=self.reserved_tokens)
-        self._refund(self.reserved_tokens)
+        self._charge_only(0)
         if self._taken.requests is not None:
             self._meters.requests.refund(self._taken.requests, 1)
-        self._taken.lease.release()
+        self._release()
 
-    def _refund(self, tokens: int) -> None:
-        if self._taken.tokens is not None:
-            self._meters.tokens.refund(self._taken.tokens, tokens)
+    def _charge_only(self, tokens: int) -> None:
+        """Give back what the minute was charged beyond this."""
+        if self._taken.tokens is not None and tokens < self._charged:
+            self._meters.tokens.refund(self._taken.tokens, self._charged - tokens)
+            self._charged = tokens
+
+    def _release(self) -> None:
+        if self._taken.lease is not None:
+            self._taken.lease.release()
 
 
 class Pass:
     """The right to ask something that runs nothing. Used as `with`: who is refused after all gets the request back.
 
-    Entering it gives the key's rate limit headers, with this request taken.
+    Entering it gives the key's rate limit headers, with this request taken. `remarks`: what limits in shadow said.
     """
 
-    def __init__(self, requests: Cells, charge: Charge | None, lease: Lease, headers: dict[str, str]) -> None:
+    def __init__(
+        self,
+        requests: Cells,
+        charge: Charge | None,
+        lease: Lease | None,
+        headers: dict[str, str],
+        remarks: tuple[Remark, ...],
+    ) -> None:
         self._requests = requests
         self._charge = charge
         self._lease = lease
         self._headers = headers
+        self.remarks = remarks
 
     def __enter__(self) -> dict[str, str]:
         return self._headers
@@ -192,7 +228,13 @@ class Pass:
     ) -> None:
         if exc is not None and self._charge is not None:
             self._requests.refund(self._charge, 1)
-        self._lease.release()
+        if self._lease is not None:
+            self._lease.release()
+
+
+def remarks(shadows: Collection[Limit]) -> tuple[Remark, ...]:
+    """What limits in shadow are to be quoted with."""
+    return tuple(Remark(limit.rule, SHADOW) for limit in shadows)
 
 
 def _openai(kind: str, look: RateLook) -> dict[str, str]:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from msgspec.structs import replace
+
 from proxy.admission.rate import Rate
 from proxy.exchange import Principal
 from proxy.policy.schema import ModelRules, Overrides, Policy, Rule, Tier
@@ -25,7 +27,7 @@ OUTPUT: Final = "max_output_tokens"
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One limit that is there. `whose` says whose it is, in words.
+    """One limit that is there. `whose` says whose it is, in words. `shadow`: it decides and counts, and lets pass.
 
     `apart` goes behind the key's id to name what is counted: it is empty, but for a model's own limits.
     """
@@ -34,6 +36,7 @@ class Limit:
     rate: Rate
     whose: str
     apart: str = ""
+    shadow: bool = False
 
     @property
     def most(self) -> int:
@@ -47,9 +50,10 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What holds for a key on a model, by a revision of the policy.
+    """What holds for a key on a model, by a revision of the policy. The tier is without what is in shadow.
 
-    `limits` are in the order in which they refuse, and some by their names too.
+    `limits` are in the order in which they refuse, those in shadow among them, and some by their names too. `tried` are
+    the tokens of limits in shadow: as much as a request could ever hold if they were in force.
     """
 
     tier: Tier
@@ -59,6 +63,7 @@ class Rules:
     tokens: Limit | None
     concurrency: Limit | None
     output_whose: str
+    tried: tuple[int, ...]
 
 
 class Rulebook:
@@ -89,14 +94,16 @@ def compiled(revision: str, tier: Tier, own: Overrides, model: str | None) -> Ru
     of_model = tier.per_model[model] if model is not None else ModelRules()
     effective = tier.under(own).under(of_model)
     limits = {rule: limit for rule in ORDER if (limit := _limit(rule, effective, own, of_model, model)) is not None}
+    in_force = {rule: None for rule in effective.shadow if rule in limits}
     return Rules(
-        tier=effective,
+        tier=replace(effective, **in_force) if in_force else effective,
         revision=revision,
         limits=tuple(limits.values()),
         requests=limits.get("requests_per_minute"),
         tokens=limits.get("tokens_per_minute"),
         concurrency=limits.get("concurrency"),
         output_whose=_whose(OUTPUT, effective, own, of_model, model),
+        tried=tuple(limit.most for limit in limits.values() if limit.shadow and limit.sized),
     )
 
 
@@ -106,7 +113,8 @@ def _limit(rule: Rule, effective: Tier, own: Overrides, of_model: ModelRules, mo
         return None
     # A space is in no key's id: what is counted for a model is never taken for another key's.
     apart = f" {model}" if getattr(of_model, rule, None) is not None else ""
-    return Limit(rule, Rate(most), _whose(rule, effective, own, of_model, model), apart)
+    whose = _whose(rule, effective, own, of_model, model)
+    return Limit(rule, Rate(most), whose, apart, shadow=rule in effective.shadow)
 
 
 def _whose(rule: str, tier: Tier, own: Overrides, of_model: ModelRules, model: str | None) -> str:

@@ -12,6 +12,7 @@ from proxy.exchange import Arrival, Call, Ending, Estimate, Outcome, Principal, 
 from proxy.policy.schema import CacheScope
 from proxy.ticket import Ticket
 from proxy.upstream import Slots
+from proxy.verdict import Remark
 from sidecar.wire.internal import Endpoint, RequestState, Usage
 from sidecar.wire.slots import RequestUsage, SlotFileError
 
@@ -52,6 +53,7 @@ class FakeGrant:
         self.priority = 3
         self.weight = 2.5
         self.cache_scope: CacheScope = "account"
+        self.remarks: tuple[Remark, ...] = ()
         self.durable_gate: asyncio.Event | None = None
         self.durable_error: Exception | None = None
         self.settle_gate: asyncio.Event | None = None

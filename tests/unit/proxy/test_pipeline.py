@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from proxy.policy.schema import CacheScope
 from proxy.record import Ended
 from proxy.settings import Limits
 from proxy.upstream import UpstreamLostError, UpstreamRefusedError
+from proxy.verdict import Remark
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import ApiError, unavailable
 from sidecar.wire.internal import Endpoint, RequestState
@@ -38,11 +38,26 @@ class FakeIdentify:
         return self.principal
 
 
+class FakePass:
+    """The right to ask a tokenizer; counts its proper ends."""
+
+    def __init__(self, admission: "FakeAdmission") -> None:
+        self.admission = admission
+        self.remarks = admission.remarks
+
+    def __enter__(self) -> dict[str, str]:
+        return {"x-ratelimit-limit-requests": "10"}
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.admission.passed += kind is None
+
+
 class FakeAdmission:
     def __init__(self) -> None:
         self.grant = FakeGrant()
         self.error: Exception | None = None
         self.gate: asyncio.Event | None = None
+        self.remarks: tuple[Remark, ...] = ()
         self.upstreams: list[str] = []
         # Questions that were let in, and those of them that were answered.
         self.passes = self.passed = 0
@@ -52,14 +67,12 @@ class FakeAdmission:
             raise ApiError(404, f"no {call.model}", code="model_not_found", param="model")
         return model
 
-    @contextlib.contextmanager
-    def admit_question(self, _principal: Any, question: Any, model: Any) -> Iterator[dict[str, str]]:
+    def admit_question(self, _principal: Any, question: Any, model: Any) -> FakePass:
         self.check(_principal, question, model)
         if self.error is not None:
             raise self.error
         self.passes += 1
-        yield {"x-ratelimit-limit-requests": "10"}
-        self.passed += 1
+        return FakePass(self)
 
     async def admit(self, *_: Any, upstream: str) -> FakeGrant:
         self.upstreams.append(upstream)
@@ -385,6 +398,16 @@ async def test_a_question_that_is_refused_ends_once_and_its_pass_is_given_up(
     assert [answer[0] for answer in hall.client.answers] == [status]
     assert (ended.outcome.status, ended.outcome.ending) == (status, ending)
     assert (hall.admission.passes, hall.admission.passed) == (passes, 0)
+
+
+async def test_what_a_rule_in_shadow_said_is_recorded() -> None:
+    hall = Hall()
+    said = (Remark("requests_per_minute", "shadow"),)
+    hall.admission.grant.remarks = hall.admission.remarks = said
+    assert (await hall.run()).remarks == said
+    hall = Hall()
+    hall.admission.remarks, hall.client.posted = said, b'{"prompt":"a"}'
+    assert (await hall.ask()).remarks == said
 
 
 async def test_who_asks_without_a_model_and_may_use_two_must_name_one() -> None:

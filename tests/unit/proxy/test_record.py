@@ -12,7 +12,7 @@ from proxy.exchange import Ending, Outcome
 from proxy.metrics import Metrics
 from proxy.record import TOUCH_EVERY_S, CommitWatch, Ended, Record, Rooms
 from proxy.upstream import UpstreamRefusedError
-from proxy.verdict import RefusedError
+from proxy.verdict import RefusedError, Remark
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import SERVICE_UNAVAILABLE as UNAVAILABLE
 from sidecar.wire.errors import ApiError
@@ -137,6 +137,16 @@ def test_a_refusal_is_counted_by_the_rule_it_names(rule: str) -> None:
     assert desk.value("policy_decisions_total", policy=rule, decision="refuse") == 1
     assert desk.value("policy_decisions_total", policy="admission", decision="allow") is None
     assert [line["rule"] for line in desk.lines] == [rule]
+
+
+def test_what_a_rule_in_shadow_said_is_counted_and_in_the_line() -> None:
+    desk = Desk()
+    said = (Remark("requests_per_minute", "shadow"), Remark("monthly_tokens", "shadow"))
+    desk.record.finish(replace(COMPLETE, remarks=said))
+    for rule in ("requests_per_minute", "monthly_tokens"):
+        assert desk.value("policy_decisions_total", policy=rule, decision="shadow") == 1
+    assert desk.value("policy_decisions_total", policy="admission", decision="allow") == 1
+    assert desk.lines[0]["shadow"] == "requests_per_minute,monthly_tokens"
 
 
 def test_a_refusal_by_no_rule_is_none_of_the_policys() -> None:
