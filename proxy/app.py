@@ -34,7 +34,7 @@ from proxy.admission.rate import Allowance, Cells, Rate
 from proxy.clock import Clock, SystemClock
 from proxy.edge import EdgeServer
 from proxy.identity import Identify, Keysmith
-from proxy.metrics import Metrics, watch_loop
+from proxy.metrics import Metrics, watch_clock, watch_loop
 from proxy.pipeline import Pipeline
 from proxy.policy.load import load_policy
 from proxy.policy.schema import Policy
@@ -148,6 +148,7 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
             edge = _admin_edge(house, settings, place, clock, log, with_api=with_api)
             await stack.enter_async_context(_listening(edge, listening))
         await stack.enter_async_context(_beside(watch_loop(metrics.loop_lag), "event loop lag"))
+        await stack.enter_async_context(_beside(watch_clock(clock, metrics.clock_steps, log), "clock"))
         await stack.enter_async_context(_beside(purge(stores.responses, clock), "purge"))
         await stack.enter_async_context(_beside(policy.run(stop.reread), "policy watch"))
         server = await stack.enter_async_context(_listening(house.edge, public))

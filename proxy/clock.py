@@ -2,7 +2,10 @@
 
 import datetime as dt
 import time
-from typing import Protocol
+from typing import Final, Protocol
+
+# A wall clock that is set by more than this is told of; less is what time servers do every day.
+STEP_S: Final = 60.0
 
 
 class Clock(Protocol):
@@ -23,6 +26,26 @@ class SystemClock:
 
     def now(self) -> dt.datetime:
         return dt.datetime.now(dt.UTC)
+
+
+class StepWatch:
+    """Notices that the wall clock was set, by the monotonic one beside it.
+
+    Mutable: `_offset_s`, how far the wall clock was ahead when last looked at.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._offset_s = self._offset()
+
+    def step_s(self) -> float | None:
+        """By how many seconds it was set since the last look, less than 0 for back; None for no more than `STEP_S`."""
+        offset_s = self._offset()
+        step_s, self._offset_s = offset_s - self._offset_s, offset_s
+        return step_s if abs(step_s) > STEP_S else None
+
+    def _offset(self) -> float:
+        return self._clock.now().timestamp() - self._clock.monotonic()
 
 
 def month_of(moment: dt.datetime) -> str:

@@ -14,7 +14,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from typing_extensions import override
 
-from proxy.clock import Clock
+from proxy.clock import Clock, StepWatch
+from sidecar.jsonlog import JsonLog
 
 OTHER: Final = "_other"
 NO_TIER: Final = "none"
@@ -25,6 +26,7 @@ OVERHEAD_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025,
 BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 LAG_EVERY_S: Final = 0.5
+CLOCK_EVERY_S: Final = 1.0
 WINDOWS_S: Final = {"5m": 300.0, "1h": 3600.0, "24h": 86400.0}
 # The share of its monthly tokens that a key has used, by the upper end of each band.
 BANDS: Final = (("0_50", 0.5), ("50_80", 0.8), ("80_95", 0.95), ("95_100", 1.0), ("over", float("inf")))
@@ -173,6 +175,9 @@ class Metrics:
             buckets=OVERHEAD_S,
             registry=registry,
         )
+        self.clock_steps = Counter(
+            "tollhouse_proxy_clock_steps_total", "Times that the machine's clock was set.", registry=registry
+        )
         Gauge("tollhouse_proxy_build_info", "What runs here.", ["version", "python"], registry=registry).labels(
             release, ".".join(map(str, sys.version_info[:3]))
         ).set(1)
@@ -198,3 +203,18 @@ async def watch_loop(lag: Histogram) -> None:
         due_s = loop.time() + LAG_EVERY_S
         await asyncio.sleep(LAG_EVERY_S)
         lag.observe(max(0.0, loop.time() - due_s))
+
+
+async def watch_clock(clock: Clock, steps: Counter, log: JsonLog) -> None:
+    """Tell when the machine's clock was set, for ever."""
+    watch = StepWatch(clock)
+    while True:
+        await asyncio.sleep(CLOCK_EVERY_S)
+        step_s = watch.step_s()
+        if step_s is not None:
+            steps.inc()
+            log.warning(
+                "clock_stepped",
+                seconds=round(step_s, 3),
+                hint="Limits per minute go on as they were. Months and expiry dates follow the clock as it is now.",
+            )
