@@ -29,13 +29,9 @@ class Sizing:
         output stays whole and the prompt is cut to what may stand beside it. With p the true prompt, w the output
         wanted, n choices: p + n × min(w, context - p) is never more than (context - w) + n × w.
         """
-        bound = self.model.bound
-        if bound is None or not self.call.plain:
+        prompt = self.prompt_bound
+        if prompt is None:
             return None
-        prompt = bound.per_request + bound.per_message * self.call.messages + self.call.prompt_bytes
-        if self.call.endpoint in _LISTS_OF_PROMPTS:
-            # Each prompt of a list is encoded on its own, with what any prompt costs.
-            prompt += bound.per_request * (self.call.messages - 1)
         output = min(self._wanted(), self.model.max_context - 1)
         if self.one_prompt:
             prompt = min(prompt, self.model.max_context - output)
@@ -59,9 +55,23 @@ class Sizing:
         return self.exact(estimate.prompt_tokens, limits).total if limits and estimate.exact else estimate.total
 
     @property
+    def prompt_bound(self) -> int | None:
+        """The most tokens that all prompts can have together, by the body's bytes; None where these do not say."""
+        bound = self.model.bound
+        if bound is None or not self.call.plain:
+            return None
+        # Each prompt of a list is encoded on its own, with what any prompt costs.
+        return bound.per_request * self.prompts + bound.per_message * self.call.messages + self.call.prompt_bytes
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts are encoded; messages are one."""
+        return max(1, self.call.messages) if self.call.endpoint in _LISTS_OF_PROMPTS else 1
+
+    @property
     def one_prompt(self) -> bool:
         """Whether the prompt tokens are one prompt's: several prompts share no context window."""
-        return self.call.endpoint not in _LISTS_OF_PROMPTS or self.call.messages <= 1
+        return self.prompts == 1
 
     @property
     def least_output(self) -> int:

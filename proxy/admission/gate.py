@@ -91,7 +91,7 @@ class Admission:
         size = Size(estimate.total, sizing.tried(estimate, subject.rules.tried))
         shadows = self._shadows(subject, size)
         tokens, period = estimate.total, subject.period
-        entry = _entry(principal, tier, call, arrival, period=period, tokens=tokens, upstream=upstream)
+        entry = _entry(principal, sizing, arrival, period=period, tokens=tokens, upstream=upstream)
         # The ledger first: it may refuse, the meters do not.
         reserved = self._books.reserve(entry)
         if reserved.done() and reserved.exception() is not None:
@@ -173,8 +173,9 @@ def _allows(principal: Principal, tier: Tier, model: str) -> bool:
 
 
 def _entry(
-    principal: Principal, tier: Tier, call: Call, arrival: Arrival, *, period: str, tokens: int, upstream: str | None
+    principal: Principal, sizing: Sizing, arrival: Arrival, *, period: str, tokens: int, upstream: str | None
 ) -> Entry:
+    tier, call = sizing.tier, sizing.call
     return Entry(
         request_id=arrival.request_id,
         key_id=principal.key_id,
@@ -191,4 +192,8 @@ def _entry(
         created=arrival.utc,
         client_request_id=arrival.client_request_id,
         trace_id=arrival.trace.trace_id,
+        asked_output_tokens=call.max_output_tokens,
+        bound_prompt_tokens=sizing.prompt_bound,
+        max_context=sizing.model.max_context,
+        prompts=sizing.prompts,
     )

@@ -23,7 +23,11 @@ class State(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A reservation: `est_tokens` are set aside for the key in the period. `upstream` names the sidecar, if chosen."""
+    """A reservation: `est_tokens` are set aside for the key in the period. `upstream` names the sidecar, if chosen.
+
+    What was asked: `asked_output_tokens` per choice, None for nothing; `bound_prompt_tokens`, what the body's bytes say
+    the prompts have at most, None if bytes do not tell; the model's `max_context`; how many `prompts`.
+    """
 
     request_id: str
     key_id: str
@@ -40,6 +44,10 @@ class Entry:
     created: dt.datetime
     client_request_id: str | None = None
     trace_id: str | None = None
+    asked_output_tokens: int | None = None
+    bound_prompt_tokens: int | None = None
+    max_context: int | None = None
+    prompts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

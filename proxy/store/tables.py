@@ -177,6 +177,11 @@ ledger: Final = Table(
     Column("error_code", String(100)),
     Column("client_request_id", String(512)),
     Column("trace_id", String(32)),
+    # What was asked, in numbers, for trying other policies; empty in rows of earlier versions.
+    Column("asked_output_tokens", BigInteger),
+    Column("bound_prompt_tokens", BigInteger),
+    Column("max_context", BigInteger),
+    Column("prompts", BigInteger),
     CheckConstraint("state IN ('reserved', 'settled', 'void', 'forced')", name="state"),
     # Recovery looks for open rows; there are as many as requests run, however long the log is.
     Index("ix_ledger_open", "boot_id", sqlite_where=text(OPEN), postgresql_where=text(OPEN)),

@@ -42,6 +42,10 @@ async def test_what_fits_is_reserved_in_the_ledger(build: Build) -> None:
         created=house.clock.now(),
         client_request_id="client-1",
         trace_id="1" * 32,
+        asked_output_tokens=10,
+        bound_prompt_tokens=10,
+        max_context=1000,
+        prompts=1,
     )
     assert grant.estimate.total == 30
     assert (grant.priority, grant.weight, grant.cache_scope) == (3, 1.0, "account")

@@ -163,3 +163,11 @@ async def test_what_was_acknowledged_is_there_after_opening_again(
         ledger = Ledger(writer, "boot_2")
         assert [entry.request_id for entry in await ledger.open_rows()] == ["req_a"]
         assert await ledger.standing("key_a", make.period) == Standing(0, 100, 0, 1)
+
+
+async def test_what_was_asked_is_kept_in_numbers(store: Any, make: Any) -> None:
+    asked = {"asked_output_tokens": 64, "bound_prompt_tokens": 17, "max_context": 8192, "prompts": 2}
+    await store.ledger.reserve(make.entry("req_a", **asked))
+    other = Ledger(store.writer, "boot_other")
+    (entry,) = await other.open_rows()
+    assert entry == make.entry("req_a", **asked)
