@@ -22,7 +22,7 @@ from typing import Final
 import prometheus_client
 from prometheus_client import CollectorRegistry
 
-from proxy import sockets
+from proxy import once, sockets
 from proxy.admin.actions import Desk
 from proxy.admin.listener import AdminFront
 from proxy.admin.pages import Pages, Place
@@ -31,10 +31,12 @@ from proxy.admission.gate import Admission
 from proxy.admission.meters import Meters
 from proxy.admission.quota import QuotaBook
 from proxy.admission.rate import Allowance, Cells, Rate
+from proxy.admission.replay import Purge, Replay
 from proxy.clock import Clock, SystemClock
 from proxy.edge import EdgeServer
 from proxy.identity import Identify, Keysmith
 from proxy.metrics import Metrics, watch_clock, watch_loop
+from proxy.once import Once
 from proxy.pipeline import Pipeline
 from proxy.policy.load import load_policy
 from proxy.policy.schema import Policy
@@ -52,6 +54,7 @@ from proxy.store.boots import Boot, Boots
 from proxy.store.database import open_database
 from proxy.store.keys import Keys
 from proxy.store.ledger import Ledger
+from proxy.store.nonces import Nonces
 from proxy.store.responses import StoredResponses
 from proxy.store.writer import Observer, Unobserved, Writer
 from proxy.upstream import Sidecar, Upstreams
@@ -89,6 +92,7 @@ class Stores:
     boots: Boots
     smith: Keysmith
     responses: StoredResponses
+    nonces: Nonces
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +155,8 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
         await stack.enter_async_context(_beside(watch_clock(clock, metrics.clock_steps, log), "clock"))
         await stack.enter_async_context(_beside(purge(stores.responses, clock), "purge"))
         await stack.enter_async_context(_beside(policy.run(stop.reread), "policy watch"))
+        forgetting = once.purge(stores.nonces, Purge(stores.nonces, settings.replay, clock), metrics.replay_entries)
+        await stack.enter_async_context(_beside(forgetting, "nonces"))
         server = await stack.enter_async_context(_listening(house.edge, public))
         log.info(
             "ready",
@@ -199,8 +205,18 @@ def build(
     record = Record(metrics, stores.keys, log, clock)
     storage_s = timeouts.storage_s
     responses = Responses(policy, stores.responses, clock, most_bytes=limits.max_body_bytes, storage_s=storage_s)
+    replay = Replay(policy, stores.nonces, settings.replay, clock, storage_s=storage_s)
     pipeline = Pipeline(
-        identify, admission, upstreams, responses, record, clock=clock, log=log, limits=limits, storage_s=storage_s
+        identify,
+        admission,
+        upstreams,
+        responses,
+        record,
+        once=Once(replay),
+        clock=clock,
+        log=log,
+        limits=limits,
+        storage_s=storage_s,
     )
     front = Front(
         pipeline,
@@ -270,6 +286,7 @@ async def _open_stores(settings: Proxy, clock: Clock, observer: Observer) -> Asy
                 Boots(writer),
                 Keysmith(root),
                 StoredResponses(writer, settings.limits.max_stored_bytes),
+                Nonces(writer),
             )
 
 

@@ -61,6 +61,19 @@ class Client:
         """What the server is to finish: the answer given, or an empty one nobody is there to read."""
         return self._response if self._response is not None else web.Response(status=499)
 
+    @property
+    def method(self) -> str:
+        return self._request.method
+
+    @property
+    def target(self) -> str:
+        """The path and the query as they came."""
+        return self._request.raw_path
+
+    def values(self, name: str) -> tuple[str, ...]:
+        """All values of a header of the request."""
+        return tuple(self._request.headers.getall(name, ()))
+
     def announce(self, headers: Mapping[str, str]) -> None:
         """Add headers to the answer to come."""
         self._headers.update(headers)

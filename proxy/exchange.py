@@ -7,6 +7,7 @@
 import datetime as dt
 import enum
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from proxy.policy.schema import NO_OVERRIDES, Overrides
 from sidecar.wire import anthropic
@@ -52,6 +53,17 @@ class Arrival:
 
     def error_event(self, error: ApiError) -> bytes:
         return anthropic.error_event(error, self.request_id) if self.anthropic else error.event()
+
+
+class Head(Protocol):
+    """A request's head, for those few who judge it themselves. `target` is the path and the query as they came."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def target(self) -> str: ...
+    def values(self, name: str) -> tuple[str, ...]:
+        """All values of a header, by its name in lower case."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,10 @@ class Metrics:
             registry=registry,
         )
 
+        self.replay_entries = Gauge(
+            "tollhouse_proxy_replay_entries", "Nonces that are remembered as used.", registry=registry
+        )
+
     def _ledger(self, registry: CollectorRegistry) -> None:
         self.ledger_depth = Gauge(
             "tollhouse_proxy_ledger_queue_depth", "Ledger operations that wait for their commit.", registry=registry

@@ -16,10 +16,11 @@ from proxy.clock import Clock
 from proxy.exchange import Arrival, Call, Ending, Outcome, Principal, Question, TextEndpoint
 from proxy.forward import CLIENT_CLOSED, Delivery, Forward, Run, Timings, told_on_leaving
 from proxy.metrics import OTHER
+from proxy.once import Guard, claims_of, held, spent
 from proxy.policy.schema import CacheScope
 from proxy.record import Ended, Record, Rooms
 from proxy.responses import own_place
-from proxy.rooms import Admits, Granted, Identifies, Pass, Stores
+from proxy.rooms import Admits, Granted, Guards, Identifies, Pass, Stores
 from proxy.settings import Limits
 from proxy.settle import Settlement
 from proxy.ticket import Ticket
@@ -30,7 +31,7 @@ from sidecar.wire.errors import ApiError, internal_error
 from sidecar.wire.internal import IGNORED, Endpoint, ModelState
 
 # The codes of our own 503s that are not a sidecar's fault.
-OURS: Final = frozenset({"storage_unavailable"})
+OURS: Final = frozenset({"replay_store_unavailable", "storage_unavailable"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Notes:
     """What is known of one request so far. Mutable: each field is set once, by the room that finds it out."""
 
     principal: Principal | None = None
+    guard: Guard | None = None
     call: Call | None = None
     model: str | None = None
     sidecar: Sidecar | None = None
@@ -68,6 +70,7 @@ class Pipeline:
         responses: Stores,
         record: Record,
         *,
+        once: Guards,
         clock: Clock,
         log: JsonLog,
         limits: Limits,
@@ -79,6 +82,7 @@ class Pipeline:
         self._responses = responses
         self._forward = Forward(clock)
         self._record = record
+        self._once = once
         self._clock = clock
         self._log = log
         self._limits = limits
@@ -150,7 +154,7 @@ class Pipeline:
                 body = await client.body()
                 admitted = await self._admitted(client, endpoint, principal, body, notes)
             client.announce(admitted.grant.headers())
-            async with admitted.grant:
+            async with admitted.grant, held(notes.guard, admitted.grant):
                 delivery = await self._forwarded(client, principal, admitted, timings)
         if delivery.error is not None:
             await _tell(client, delivery.error, delivery.outcome.ending, notes)
@@ -166,6 +170,7 @@ class Pipeline:
     ) -> Outcome:
         async with client.present():
             principal = await self._identified(client, template, authorization, notes)
+            await spent(notes.guard)
             await client.answer(200, await page(principal))
         return Outcome(200, Ending.COMPLETE, None, "")
 
@@ -185,6 +190,7 @@ class Pipeline:
                 question = read_question(endpoint, body, [model.id for model in usable(principal)])
                 with self._let_in(principal, question, notes) as headers:
                     client.announce(headers)
+                    await spent(notes.guard)
                     sidecar = notes.sidecar = self._upstreams.choose(question.model)
                     answer, ignored = await sidecar.tokenizer(question, client.arrival.request_id)
                 if ignored is not None:
@@ -206,6 +212,7 @@ class Pipeline:
         # Before any other header: what the policy adds never takes the place of ours.
         client.announce({name.lower(): value for name, value in principal.response_headers})
         scopes.check(principal, scopes.ROUTES[template])
+        notes.guard = await self._once.expect(principal, client, client.arrival.request_id)
         return principal
 
     async def _admitted(
@@ -228,7 +235,13 @@ class Pipeline:
             call = notes.call = await self._responses.continued(principal, call)
             sidecar = notes.sidecar = self._upstreams.choose(model.id)
             grant = await self._admission.admit(
-                principal, call, client.arrival, model, sidecar.count, upstream=sidecar.name
+                principal,
+                call,
+                client.arrival,
+                model,
+                sidecar.count,
+                upstream=sidecar.name,
+                claims=claims_of(notes.guard),
             )
         finally:
             notes.admit_s = self._clock.monotonic() - begun_s

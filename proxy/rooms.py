@@ -7,10 +7,12 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Protocol, Self
 
-from proxy.exchange import Arrival, Call, Principal, Question
+from proxy.exchange import Arrival, Call, Head, Principal, Question
 from proxy.forward import Reserved
+from proxy.once import Guard
 from proxy.policy.schema import CacheScope
 from proxy.settle import Chargeable
+from proxy.store.claims import Claim
 from proxy.verdict import Remark
 from sidecar.wire.internal import Count, ModelState
 
@@ -51,6 +53,13 @@ class Identifies(Protocol):
         """Raises ApiError 401, 403, 429 or 503."""
 
 
+class Guards(Protocol):
+    """See `proxy.once.Once`."""
+
+    async def expect(self, principal: Principal, head: Head, request_id: str) -> Guard | None:
+        """Raises ApiError 400, 401, 403, 409 or 503."""
+
+
 class Admits(Protocol):
     """See `proxy.admission.gate.Admission`."""
 
@@ -66,6 +75,7 @@ class Admits(Protocol):
         counter: Callable[[Call], Awaitable[Count]],
         *,
         upstream: str,
+        claims: tuple[Claim, ...] = (),
     ) -> Granted:
         """Raises ApiError; then nothing was consumed."""
 

@@ -62,6 +62,16 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_stored_bytes: Positive = 64 * 1024 * 1024
 
 
+class Replay(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How long it is remembered that a request was here, where a tier asks for that.
+
+    A request may be as old as `window_s`, and `ahead_s` ahead of our clock; a nonce is remembered for both together.
+    """
+
+    window_s: Annotated[int, Meta(ge=1, le=86400)] = 300
+    ahead_s: Annotated[int, Meta(ge=0, le=3600)] = 30
+
+
 class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How long the proxy waits for the outside world. Streams time out between bytes, not in total."""
 
@@ -86,6 +96,7 @@ class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     policies: str = "policies"
     secret_file: str = "data/root.secret"
     limits: Limits = Limits()
+    replay: Replay = Replay()
     timeouts: Timeouts = Timeouts()
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
 

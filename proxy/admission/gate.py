@@ -15,6 +15,7 @@ from proxy.admission.rules import Limit, Rulebook
 from proxy.clock import Clock, month_of
 from proxy.exchange import Arrival, Call, Estimate, Principal, Question
 from proxy.policy.schema import Policy, Tier
+from proxy.store.claims import Claim
 from proxy.store.database import StorageError
 from proxy.store.posting import Entry
 from proxy.verdict import RefusedError
@@ -75,10 +76,12 @@ class Admission:
         counter: Counter,
         *,
         upstream: str | None = None,
+        claims: tuple[Claim, ...] = (),
     ) -> Grant:
         """Raises ApiError: 403, 404, 400, 429, or 503 if storage or the sidecar that counts is away.
 
-        `upstream` names the sidecar that will run the call, if it is chosen already, for the ledger.
+        `upstream` names the sidecar that will run the call, if it is chosen already, for the ledger. `claims` are
+        written with the reservation, which fails if another request has one of them.
         """
         # The model first: nothing of a key's limits is anybody's business who may not use it.
         known = self.check(principal, call, model)
@@ -93,7 +96,7 @@ class Admission:
         tokens, period = estimate.total, subject.period
         entry = _entry(principal, sizing, arrival, period=period, tokens=tokens, upstream=upstream)
         # The ledger first: it may refuse, the meters do not.
-        reserved = self._books.reserve(entry)
+        reserved = self._books.reserve(entry, claims)
         if reserved.done() and reserved.exception() is not None:
             raise storage_unavailable() from reserved.exception()
         hold = self._meters.take(subject, size, shadows)

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Protocol, Self
 
+from proxy.admission import twice
 from proxy.admission.estimate import Sizing
 from proxy.admission.meters import Hold
 from proxy.clock import Clock
 from proxy.exchange import Arrival, Ending, Estimate, Outcome
 from proxy.policy.schema import POLICY_HEADER, CacheScope
+from proxy.store.claims import Claim, ClaimTakenError
 from proxy.store.posting import Entry, Settled, Voided
 from proxy.upstream import UpstreamRefusedError
 from proxy.verdict import Remark
@@ -31,7 +33,7 @@ class Books(Protocol):
     A future is done once it is on disk. It may be dropped: the writer counts what fails, and retries what ends a row.
     """
 
-    def reserve(self, entry: Entry) -> Written: ...
+    def reserve(self, entry: Entry, claimed: tuple[Claim, ...]) -> Written: ...
     def shrink(self, request_id: str, est_tokens: int) -> Written: ...
     def settle(self, settled: Settled) -> Written: ...
     def void(self, voided: Voided) -> Written: ...
@@ -98,11 +100,16 @@ class Grant:
         return {**self._hold.headers(), POLICY_HEADER: self._terms.revision}
 
     async def durable(self) -> None:
-        """Return when the reservation is on disk. Raises ApiError 503 if that fails or takes too long."""
+        """Return when the reservation is on disk. Raises ApiError 503 if that fails or takes too long, or says what was
+        claimed already.
+        """
         await asyncio.wait({self._reserved}, timeout=self._terms.storage_s)
         if not self._reserved.done() or self._reserved.cancelled():
             raise storage_unavailable()
-        if (exc := self._reserved.exception()) is not None:
+        exc = self._reserved.exception()
+        if isinstance(exc, ClaimTakenError):
+            raise twice.taken(exc) from exc
+        if exc is not None:
             raise storage_unavailable() from exc
 
     def counted(self, prompt_tokens: int) -> None:

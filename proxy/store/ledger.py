@@ -12,7 +12,8 @@ from typing import Any, Final
 from sqlalchemy import Row, bindparam, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from proxy.store import audit
+from proxy.store import audit, claims
+from proxy.store.claims import Claim
 from proxy.store.posting import COUNTERS, Booked, Entry, Operation, Posting, Reserved, Settled, Shrunk, State, Voided
 from proxy.store.tables import account, api_key, ledger, quota
 from proxy.store.writer import Writer
@@ -82,8 +83,9 @@ class Ledger:
         self._writer = writer
         self._boot_id = boot_id
 
-    def reserve(self, entry: Entry) -> asyncio.Future[None]:
-        return self._writer.submit(_post, Reserved(entry, self._boot_id))
+    def reserve(self, entry: Entry, claimed: tuple[Claim, ...] = ()) -> asyncio.Future[None]:
+        """Fails with ClaimTakenError, too, if another request has one of its claims."""
+        return self._writer.submit(_post, Reserved(entry, self._boot_id, claimed))
 
     def shrink(self, request_id: str, est_tokens: int) -> asyncio.Future[None]:
         """The request needs no more than this; a greater number changes nothing."""
@@ -129,6 +131,7 @@ async def _post(connection: AsyncConnection, operations: Sequence[Operation]) ->
     for operation in operations:
         posting.post(operation)
     if posting.reserved:
+        await claims.take(connection, posting.reserved)
         await connection.execute(INSERT, [_inserted(reserved) for reserved in posting.reserved])
         opened = sorted({(reserved.entry.key_id, reserved.entry.period) for reserved in posting.reserved})
         await connection.execute(OPEN_QUOTA, [{"of_key": key_id, "of_period": period} for key_id, period in opened])

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from proxy.store.claims import Claim
+
 
 class State(enum.StrEnum):
     """What a ledger row is."""
@@ -52,10 +54,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """A reservation, made by one boot of the proxy."""
+    """A reservation, made by one boot of the proxy, and what the request claims for itself."""
 
     entry: Entry
     boot_id: str
+    claims: tuple[Claim, ...] = ()
 
     @property
     def request_id(self) -> str:

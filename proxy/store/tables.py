@@ -198,6 +198,19 @@ boot: Final = Table(
     Column("ended", Utc),
 )
 
+# The nonces that keys have used, each with the request that it was used for: `signed` ones for good, others for as long
+# as something came of it. `expires` of the row `floor` is that of the latest one that was forgotten. No foreign keys:
+# a nonce may be used for what is in no ledger.
+nonce: Final = Table(
+    "nonce",
+    metadata,
+    Column("id", String(100), primary_key=True),
+    Column("request_id", String(40), nullable=False),
+    Column("expires", Utc, nullable=False),
+    Column("signed", Boolean, nullable=False),
+    Index("ix_nonce_expires", "expires"),
+)
+
 # Answers of /v1/responses that may be asked for again and gone on from, each with the items of its own request: the
 # only table that holds content. `input` is a JSON array, `response` the whole object. No foreign key to the previous
 # one: it may be deleted first. The index by account has all that it takes to find what an account holds too much.

@@ -98,6 +98,8 @@ class FakeClient:
         self.announced: dict[str, str] = {}
         self.answers: list[tuple[int, bytes]] = []
         self.deaf: Ending | None = None
+        self.method, self.target = "POST", "/v1/chat/completions"
+        self.sent_headers: dict[str, tuple[str, ...]] = {}
         self.posted = b"{}"
         self._left: Ending | None = None
         self._scope: asyncio.Timeout | None = None
@@ -113,6 +115,9 @@ class FakeClient:
     @property
     def last(self) -> str:
         return self.events[-1][0]
+
+    def values(self, name: str) -> tuple[str, ...]:
+        return self.sent_headers.get(name, ())
 
     def announce(self, headers: dict[str, str]) -> None:
         self.announced |= headers

@@ -74,7 +74,7 @@ class FakeAdmission:
         self.passes += 1
         return FakePass(self)
 
-    async def admit(self, *_: Any, upstream: str) -> FakeGrant:
+    async def admit(self, *_: Any, upstream: str, claims: Any) -> FakeGrant:
         self.upstreams.append(upstream)
         if self.gate is not None:
             await self.gate.wait()
@@ -100,6 +100,15 @@ class FakeResponses:
 
     async def _keep(self, answer: bytes) -> None:
         self.kept.append(answer)
+
+
+class FakeOnce:
+    """Guards nothing, until it is given a guard."""
+
+    guard: Any = None
+
+    async def expect(self, *_: Any) -> Any:
+        return self.guard
 
 
 class FakeUpstreams:
@@ -138,9 +147,10 @@ class Hall:
         self.record, self.client, self.log = FakeRecord(), FakeClient(), io.StringIO()
         self.client.posted = BODY
         clock: Clock = FakeClock()
-        self.responses = FakeResponses()
+        self.responses, self.once = FakeResponses(), FakeOnce()
         rooms: Any = (self.identify, self.admission, self.upstreams, self.responses, self.record)
-        self.pipeline = Pipeline(*rooms, clock=clock, log=JsonLog(self.log), limits=Limits(), storage_s=1.0)
+        log = JsonLog(self.log)
+        self.pipeline = Pipeline(*rooms, once=self.once, clock=clock, log=log, limits=Limits(), storage_s=1.0)
 
     async def run(self) -> Ended:
         client: Any = self.client

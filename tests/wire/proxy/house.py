@@ -33,6 +33,7 @@ TIERS = {
     "other": OPEN | {"models": ["org/other"]},
     "storing": OPEN | {"response_retention_days": 30},
     "few": OPEN | {"monthly_tokens": 100},
+    "duplicate": OPEN | {"replay": "duplicate"},
 }
 WAIT_S = 10.0
 

@@ -58,7 +58,7 @@ class FakeLedger:
             raise StorageError("away")
         return self.standings.get((key_id, period), Standing())
 
-    def reserve(self, entry: Entry) -> asyncio.Future[None]:
+    def reserve(self, entry: Entry, _claimed: Any = ()) -> asyncio.Future[None]:
         return self._tell(entry)
 
     def shrink(self, request_id: str, est_tokens: int) -> asyncio.Future[None]:

@@ -16,6 +16,7 @@ from proxy.store.boots import Boot, Boots
 from proxy.store.database import Database, file_of, open_database
 from proxy.store.keys import KeyRecord, Keys
 from proxy.store.ledger import Ledger
+from proxy.store.nonces import Nonces
 from proxy.store.posting import Entry, Settled, Voided
 from proxy.store.responses import Owned, StoredResponse, StoredResponses, Turn
 from proxy.store.writer import Writer
@@ -107,6 +108,7 @@ class Store:
     keys: Keys
     boots: Boots
     responses: StoredResponses
+    nonces: Nonces
 
 
 @pytest.fixture
@@ -144,4 +146,6 @@ async def store(settings: DatabaseSettings, clock: FakeClock, make: Records) -> 
         await keys.create(make.key("key_a"))
         await keys.create(make.key("key_b"))
         responses = StoredResponses(writer, most_bytes=MOST_BYTES)
-        yield Store(database, writer, Ledger(writer, "boot_1"), accounts, keys, Boots(writer), responses)
+        yield Store(
+            database, writer, Ledger(writer, "boot_1"), accounts, keys, Boots(writer), responses, Nonces(writer)
+        )

@@ -1,0 +1,66 @@
+"""What a client is told whose request came before, or may have. No decision is made here.
+
+Never a 409 that invites a retry where one would sign anew and pass: the SDKs retry 409 unless they are told not to.
+"""
+
+from typing import Final
+
+from proxy.store.claims import Claim, ClaimTakenError
+from sidecar.wire.errors import ApiError, unavailable
+
+NONCE_HEADER: Final = "x-request-nonce"
+
+
+def taken(error: ClaimTakenError) -> ApiError:
+    """What a request is told that wanted what another has."""
+    return seen(error.claim)
+
+
+def seen(claim: Claim) -> ApiError:
+    return nonce_replayed() if claim.signed else duplicate_request()
+
+
+def duplicate_request() -> ApiError:
+    return ApiError(
+        409,
+        "A request with this X-Request-Nonce was received before. Send a new nonce with a new request.",
+        code="duplicate_request",
+        param=NONCE_HEADER,
+        should_retry=False,
+    )
+
+
+def nonce_replayed() -> ApiError:
+    return ApiError(
+        401,
+        "This signed request was received before. Sign each request anew, with a nonce of its own.",
+        code="nonce_replayed",
+        should_retry=False,
+    )
+
+
+def missing_nonce() -> ApiError:
+    return ApiError(
+        400,
+        "This API key's tier wants each request to have an X-Request-Nonce header: 16 to 64 letters, digits, "
+        "'_' or '-', new for each request.",
+        code="missing_required_parameter",
+        param=NONCE_HEADER,
+    )
+
+
+def bad_nonce() -> ApiError:
+    return ApiError(
+        400,
+        "The X-Request-Nonce header must be given once, with 16 to 64 letters, digits, '_' or '-'.",
+        code="invalid_value",
+        param=NONCE_HEADER,
+    )
+
+
+def store_unavailable() -> ApiError:
+    return unavailable(
+        "Whether this request was received before cannot be told now.",
+        code="replay_store_unavailable",
+        retry_after_s=1,
+    )
