@@ -46,7 +46,9 @@ class Sizing:
         if self.one_prompt:
             output = min(output, self.model.max_context - prompt_tokens)
         if self.call.max_output_tokens is None:
-            limits = [limit for limit in (self.tier.tokens_per_minute, self.tier.monthly_tokens) if limit is not None]
+            tier = self.tier
+            given = (tier.tokens_per_minute, tier.monthly_tokens, tier.account_monthly_tokens)
+            limits = [limit for limit in given if limit is not None]
             output = min([output, *((limit - prompt_tokens) // self.call.choices for limit in (*limits, *tried))])
         return Estimate(prompt_tokens, max(self.least_output, output), self.call.choices, exact=True)
 

@@ -100,7 +100,9 @@ class Admission:
         if reserved.done() and reserved.exception() is not None:
             raise storage_unavailable() from reserved.exception()
         hold = self._meters.take(subject, size, shadows)
-        terms = Terms(sizing, arrival, self._clock, self._storage_s, subject.rules.revision, remarks(shadows))
+        warned = self._meters.warnings(subject) if subject.rules.soft else ()
+        said = remarks(shadows, warned)
+        terms = Terms(sizing, arrival, self._clock, self._storage_s, subject.rules.revision, said)
         return Grant(terms, estimate, hold, self._books, reserved)
 
     def admit_question(self, principal: Principal, question: Question, model: ModelState | None) -> Pass:
@@ -134,11 +136,12 @@ class Admission:
 
     def _subject(self, principal: Principal, model: str | None) -> Subject:
         """Raises ApiError 403 if its tier is gone."""
-        return Subject(principal.key_id, self._rulebook.of(principal, model), month_of(self._clock.now()))
+        rules, month = self._rulebook.of(principal, model), month_of(self._clock.now())
+        return Subject(principal.key_id, principal.account_id, rules, month)
 
     async def _prime(self, subject: Subject) -> None:
         try:
-            await self._meters.quotas.prime(subject.key_id, subject.period)
+            await self._meters.quotas.prime(subject)
         except StorageError as exc:
             raise storage_unavailable() from exc
 

@@ -12,18 +12,20 @@ from proxy.admission.concurrency import ConcurrencyLook, Lease, Leases
 from proxy.admission.quota import QuotaBook, QuotaLook
 from proxy.admission.rate import Cells, Charge, RateLook
 from proxy.admission.refusal import REQUESTS, TOKENS, duration
-from proxy.admission.rules import Limit, Rules
-from proxy.verdict import SHADOW, Remark
+from proxy.admission.rules import OF_ACCOUNT, Limit, Rules, SoftQuota
+from proxy.verdict import SHADOW, WARN, Remark
 
+WARNING_HEADER: Final = "x-tollhouse-quota-warning"
 # What holds for something that runs nothing, too.
 PASSED: Final = frozenset({"requests_per_minute", "concurrency"})
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whose limits: a key under its rules, in a month."""
+    """Whose limits: a key of an account under its rules, in a month. It is a `Payer` of the quota book."""
 
     key_id: str
+    account_id: str
     rules: Rules
     period: str
 
@@ -63,9 +65,18 @@ class Meters:
         return self.leases.peek(subject.cell(limit), limit.most)
 
     def quota_look(self, subject: Subject, limit: Limit, tokens: int) -> QuotaLook:
-        if limit.rule == "monthly_requests":
-            return self.quotas.peek_requests(subject.key_id, subject.period, limit.most)
-        return self.quotas.peek_tokens(subject.key_id, subject.period, limit.most, tokens)
+        account = limit.rule in OF_ACCOUNT
+        if limit.sized:
+            return self.quotas.peek_tokens(subject, limit.most, tokens, account=account)
+        return self.quotas.peek_requests(subject, limit.most, account=account)
+
+    def warnings(self, subject: Subject) -> list["Warned"]:
+        """The soft quotas that are used up, as they stand now."""
+        used = {
+            "monthly_requests": self.quotas.peek_requests(subject, None).used,
+            "monthly_tokens": self.quotas.peek_tokens(subject, None, 0).used,
+        }
+        return [Warned(quota, used[quota.counts]) for quota in subject.rules.soft if used[quota.counts] > quota.most]
 
     def take(self, subject: Subject, size: "Size", shadows: Collection[Limit] = ()) -> "Hold":
         """Take one request and its tokens from every limit. The caller has looked, and not awaited since.
@@ -75,7 +86,7 @@ class Meters:
         limit, tokens = subject.rules.tokens, None
         if limit is not None and limit not in shadows:
             tokens = self.tokens.commit(subject.cell(limit), limit.rate, size.under(limit))
-        self.quotas.commit(subject.key_id, subject.period, size.tokens)
+        self.quotas.commit(subject, size.tokens)
         taken = Taken(self._take_request(subject, shadows), tokens, self._take_lease(subject, shadows))
         return Hold(self, subject, size.tokens, taken)
 
@@ -134,6 +145,19 @@ class Size:
         return self.tried if limit.shadow else self.tokens
 
 
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """A soft quota that is used up."""
+
+    quota: SoftQuota
+    used: int
+
+    @property
+    def text(self) -> str:
+        end = "" if self.quota.hard is None else f"; limit={self.quota.hard}"
+        return f"{self.quota.counts}; used={self.used}; soft={self.quota.most}{end}"
+
+
 NO_SIZE: Final = Size(0, 0)
 
 
@@ -161,19 +185,21 @@ class Hold:
         self.reserved_tokens = tokens
 
     def headers(self) -> dict[str, str]:
-        """The rate limit headers of the key and the model it belongs to, as they stand now."""
-        return self._meters.headers(self._subject)
+        """The rate limits of the key and the model it belongs to, as they stand now, and what soft quotas say."""
+        headers = self._meters.headers(self._subject)
+        if self._subject.rules.soft and (warned := self._meters.warnings(self._subject)):
+            headers[WARNING_HEADER] = ", ".join(warning.text for warning in warned)
+        return headers
 
     def shrink(self, tokens: int) -> None:
         """Hold only `tokens` from now on."""
-        self._meters.quotas.shrink(self._subject.key_id, self._subject.period, self.reserved_tokens - tokens)
+        self._meters.quotas.shrink(self._subject, self.reserved_tokens - tokens)
         self._charge_only(tokens)
         self.reserved_tokens = tokens
 
     def settle(self, used: int) -> None:
         """The request is over and used this many tokens."""
-        key_id, period = self._subject.key_id, self._subject.period
-        self._meters.quotas.settle(key_id, period, reserved=self.reserved_tokens, used=used)
+        self._meters.quotas.settle(self._subject, reserved=self.reserved_tokens, used=used)
         if self._taken.tokens is not None and used > self._charged:
             # A foreign upstream may go over; what was produced is owed, by the next ones if need be.
             charge = self._taken.tokens
@@ -183,7 +209,7 @@ class Hold:
 
     def void(self) -> None:
         """Nothing of the request ran: it is as if it had never been let in."""
-        self._meters.quotas.void(self._subject.key_id, self._subject.period, reserved=self.reserved_tokens)
+        self._meters.quotas.void(self._subject, reserved=self.reserved_tokens)
         self._charge_only(0)
         if self._taken.requests is not None:
             self._meters.requests.refund(self._taken.requests, 1)
@@ -232,9 +258,10 @@ class Pass:
             self._lease.release()
 
 
-def remarks(shadows: Collection[Limit]) -> tuple[Remark, ...]:
-    """What limits in shadow are to be quoted with."""
-    return tuple(Remark(limit.rule, SHADOW) for limit in shadows)
+def remarks(shadows: Collection[Limit], warned: Collection[Warned] = ()) -> tuple[Remark, ...]:
+    """What limits in shadow and soft quotas are to be quoted with."""
+    said = (Remark(f"soft_{warning.quota.counts}", WARN) for warning in warned)
+    return (*(Remark(limit.rule, SHADOW) for limit in shadows), *said)
 
 
 def _openai(kind: str, look: RateLook) -> dict[str, str]:

@@ -1,7 +1,9 @@
-"""Monthly quotas, kept in memory beside the ledger: what a key has settled and reserved in a calendar month.
+"""Monthly quotas, kept in memory beside the ledger: what a key, and all keys of its account together, have settled and
+reserved in a calendar month.
 
-The ledger is the truth; the book is read from it once per key and month, and moves by what the ledger is told to move
-by, at the moment it is told. So looking and reserving need no `await` between them, and overshoot is nothing.
+The ledger is the truth; the book is read from it once per key or account and month, and moves by what the ledger is
+told to move by, at the moment it is told. So looking and reserving need no `await` between them, and overshoot is
+nothing.
 """
 
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ _FEWEST_BEFORE_PURGE: Final = 1024
 
 
 class Standing(Protocol):
-    """What the ledger says of one key in one period."""
+    """What the ledger says of one key, or one account, in one period."""
 
     @property
     def settled_tokens(self) -> int: ...
@@ -27,6 +29,18 @@ class Standings(Protocol):
     """Where standings come from: `proxy.store.ledger.Ledger`."""
 
     async def standing(self, key_id: str, period: str) -> Standing: ...
+    async def account_standing(self, account_id: str, period: str) -> Standing: ...
+
+
+class Payer(Protocol):
+    """Whose quotas: a key's and its account's, in a month."""
+
+    @property
+    def key_id(self) -> str: ...
+    @property
+    def account_id(self) -> str: ...
+    @property
+    def period(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +58,7 @@ class QuotaLook:
 
 @dataclass(slots=True)
 class _Line:
-    """One key in one period. Mutable, all of it, by `QuotaBook` alone."""
+    """One key or account in one period. Mutable, all of it, by `QuotaBook` alone."""
 
     settled_tokens: int
     reserved_tokens: int
@@ -52,64 +66,89 @@ class _Line:
     reserved_requests: int
 
 
+_Lines = dict[tuple[str, str], _Line]
+
+
 class QuotaBook:
-    """The lines of all keys that asked for something. Mutable: `_lines`, by key id and period."""
+    """The lines of all who asked for something. Mutable: `_keys` and `_accounts`, by id and period."""
 
     def __init__(self, standings: Standings) -> None:
         self._standings = standings
-        self._lines: dict[tuple[str, str], _Line] = {}
+        self._keys: _Lines = {}
+        self._accounts: _Lines = {}
         self._purge_at = _FEWEST_BEFORE_PURGE
 
-    async def prime(self, key_id: str, period: str) -> None:
-        """Read a line from the ledger, unless it is here. Everything below needs it to be here."""
-        if (key_id, period) in self._lines:
-            return
-        found = await self._standings.standing(key_id, period)
-        # Two may have read at once, and the first has perhaps reserved since: its line is the newer one.
-        self._lines.setdefault(
-            (key_id, period),
-            _Line(found.settled_tokens, found.reserved_tokens, found.settled_requests, found.reserved_requests),
-        )
-        if len(self._lines) > self._purge_at:
+    async def prime(self, payer: Payer) -> None:
+        """Read the lines of a key and its account from the ledger, unless they are here.
+
+        Everything below needs them to be here. As nothing of an account is reserved before its own line is here, that
+        line begins where nothing of it is under way.
+        """
+        if (payer.account_id, payer.period) not in self._accounts:
+            found = await self._standings.account_standing(payer.account_id, payer.period)
+            self._put(self._accounts, payer.account_id, payer.period, found)
+        if (payer.key_id, payer.period) not in self._keys:
+            found = await self._standings.standing(payer.key_id, payer.period)
+            self._put(self._keys, payer.key_id, payer.period, found)
+        if len(self._keys) > self._purge_at:
             self._purge()
 
-    def peek_requests(self, key_id: str, period: str, limit: int | None) -> QuotaLook:
-        """Whether one more request fits."""
-        line = self._lines[key_id, period]
+    def peek_requests(self, payer: Payer, limit: int | None, *, account: bool = False) -> QuotaLook:
+        """Whether one more request fits, of the key or of the account."""
+        line = self._line(payer, account)
         return QuotaLook(limit, line.settled_requests + line.reserved_requests, 1)
 
-    def peek_tokens(self, key_id: str, period: str, limit: int | None, tokens: int) -> QuotaLook:
-        line = self._lines[key_id, period]
+    def peek_tokens(self, payer: Payer, limit: int | None, tokens: int, *, account: bool = False) -> QuotaLook:
+        line = self._line(payer, account)
         return QuotaLook(limit, line.settled_tokens + line.reserved_tokens, tokens)
 
-    def commit(self, key_id: str, period: str, tokens: int) -> None:
+    def commit(self, payer: Payer, tokens: int) -> None:
         """Reserve a request and its tokens, whether they fit or not: the caller has looked."""
-        line = self._lines[key_id, period]
-        line.reserved_requests += 1
-        line.reserved_tokens += tokens
+        for line in self._both(payer):
+            line.reserved_requests += 1
+            line.reserved_tokens += tokens
 
-    def shrink(self, key_id: str, period: str, tokens: int) -> None:
+    def shrink(self, payer: Payer, tokens: int) -> None:
         """Give back some of a request's reserved tokens."""
-        self._lines[key_id, period].reserved_tokens -= tokens
+        for line in self._both(payer):
+            line.reserved_tokens -= tokens
 
-    def settle(self, key_id: str, period: str, *, reserved: int, used: int) -> None:
+    def settle(self, payer: Payer, *, reserved: int, used: int) -> None:
         """A request is over: its reservation becomes what it used."""
-        line = self._lines[key_id, period]
-        line.reserved_requests -= 1
-        line.reserved_tokens -= reserved
-        line.settled_requests += 1
-        line.settled_tokens += used
+        for line in self._both(payer):
+            line.reserved_requests -= 1
+            line.reserved_tokens -= reserved
+            line.settled_requests += 1
+            line.settled_tokens += used
 
-    def void(self, key_id: str, period: str, *, reserved: int) -> None:
+    def void(self, payer: Payer, *, reserved: int) -> None:
         """Nothing of a request ran: its reservation is gone, the request with it."""
-        line = self._lines[key_id, period]
-        line.reserved_requests -= 1
-        line.reserved_tokens -= reserved
+        for line in self._both(payer):
+            line.reserved_requests -= 1
+            line.reserved_tokens -= reserved
+
+    def _line(self, payer: Payer, account: bool) -> _Line:
+        return self._accounts[payer.account_id, payer.period] if account else self._keys[payer.key_id, payer.period]
+
+    def _both(self, payer: Payer) -> tuple[_Line, _Line]:
+        period = payer.period
+        return self._keys[payer.key_id, period], self._accounts[payer.account_id, period]
+
+    @staticmethod
+    def _put(lines: _Lines, who: str, period: str, found: Standing) -> None:
+        # Two may have read at once, and the first has perhaps reserved since: its line is the newer one.
+        lines.setdefault(
+            (who, period),
+            _Line(found.settled_tokens, found.reserved_tokens, found.settled_requests, found.reserved_requests),
+        )
 
     def _purge(self) -> None:
         """Forget lines of past months that nothing holds open. The last two months stay: the ledger may lag behind
         this one's, and whoever is being admitted at midnight has looked at the other.
         """
-        kept = sorted({period for _, period in self._lines})[-2:]
-        self._lines = {key: line for key, line in self._lines.items() if key[1] in kept or line.reserved_requests > 0}
-        self._purge_at = max(_FEWEST_BEFORE_PURGE, 2 * len(self._lines))
+        kept = sorted({period for _, period in self._keys})[-2:]
+        self._keys, self._accounts = (
+            {key: line for key, line in lines.items() if key[1] in kept or line.reserved_requests > 0}
+            for lines in (self._keys, self._accounts)
+        )
+        self._purge_at = max(_FEWEST_BEFORE_PURGE, 2 * len(self._keys))

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from proxy.admission.rate import Rate
 from proxy.exchange import Principal
-from proxy.policy.schema import ModelRules, Overrides, Policy, Rule, Tier
+from proxy.policy.schema import ModelRules, Overrides, Policy, Rule, Tier, number
 
 MOST_KEPT: Final = 4096
 # The order in which they refuse: what passes soonest first, so that a client that waits as told gets furthest.
@@ -21,7 +21,15 @@ ORDER: Final[tuple[Rule, ...]] = (
     "concurrency",
     "monthly_requests",
     "monthly_tokens",
+    "account_monthly_requests",
+    "account_monthly_tokens",
 )
+# Of an account's own limits, those that hold for all of its keys together.
+OF_ACCOUNT: Final[dict[Rule, str]] = {
+    "account_monthly_requests": "monthly_requests",
+    "account_monthly_tokens": "monthly_tokens",
+}
+SOFT: Final = ("monthly_requests", "monthly_tokens")
 OUTPUT: Final = "max_output_tokens"
 
 
@@ -49,6 +57,15 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class SoftQuota:
+    """From where on a month is nearly over for a key: `most` of what `counts` names, with `hard` as the end if any."""
+
+    counts: str
+    most: int
+    hard: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Rules:
     """What holds for a key on a model, by a revision of the policy. The tier is without what is in shadow.
 
@@ -64,6 +81,7 @@ class Rules:
     concurrency: Limit | None
     output_whose: str
     tried: tuple[int, ...]
+    soft: tuple[SoftQuota, ...]
 
 
 class Rulebook:
@@ -72,7 +90,7 @@ class Rulebook:
     def __init__(self, policy: Callable[[], Policy]) -> None:
         self._policy = policy
         self._of: Policy | None = None
-        self._compiled: dict[tuple[str, Overrides, str | None], Rules] = {}
+        self._compiled: dict[tuple[str, Overrides, Overrides, str | None], Rules] = {}
 
     def of(self, principal: Principal, model: str | None) -> Rules:
         """The rules for a key on a model, by its served name, or on none. Raises ApiError 403 if its tier is gone."""
@@ -82,44 +100,72 @@ class Rulebook:
         tier = policy.tier(principal.tier)
         # Models without rules of their own share an entry, so that names that clients make up fill nothing.
         apart = model if model in tier.per_model else None
-        key = (principal.tier, principal.limits, apart)
+        key = (principal.tier, principal.limits, principal.account_limits, apart)
         found = self._compiled.get(key)
         if found is None:
-            found = self._compiled[key] = compiled(policy.revision, tier, principal.limits, apart)
+            found = self._compiled[key] = compiled(
+                policy.revision, tier, Own(principal.limits, principal.account_limits, apart)
+            )
         return found
 
 
-def compiled(revision: str, tier: Tier, own: Overrides, model: str | None) -> Rules:
-    """`model` is one that the tier has rules for, or None."""
-    of_model = tier.per_model[model] if model is not None else ModelRules()
-    effective = tier.under(own).under(of_model)
-    limits = {rule: limit for rule in ORDER if (limit := _limit(rule, effective, own, of_model, model)) is not None}
-    in_force = {rule: None for rule in effective.shadow if rule in limits}
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What stands in the place of a tier's limits: a key's, its account's, those of a model that the tier has some for.
+
+    `model` is None where the tier has none.
+    """
+
+    key: Overrides
+    account: Overrides
+    model: str | None = None
+
+
+def compiled(revision: str, tier: Tier, own: Own) -> Rules:
+    of_model = tier.per_model[own.model] if own.model is not None else ModelRules()
+    effective = _under_account(tier.under(own.key).under(of_model), own.account)
+    limits = {rule: limit for rule in ORDER if (limit := _limit(rule, effective, own, of_model)) is not None}
+    not_in_force = {rule: None for rule in effective.shadow if rule in limits}
+    in_force = replace(effective, **not_in_force) if not_in_force else effective
     return Rules(
-        tier=replace(effective, **in_force) if in_force else effective,
+        tier=in_force,
         revision=revision,
         limits=tuple(limits.values()),
         requests=limits.get("requests_per_minute"),
         tokens=limits.get("tokens_per_minute"),
         concurrency=limits.get("concurrency"),
-        output_whose=_whose(OUTPUT, effective, own, of_model, model),
+        output_whose=_whose(OUTPUT, tier.name, own, of_model),
         tried=tuple(limit.most for limit in limits.values() if limit.shadow and limit.sized),
+        soft=tuple(quota for counts in SOFT if (quota := _soft(counts, in_force)) is not None),
     )
 
 
-def _limit(rule: Rule, effective: Tier, own: Overrides, of_model: ModelRules, model: str | None) -> Limit | None:
+def _under_account(tier: Tier, account: Overrides) -> Tier:
+    given = {rule: getattr(account, name) for rule, name in OF_ACCOUNT.items()}
+    replaced = {rule: number(limit) for rule, limit in given.items() if limit is not None}
+    return replace(tier, **replaced) if replaced else tier
+
+
+def _limit(rule: Rule, effective: Tier, own: Own, of_model: ModelRules) -> Limit | None:
     most: int | None = getattr(effective, rule)
     if most is None:
         return None
     # A space is in no key's id: what is counted for a model is never taken for another key's.
-    apart = f" {model}" if getattr(of_model, rule, None) is not None else ""
-    whose = _whose(rule, effective, own, of_model, model)
-    return Limit(rule, Rate(most), whose, apart, shadow=rule in effective.shadow)
+    apart = f" {own.model}" if getattr(of_model, rule, None) is not None else ""
+    return Limit(rule, Rate(most), _whose(rule, effective.name, own, of_model), apart, shadow=rule in effective.shadow)
 
 
-def _whose(rule: str, tier: Tier, own: Overrides, of_model: ModelRules, model: str | None) -> str:
+def _soft(counts: str, tier: Tier) -> SoftQuota | None:
+    most: int | None = getattr(tier, f"soft_{counts}")
+    return None if most is None else SoftQuota(counts, most, getattr(tier, counts))
+
+
+def _whose(rule: str, tier: str, own: Own, of_model: ModelRules) -> str:
+    if rule in OF_ACCOUNT:
+        of_account = getattr(own.account, OF_ACCOUNT[rule]) is not None
+        return "for all keys of this account" if of_account else f"for all keys of an account in the tier '{tier}'"
     if getattr(of_model, rule, None) is not None:
-        return f"for the model '{model}' in the tier '{tier.name}'"
-    if getattr(own, rule, None) is not None:
+        return f"for the model '{own.model}' in the tier '{tier}'"
+    if getattr(own.key, rule, None) is not None:
         return "for this API key"
-    return f"in the tier '{tier.name}'"
+    return f"in the tier '{tier}'"

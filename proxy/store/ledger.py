@@ -103,6 +103,14 @@ class Ledger:
         found = await self._writer.read(select(*columns).where(quota.c.key_id == key_id, quota.c.period == period))
         return Standing(*found[0]) if found else Standing()
 
+    async def account_standing(self, account_id: str, period: str) -> Standing:
+        """All keys of the account together, revoked ones too, as of the last commit."""
+        sums = [func.coalesce(func.sum(quota.c[field.name]), 0) for field in fields(Standing)]
+        of_account = (api_key.c.account_id == account_id) & (quota.c.period == period)
+        query = select(*sums).select_from(quota.join(api_key, api_key.c.id == quota.c.key_id)).where(of_account)
+        # Postgres sums whole numbers to decimals.
+        return Standing(*map(int, (await self._writer.read(query))[0]))
+
     async def open_rows(self) -> list[Entry]:
         """The reservations that other boots left open, oldest first."""
         columns = [ledger.c[name] for name in ENTRY_COLUMNS]

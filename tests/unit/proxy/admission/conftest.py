@@ -3,8 +3,8 @@
 import asyncio
 import datetime as dt
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import pytest
 from msgspec.structs import replace
@@ -58,6 +58,15 @@ class FakeLedger:
             raise StorageError("away")
         return self.standings.get((key_id, period), Standing())
 
+    async def account_standing(self, account_id: str, period: str) -> Standing:
+        """Of all keys that are known: there is one account."""
+        await asyncio.sleep(0)
+        if self.away:
+            raise StorageError("away")
+        of_period = [standing for (_, month), standing in self.standings.items() if month == period]
+        sums = ((getattr(standing, name.name) for standing in of_period) for name in fields(Standing))
+        return Standing(*map(sum, sums))
+
     def reserve(self, entry: Entry, _claimed: Any = ()) -> asyncio.Future[None]:
         return self._tell(entry)
 
@@ -81,6 +90,14 @@ class FakeLedger:
         return written
 
 
+class Payer(NamedTuple):
+    """Whose quotas."""
+
+    key_id: str
+    account_id: str
+    period: str
+
+
 @dataclass
 class Gatehouse:
     """One tier, one model, and requests that arrive."""
@@ -91,6 +108,7 @@ class Gatehouse:
     clock: FakeClock = field(default_factory=FakeClock)
     ledger: FakeLedger = field(default_factory=FakeLedger)
     exact: int = 10
+    of_account: Overrides = NO_OVERRIDES
     counted: int = 0
 
     def __post_init__(self) -> None:
@@ -113,7 +131,10 @@ class Gatehouse:
     def principal(
         self, key_id: str = "k", models: frozenset[str] | None = None, own: Overrides = NO_OVERRIDES
     ) -> Principal:
-        return Principal(account_id="a", key_id=key_id, tier=self.tier.name, models=models, limits=own)
+        of = self.of_account
+        return Principal(
+            account_id="a", key_id=key_id, tier=self.tier.name, models=models, limits=own, account_limits=of
+        )
 
     def arrival(self) -> Arrival:
         number = len(self.ledger.told)
@@ -152,15 +173,22 @@ class Gatehouse:
 
     def consumed(self) -> tuple[object, ...]:
         """Everything that a request can take."""
-        lines = {key: (line.reserved_requests, line.reserved_tokens) for key, line in self.meters.quotas._lines.items()}
-        taken = {key: line for key, line in lines.items() if line != (0, 0)}
+        quotas = self.meters.quotas
+        lines = [*quotas._keys.items(), *quotas._accounts.items()]
+        taken = {key: (line.reserved_requests, line.reserved_tokens) for key, line in lines if line.reserved_requests}
         cells = (dict(self.meters.requests._full_at), dict(self.meters.tokens._full_at))
         return len(self.ledger.told), cells, taken, len(self.meters.leases)
 
     def used(self, key_id: str = "k", period: str = "2026-11") -> tuple[int, int]:
         """Requests and tokens of the month, settled and reserved."""
-        quotas = self.meters.quotas
-        return quotas.peek_requests(key_id, period, None).used, quotas.peek_tokens(key_id, period, None, 0).used
+        quotas, payer = self.meters.quotas, Payer(key_id, "a", period)
+        return quotas.peek_requests(payer, None).used, quotas.peek_tokens(payer, None, 0).used
+
+    def used_by_account(self, period: str = "2026-11") -> tuple[int, int]:
+        """The same of all keys together."""
+        quotas, payer = self.meters.quotas, Payer("", "a", period)
+        requests = quotas.peek_requests(payer, None, account=True).used
+        return requests, quotas.peek_tokens(payer, None, 0, account=True).used
 
 
 @pytest.fixture

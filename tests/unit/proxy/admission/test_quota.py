@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 
@@ -16,11 +17,23 @@ class Standing:
     reserved_requests: int = 0
 
 
+class Payer(NamedTuple):
+    key_id: str
+    account_id: str
+    period: str
+
+
+K = Payer("k", "a", "2026-11")
+SISTER = Payer("sister", "a", "2026-11")
+DECEMBER = Payer("k", "a", "2026-12")
+
+
 class FakeLedger:
     """Answers when it is let; counts how often it is asked."""
 
     def __init__(self, standing: Standing | None = None) -> None:
         self.answer = standing or Standing()
+        self.of_account = self.answer
         self.asked: list[tuple[str, str]] = []
         self.open = asyncio.Event()
         self.open.set()
@@ -31,44 +44,50 @@ class FakeLedger:
         await self.open.wait()
         return answer
 
+    async def account_standing(self, account_id: str, period: str) -> Standing:
+        self.asked.append((account_id, period))
+        answer = self.of_account
+        await self.open.wait()
+        return answer
+
 
 async def primed(standing: Standing | None = None) -> QuotaBook:
     book = QuotaBook(FakeLedger(standing))
-    await book.prime("k", "2026-11")
+    await book.prime(K)
     return book
 
 
-def used(book: QuotaBook, period: str = "2026-11") -> tuple[int, int]:
-    tokens = book.peek_tokens("k", period, None, 0).used
-    return book.peek_requests("k", period, None).used, tokens
+def used(book: QuotaBook, payer: Payer = K, *, account: bool = False) -> tuple[int, int]:
+    tokens = book.peek_tokens(payer, None, 0, account=account).used
+    return book.peek_requests(payer, None, account=account).used, tokens
 
 
 async def test_it_begins_where_the_ledger_stands() -> None:
     book = await primed(Standing(100, 20, 5, 1))
     assert used(book) == (6, 120)
-    assert book.peek_tokens("k", "2026-11", 130, 10).fits
-    assert not book.peek_tokens("k", "2026-11", 129, 10).fits
-    assert book.peek_requests("k", "2026-11", 7).fits
-    assert not book.peek_requests("k", "2026-11", 6).fits
+    assert book.peek_tokens(K, 130, 10).fits
+    assert not book.peek_tokens(K, 129, 10).fits
+    assert book.peek_requests(K, 7).fits
+    assert not book.peek_requests(K, 6).fits
 
 
 async def test_the_ledger_is_asked_once() -> None:
     ledger = FakeLedger()
     book = QuotaBook(ledger)
     for _ in range(3):
-        await book.prime("k", "2026-11")
-    assert ledger.asked == [("k", "2026-11")]
+        await book.prime(K)
+    assert ledger.asked == [("a", "2026-11"), ("k", "2026-11")]
 
 
 async def test_a_late_answer_does_not_undo_a_reservation() -> None:
     ledger = FakeLedger()
     ledger.open.clear()
     book = QuotaBook(ledger)
-    primes = [asyncio.create_task(book.prime("k", "2026-11")) for _ in range(2)]
+    primes = [asyncio.create_task(book.prime(K)) for _ in range(2)]
     await asyncio.sleep(0)
     ledger.open.set()
     await primes[0]
-    book.commit("k", "2026-11", 10)
+    book.commit(K, 10)
     await primes[1]
     assert used(book) == (1, 10)
 
@@ -76,15 +95,15 @@ async def test_a_late_answer_does_not_undo_a_reservation() -> None:
 @pytest.mark.parametrize(
     ("end", "requests", "tokens"),
     [
-        (lambda book: book.settle("k", "2026-11", reserved=30, used=12), 1, 12),
-        (lambda book: book.settle("k", "2026-11", reserved=30, used=44), 1, 44),
-        (lambda book: book.void("k", "2026-11", reserved=30), 0, 0),
+        (lambda book: book.settle(K, reserved=30, used=12), 1, 12),
+        (lambda book: book.settle(K, reserved=30, used=44), 1, 44),
+        (lambda book: book.void(K, reserved=30), 0, 0),
     ],
 )
 async def test_an_end_leaves_what_was_used(end: object, requests: int, tokens: int) -> None:
     book = await primed()
-    book.commit("k", "2026-11", 50)
-    book.shrink("k", "2026-11", 20)
+    book.commit(K, 50)
+    book.shrink(K, 20)
     assert used(book) == (1, 30)
     assert callable(end)
     end(book)
@@ -93,23 +112,53 @@ async def test_an_end_leaves_what_was_used(end: object, requests: int, tokens: i
 
 async def test_months_do_not_share() -> None:
     book = await primed()
-    book.commit("k", "2026-11", 50)
-    await book.prime("k", "2026-12")
-    book.commit("k", "2026-12", 7)
-    book.settle("k", "2026-11", reserved=50, used=50)
-    assert used(book, "2026-12") == (1, 7)
+    book.commit(K, 50)
+    await book.prime(DECEMBER)
+    book.commit(DECEMBER, 7)
+    book.settle(K, reserved=50, used=50)
+    assert used(book, DECEMBER) == (1, 7)
     assert used(book) == (1, 50)
 
 
 async def test_lines_of_past_months_are_forgotten_unless_something_runs() -> None:
     book = QuotaBook(FakeLedger())
     for number in range(1000):
-        await book.prime(f"key {number}", "2026-09")
-    book.commit("key 5", "2026-09", 10)
+        await book.prime(Payer(f"key {number}", "a", "2026-09"))
+    book.commit(Payer("key 5", "a", "2026-09"), 10)
     for period in ("2026-10", "2026-11"):
         for number in range(20):
-            await book.prime(f"key {number}", period)
-    assert book.peek_tokens("key 5", "2026-09", None, 0).used == 10
+            await book.prime(Payer(f"key {number}", "a", period))
+    assert book.peek_tokens(Payer("key 5", "a", "2026-09"), None, 0).used == 10
     with pytest.raises(KeyError):
-        book.peek_tokens("key 6", "2026-09", None, 0)
-    assert book.peek_tokens("key 6", "2026-10", None, 0).used == 0
+        book.peek_tokens(Payer("key 6", "a", "2026-09"), None, 0)
+    assert book.peek_tokens(Payer("key 6", "a", "2026-10"), None, 0).used == 0
+
+
+async def test_an_accounts_line_moves_with_each_of_its_keys() -> None:
+    ledger = FakeLedger()
+    ledger.of_account = Standing(100, 0, 5, 0)
+    book = QuotaBook(ledger)
+    await book.prime(K)
+    await book.prime(SISTER)
+    assert ledger.asked.count(("a", "2026-11")) == 1
+    book.commit(K, 50)
+    book.commit(SISTER, 20)
+    assert (used(book), used(book, SISTER)) == ((1, 50), (1, 20))
+    assert used(book, account=True) == used(book, SISTER, account=True) == (7, 170)
+    book.shrink(K, 10)
+    book.settle(K, reserved=40, used=30)
+    book.void(SISTER, reserved=20)
+    assert used(book, account=True) == (6, 130)
+
+
+async def test_an_accounts_late_answer_does_not_undo_what_its_other_key_reserved() -> None:
+    ledger = FakeLedger()
+    ledger.open.clear()
+    book = QuotaBook(ledger)
+    primes = [asyncio.create_task(book.prime(payer)) for payer in (K, SISTER)]
+    await asyncio.sleep(0)
+    ledger.open.set()
+    await primes[0]
+    book.commit(K, 10)
+    await primes[1]
+    assert used(book, SISTER, account=True) == (1, 10)

@@ -18,6 +18,16 @@ def row(settings: DatabaseSettings, request_id: str) -> dict[str, Any]:
         return dict(database.execute("SELECT * FROM ledger WHERE request_id = ?", (request_id,)).fetchone())
 
 
+async def test_an_account_stands_where_all_its_keys_do(store: Any, make: Any) -> None:
+    assert await store.ledger.account_standing("acc", make.period) == Standing()
+    await store.ledger.reserve(make.entry("r1", 100))
+    await store.ledger.reserve(make.entry("r2", 50, "key_b"))
+    await store.ledger.reserve(make.entry("r3", 7, "key_b", period="2026-10"))
+    await store.ledger.settle(make.settled("r2", 10, 5))
+    assert await store.ledger.account_standing("acc", make.period) == Standing(15, 100, 1, 1)
+    assert await store.ledger.account_standing("other", make.period) == Standing()
+
+
 async def test_a_request_from_reservation_to_settlement(store: Any, make: Any, settings: DatabaseSettings) -> None:
     await store.ledger.reserve(make.entry("req_a", 100))
     assert await store.ledger.standing("key_a", make.period) == Standing(0, 100, 0, 1)
