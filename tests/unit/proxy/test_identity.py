@@ -432,7 +432,7 @@ async def test_addresses_of_one_ipv6_network_fail_together(door: Door, one: str,
     assert (await door.refused(None, other)).status == (429 if shared else 401)
 
 
-async def test_an_unknown_id_takes_the_path_of_a_wrong_secret(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a2_an_unknown_id_takes_the_path_of_a_wrong_secret(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     """One look-up, one MAC and two comparisons of 32 bytes each, whatever of the key is wrong."""
     compared: list[tuple[int, int]] = []
     compare = hmac.compare_digest
@@ -449,6 +449,18 @@ async def test_an_unknown_id_takes_the_path_of_a_wrong_secret(door: Door, monkey
         await door.refused(f"Bearer {key}")
         assert len(door.keys.asked) - asked == 1
         assert compared == [(32, 32), (32, 32)]
+
+
+async def test_a10_a_known_key_opens_nothing_for_another_secret_of_its_id(door: Door) -> None:
+    good = door.key()
+    await door.knock(good)
+    for _, forged in zip(range(5), _forge(good.key_id), strict=False):
+        assert (await door.refused(f"Bearer {forged}")).code == "invalid_api_key"
+    assert list(door.identify._known) == [good.mac]
+    assert len(good.mac) == 32
+    door.keys.asked.clear()
+    assert (await door.knock(good)).key_id == good.key_id
+    assert door.keys.asked == []
 
 
 def _forge(key_id: str) -> Iterator[str]:
