@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from proxy.cli.exits import CommandError
+from proxy.policy import json_schema
 from proxy.settings import Proxy
 from proxy.store import migrate
 from proxy.store.database import file_of
@@ -48,10 +49,10 @@ def write_missing(wanted: dict[Path, str]) -> list[Path]:
 
 
 def missing_policies(folder: Path) -> dict[Path, str]:
-    """The default policy, if the folder has none at all."""
+    """The default policy and the schema that it names for editors, if the folder has no policy at all."""
     if folder != DEFAULT_POLICIES or any(folder.glob("*.yaml")):
         return {}
-    return {folder / "default.yaml": "policies/default.yaml"}
+    return {folder / name: f"policies/{name}" for name in ("default.yaml", json_schema.FILE)}
 
 
 def make_private_folders(settings: Proxy, sidecar_socket: str) -> None:

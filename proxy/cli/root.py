@@ -22,7 +22,7 @@ COMMANDS: Final = {
     "keys": ("keys", "Create, list and revoke API keys."),
     "accounts": ("accounts", "Create and list the accounts that keys belong to."),
     "usage": ("usage", "Show what each key used in a month."),
-    "policy": ("policy", "Check the policy files."),
+    "policy": ("policy", "Check, compare and try policies."),
     "db": ("db", "Bring the database's schema up to date."),
     "model": ("model", "Fetch and list the models of the catalogue."),
     "doctor": ("doctor", "Look for what is wrong with this installation."),

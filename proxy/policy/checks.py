@@ -13,8 +13,8 @@ from sidecar.yamlfile import Document, Problem
 EVERY_MODEL: Final = "*"
 # Tiers are metric labels: short, plain, and apart from the label of requests that have none.
 NO_TIER: Final = "none"
-_TIER_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
-_MODEL: Final = re.compile(r"[!-~]+")
+TIER_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+MODEL_NAME: Final = re.compile(r"[!-~]+")
 # What decides whether a request that asks for nothing can fit; the first that is stated is to blame.
 _SIZES: Final = ("default_output_tokens", "max_output_tokens", "tokens_per_minute")
 Keys = tuple[str, ...]
@@ -26,7 +26,7 @@ def check(document: Document[PolicyFile]) -> Iterator[Problem]:
     if not tiers:
         yield document.problem(("tiers",), "has no tier; define at least one")
     for name, rules in tiers.items():
-        if not _TIER_NAME.fullmatch(name) or name == NO_TIER:
+        if not TIER_NAME.fullmatch(name) or name == NO_TIER:
             message = (
                 f"{name!r} cannot be a tier's name; use up to 32 of a-z, 0-9, _ and -, a letter first, not {NO_TIER!r}"
             )
@@ -68,7 +68,7 @@ def _check_models(document: Document[PolicyFile], tier: str, models: list[str]) 
 
 def _no_model(model: str) -> str:
     """Why this is no served name and not all of them; empty if it may be."""
-    if not _MODEL.fullmatch(model):
+    if not MODEL_NAME.fullmatch(model):
         return f"{model!r} cannot be a model's name: it has a space, a control or a non-ASCII character"
     if model != EVERY_MODEL and EVERY_MODEL in model:
         return f"{model!r} is a pattern; write a served name in full, or {EVERY_MODEL!r} alone for every model"
