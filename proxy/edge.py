@@ -104,6 +104,7 @@ class EdgeProtocol(web.RequestHandler):
             self.force_close()
             return
         # From here it goes the way of bytes that cannot be parsed.
+        self._request_count += 1
         self._messages.append((_ErrInfo(408, HttpProcessingError(code=408), ""), EMPTY_PAYLOAD))
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -129,11 +130,12 @@ class EdgeProtocol(web.RequestHandler):
 
     def wind_down(self) -> None:
         """Take no further request: an idle connection is closed now, a busy one after its answer."""
-        running = self._current_request
-        if running is None and not self._messages:
+        waiting = self._waiter is not None and not self._waiter.done()
+        if not self._messages and (waiting or not self._request_count):
             self.force_close()
-        elif running is not None and running.content.is_eof():
-            # Not before its body is here: a closing protocol reads nothing any more.
+        elif self._last_body.is_eof():
+            # Not before the body is here: a closing protocol reads nothing any more. Whether the request runs is no
+            # question: between being taken and being run, and while its answer is finished, it is nowhere to be seen.
             self.close()
 
 

@@ -97,3 +97,28 @@ async def test_a_body_is_not_taken_for_the_next_head_however_soon_it_comes(turns
         assert protocol._head_timer is None
         await answered.wait()
         protocol.force_close()
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_f11_a_request_that_was_taken_is_answered_whenever_the_end_is_told(turns: int) -> None:
+    """Between being taken from the queue and being run, and while its answer is written, no list has it."""
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        await asyncio.sleep(0)
+        return web.Response(text="done")
+
+    server = EdgeServer(answer, lambda error, _: web.Response(status=error.status), Limits())
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.setblocking(False)
+        loop = asyncio.get_running_loop()
+        _, protocol = await loop.connect_accepted_socket(server, ours)
+        await asyncio.sleep(0)
+        protocol.data_received(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        protocol.wind_down()
+        received = b""
+        while piece := await loop.sock_recv(theirs, 4096):
+            received += piece
+        assert received.endswith(b"done")
