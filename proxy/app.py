@@ -22,7 +22,8 @@ from typing import Final
 import prometheus_client
 from prometheus_client import CollectorRegistry
 
-from proxy import once, sockets
+from proxy import memory, once, sockets
+from proxy.addresses import Addresses
 from proxy.admin.actions import Desk
 from proxy.admin.listener import AdminFront
 from proxy.admin.pages import Pages, Place
@@ -33,8 +34,11 @@ from proxy.admission.quota import QuotaBook
 from proxy.admission.rate import Allowance, Cells, Rate
 from proxy.admission.replay import Purge, Replay
 from proxy.clock import Clock, SystemClock
-from proxy.edge import EdgeServer
+from proxy.connections import Places
+from proxy.door import Door, public_door
+from proxy.edge import DIRECT, EdgeServer
 from proxy.identity import Identify, Keysmith
+from proxy.memory import Memory
 from proxy.metrics import Metrics, watch_clock, watch_loop
 from proxy.once import Once
 from proxy.pipeline import Pipeline
@@ -62,6 +66,8 @@ from sidecar.jsonlog import JsonLog
 
 FAILED: Final = 1
 BACKLOG: Final = 1024
+# The operator's own connections, to either admin listener.
+ADMIN_CONNECTIONS: Final = 64
 # How long a connection that does not end by itself may take to be closed.
 CLOSE_S: Final = 1.0
 # The option's number in linux/prctl.h.
@@ -101,6 +107,8 @@ class House:
 
     front: Front
     edge: EdgeServer
+    door: Door
+    memory: Memory
     desk: Desk
     pages: Pages
 
@@ -150,14 +158,16 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
         )
         for listening, with_api in ((admin, False), (admin_unix, True)):
             edge = _admin_edge(house, settings, place, clock, log, with_api=with_api)
-            await stack.enter_async_context(_listening(edge, listening))
+            door = Door(edge.welcome, Places(ADMIN_CONNECTIONS), DIRECT)
+            await stack.enter_async_context(_listening(edge, door, listening))
         await stack.enter_async_context(_beside(watch_loop(metrics.loop_lag), "event loop lag"))
         await stack.enter_async_context(_beside(watch_clock(clock, metrics.clock_steps, log), "clock"))
         await stack.enter_async_context(_beside(purge(stores.responses, clock), "purge"))
         await stack.enter_async_context(_beside(policy.run(stop.reread), "policy watch"))
         forgetting = once.purge(stores.nonces, Purge(stores.nonces, settings.replay, clock), metrics.replay_entries)
         await stack.enter_async_context(_beside(forgetting, "nonces"))
-        server = await stack.enter_async_context(_listening(house.edge, public))
+        await stack.enter_async_context(_beside(memory.watch(house.memory, log), "memory"))
+        server = await stack.enter_async_context(_listening(house.edge, house.door, public))
         log.info(
             "ready",
             host=place.host,
@@ -218,6 +228,7 @@ def build(
         limits=limits,
         storage_s=storage_s,
     )
+    addresses = Addresses(settings.listen.trusted_proxies)
     front = Front(
         pipeline,
         upstreams,
@@ -229,6 +240,7 @@ def build(
         clock=clock,
         limits=limits,
         timeouts=timeouts,
+        addresses=addresses,
     )
 
     def revoked(key_id: str) -> None:
@@ -247,7 +259,12 @@ def build(
         policy_problems=lambda: policy.problems,
         storage_s=timeouts.storage_s,
     )
-    return House(front, EdgeServer(front.handle, front.refuse, limits), desk, pages)
+    spare = Memory(
+        requests_percent=limits.memory_for_requests_percent, connections_percent=limits.memory_for_connections_percent
+    )
+    edge = EdgeServer(front.handle, front.refuse, limits, addresses=addresses, overload=spare.refusal)
+    door = public_door(edge.welcome, addresses, limits, spare, metrics=metrics, clock=clock, log=log)
+    return House(front, edge, door, spare, desk, pages)
 
 
 def _desk(stores: Stores, policy: Callable[[], Policy], clock: Clock, revoked: Callable[[str], None]) -> Desk:
@@ -315,16 +332,17 @@ async def _bind(
 
 
 @contextlib.asynccontextmanager
-async def _listening(edge: EdgeServer, bound: socket.socket) -> AsyncIterator[asyncio.Server]:
+async def _listening(edge: EdgeServer, door: Door, bound: socket.socket) -> AsyncIterator[asyncio.Server]:
     loop = asyncio.get_running_loop()
     if bound.family == socket.AF_UNIX:
-        server: asyncio.Server = await loop.create_unix_server(edge, sock=bound, backlog=BACKLOG)
+        server: asyncio.Server = await loop.create_unix_server(door, sock=bound, backlog=BACKLOG)
     else:
-        server = await loop.create_server(edge, sock=bound, backlog=BACKLOG)
+        server = await loop.create_server(door, sock=bound, backlog=BACKLOG)
     try:
         yield server
     finally:
         server.close()
+        door.close()
         edge.wind_down()
         await edge.shutdown(CLOSE_S)
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Mapping
 from aiohttp import web
 
 from proxy.clock import Clock
-from proxy.edge import common_headers
+from proxy.edge import EdgeProtocol, common_headers
 from proxy.exchange import Arrival, Ending
 from proxy.settings import Limits, Timeouts
 from sidecar.wire.errors import ApiError, bad_request
@@ -74,6 +74,12 @@ class Client:
         """All values of a header of the request."""
         return tuple(self._request.headers.getall(name, ()))
 
+    def known(self) -> None:
+        """The client's key is one of ours: its connection is no stranger's any more."""
+        protocol = self._request.protocol
+        if isinstance(protocol, EdgeProtocol):
+            protocol.known()
+
     def announce(self, headers: Mapping[str, str]) -> None:
         """Add headers to the answer to come."""
         self._headers.update(headers)
@@ -112,8 +118,7 @@ class Client:
             raise self._too_large()
         await self._continue()
         try:
-            async with asyncio.timeout(self._limits.body_timeout_s):
-                raw = await self._read()
+            raw = await self._read()
         except TimeoutError as exc:
             raise ApiError(408, "The request body took too long.", code="request_timeout") from exc
         except web.RequestPayloadError as exc:
@@ -134,13 +139,18 @@ class Client:
         self._request.writer.output_size = 0
 
     async def _read(self) -> bytes:
+        """All of the body, within the time for the whole and for each pause. Raises TimeoutError."""
         pieces: list[bytes] = []
         size = 0
-        while piece := await self._request.content.readany():
-            size += len(piece)
-            if size > self._limits.max_body_bytes:
-                raise self._too_large()
-            pieces.append(piece)
+        now_s = asyncio.get_running_loop().time
+        end_s, idle_s = now_s() + self._limits.body_timeout_s, self._limits.body_idle_timeout_s
+        async with asyncio.timeout_at(min(end_s, now_s() + idle_s)) as limit:
+            while piece := await self._request.content.readany():
+                size += len(piece)
+                if size > self._limits.max_body_bytes:
+                    raise self._too_large()
+                pieces.append(piece)
+                limit.reschedule(min(end_s, now_s() + idle_s))
         return b"".join(pieces)
 
     def _inflate(self, raw: bytes) -> bytes:

@@ -1,4 +1,5 @@
-"""The HTTP edge: a hardened server protocol. No routing, no rules; one client's end of an exchange is `proxy.client`.
+"""The HTTP edge: a hardened server protocol. No routing, no rules; one client's end of an exchange is `proxy.client`,
+and who may connect at all is `proxy.door`'s.
 
 What stock aiohttp 3.14 does and this does not: answer and log a malformed request with its own bytes (a key may be
 among them), wait for ever for a head, let a handler outlive its client unseen.
@@ -17,6 +18,8 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import _ErrInfo
 from typing_extensions import override
 
+from proxy.addresses import LOCAL, Addresses
+from proxy.connections import Place
 from proxy.settings import Limits
 from sidecar.wire.errors import SERVER_ERROR, ApiError
 
@@ -30,6 +33,8 @@ LINGER_S: Final = 2.0
 OPENAI_VERSION: Final = "2020-10-01"
 
 
+# Behind no proxy.
+DIRECT: Final = Addresses()
 # Makes the answer for bytes that are no request, told the address they came from.
 Refuse = Callable[[ApiError, str], web.Response]
 
@@ -38,15 +43,23 @@ class EdgeProtocol(web.RequestHandler):
     """aiohttp's protocol, with errors that say nothing of the request's bytes, and a limit on the time of a head.
 
     Mutable beside aiohttp's own: `_head_timer`, while a head is due; `_head_begun`, whether bytes of it are here;
-    `_last_body`, of the last head that came.
+    `_last_body`, of the last head that came. `_place` is its place among the connections, if they are counted.
     """
 
-    __slots__ = ("_head_begun", "_head_timeout_s", "_head_timer", "_last_body", "_refuse", "_same_user")
+    __slots__ = ("_head_begun", "_head_timeout_s", "_head_timer", "_last_body", "_place", "_refuse", "_same_user")
 
     def __init__(
-        self, manager: "EdgeServer", *, refuse: Refuse, same_user: bool, head_timeout_s: float, **options: Any
+        self,
+        manager: "EdgeServer",
+        place: Place | None,
+        *,
+        refuse: Refuse,
+        same_user: bool,
+        head_timeout_s: float,
+        **options: Any,
     ) -> None:
         super().__init__(manager, **options)
+        self._place = place
         self._refuse = refuse
         self._same_user = same_user
         self._head_timeout_s = head_timeout_s
@@ -70,6 +83,13 @@ class EdgeProtocol(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
         super().connection_lost(exc)
+        if self._place is not None:
+            self._place.leave()
+
+    def known(self) -> None:
+        """A key of ours came through: this is no stranger's connection any more."""
+        if self._place is not None:
+            self._place.known()
 
     @override
     def data_received(self, data: bytes) -> None:
@@ -120,7 +140,7 @@ class EdgeProtocol(web.RequestHandler):
         """What a request that could not be parsed is told. `message` quotes it, so it goes nowhere."""
         if request.writer.output_size > 0:
             raise ConnectionError("an answer is under way already")
-        response = self._refuse(_parse_refusal(status, exc, self.max_field_size), address_of(request))
+        response = self._refuse(_parse_refusal(status, exc, self.max_field_size), peer_of(request))
         response.force_close()
         return response
 
@@ -163,11 +183,14 @@ class EdgeServer(web.Server):
         limits: Limits,
         *,
         same_user: bool = False,
+        addresses: Addresses = DIRECT,
+        overload: Callable[[], ApiError | None] = lambda: None,
     ) -> None:
         super().__init__(self._checked, handler_cancellation=True)
         self._handle = handler
         self._refuse = refuse
-        self._same_user = same_user
+        self._addresses = addresses
+        self._overload = overload
         self._options: dict[str, Any] = {
             "access_log": None,
             "auto_decompress": False,
@@ -176,27 +199,40 @@ class EdgeServer(web.Server):
             "lingering_time": LINGER_S,
             "max_headers": MAX_HEADERS,
             "max_line_size": limits.max_header_line_bytes,
+            "refuse": refuse,
+            "same_user": same_user,
             # One more than a request line may have: by this number a refusal knows which of the two was too long.
             "max_field_size": limits.max_header_line_bytes + 1,
         }
 
     @override
     def __call__(self) -> web.RequestHandler:
-        return EdgeProtocol(self, loop=self._loop, refuse=self._refuse, same_user=self._same_user, **self._options)
+        return self.welcome(None)
+
+    def welcome(self, place: Place | None) -> EdgeProtocol:
+        """The protocol of a connection that has this place."""
+        return EdgeProtocol(self, place, loop=self._loop, **self._options)
 
     async def _checked(self, request: web.BaseRequest) -> web.StreamResponse:
-        if sum(len(name) + len(value) for name, value in request.raw_headers) > MAX_HEADER_BYTES:
-            error = ApiError(431, "The request headers are too large together.", code="request_too_large")
-            response = self._refuse(error, address_of(request))
-            response.force_close()
-            return response
-        return await self._handle(request)
+        error = _head_refusal(request) or self._overload()
+        if error is None:
+            return await self._handle(request)
+        response = self._refuse(error, address_of(request, self._addresses))
+        response.force_close()
+        return response
 
     def wind_down(self) -> None:
         """Close what is idle, and let what is busy be the last of its connection."""
         for connection in self.connections:
             if isinstance(connection, EdgeProtocol):
                 connection.wind_down()
+
+
+def _head_refusal(request: web.BaseRequest) -> ApiError | None:
+    """What is wrong with a head that could be parsed."""
+    if sum(len(name) + len(value) for name, value in request.raw_headers) > MAX_HEADER_BYTES:
+        return ApiError(431, "The request headers are too large together.", code="request_too_large")
+    return None
 
 
 def peer_uid(peer: socket.socket) -> int:
@@ -206,10 +242,15 @@ def peer_uid(peer: socket.socket) -> int:
     return int(uid)
 
 
-def address_of(request: web.BaseRequest) -> str:
-    """The peer's IP address; `local` on a Unix socket."""
+def peer_of(request: web.BaseRequest) -> str:
+    """The IP address at the other end; `local` on a Unix socket."""
     peer = request.transport.get_extra_info("peername") if request.transport is not None else None
-    return str(peer[0]) if isinstance(peer, tuple) and peer else "local"
+    return str(peer[0]) if isinstance(peer, tuple) and peer else LOCAL
+
+
+def address_of(request: web.BaseRequest, addresses: Addresses) -> str:
+    """The client's IP address."""
+    return addresses.of(peer_of(request), request.headers.getall("x-forwarded-for", ()))
 
 
 def common_headers(request_id: str, processing_s: float) -> dict[str, str]:

@@ -7,7 +7,6 @@ one look-up by id, then one comparison in constant time. What a key may do is no
 import datetime as dt
 import hashlib
 import hmac
-import ipaddress
 import math
 import re
 import secrets
@@ -16,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from proxy.addresses import neighbourhood
 from proxy.clock import Clock
 from proxy.exchange import Principal
 from proxy.policy.schema import Policy, Tier
@@ -36,8 +36,6 @@ MAC_VERSION: Final = 1
 # A known key is looked up again after this long, and served for as long while the database is away (GUARDS A12).
 KNOWN_KEY_S: Final = 60.0
 MOST_KNOWN_KEYS: Final = 10_000
-# Who has a /64 has 2^64 addresses: failures of IPv6 are counted by network.
-_V6_NETWORK_BITS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +194,7 @@ class Identify:
 
     def _failed(self, address: str, error: ApiError) -> ApiError:
         """What a failure is told: `error`, or to wait."""
-        wait_s = self._failures.take(_neighbourhood(address))
+        wait_s = self._failures.take(neighbourhood(address))
         if wait_s == 0:
             return error
         return RefusedError(
@@ -262,18 +260,6 @@ def _missing() -> ApiError:
 def _wrong() -> ApiError:
     """One for all causes, and without the key or any part of it."""
     return ApiError(401, "Incorrect API key provided.", code="invalid_api_key", headers={"www-authenticate": "Bearer"})
-
-
-def _neighbourhood(address: str) -> str:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.ip_network((int(parsed), _V6_NETWORK_BITS), strict=False))
 
 
 def _random(chars: int) -> str:

@@ -120,6 +120,15 @@ class Metrics:
         self.in_progress = Gauge(
             "tollhouse_proxy_requests_in_progress", "Requests being served now.", registry=registry
         )
+        self.connections = Gauge(
+            "tollhouse_proxy_connections", "Connections of clients that are open now.", registry=registry
+        )
+        self.refused_connections = Counter(
+            "tollhouse_proxy_connections_refused_total",
+            "Connections that were refused before a request was read.",
+            ["reason"],
+            registry=registry,
+        )
         self.open_streams = Gauge("tollhouse_proxy_open_streams", "Streams being relayed now.", registry=registry)
         self.disconnects = Counter(
             "tollhouse_proxy_client_disconnects_total",

@@ -209,6 +209,9 @@ class Pipeline:
             principal = notes.principal = await self._identify.identify(authorization, client.arrival.address)
         finally:
             notes.identify_s = self._clock.monotonic() - begun_s
+        if not principal.signed:
+            # A public id proves nothing: a signature does, which comes later.
+            client.known()
         # Before any other header: what the policy adds never takes the place of ours.
         client.announce({name.lower(): value for name, value in principal.response_headers})
         scopes.check(principal, scopes.ROUTES[template])

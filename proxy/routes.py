@@ -16,10 +16,11 @@ from aiohttp import web
 from prometheus_async import aio
 
 from proxy import tracing
+from proxy.addresses import Addresses
 from proxy.admission.refusal import model_not_found
 from proxy.client import Client
 from proxy.clock import Clock
-from proxy.edge import address_of, common_headers
+from proxy.edge import DIRECT, address_of, common_headers
 from proxy.exchange import Arrival, Ending, Outcome, Principal, TextEndpoint
 from proxy.identity import bearer
 from proxy.metrics import OTHER, Metrics
@@ -83,8 +84,10 @@ class Front:
         clock: Clock,
         limits: Limits,
         timeouts: Timeouts,
+        addresses: Addresses = DIRECT,
     ) -> None:
         self._pipeline = pipeline
+        self._addresses = addresses
         self._upstreams = upstreams
         self._allows = allows
         self._responses = responses
@@ -103,7 +106,7 @@ class Front:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request; aiohttp's handler."""
-        arrival = self._arrival(request, address_of(request))
+        arrival = self._arrival(request, address_of(request, self._addresses))
         client = Client(request, arrival, limits=self._limits, timeouts=self._timeouts, clock=self._clock)
         client.announce({POLICY_HEADER: self._policy().revision})
         if arrival.anthropic:

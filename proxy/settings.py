@@ -3,6 +3,7 @@
 Relative paths are relative to the working directory. Units are in the names.
 """
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated
 
@@ -16,13 +17,22 @@ ENV_PREFIX = "TOLLHOUSE__"
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Positive = Annotated[int, Meta(ge=1)]
+Percent = Annotated[float, Meta(gt=0, le=100)]
 
 
 class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The public listener: `/v1/*`, `/tokenize` and `/detokenize` only."""
+    """The public listener: `/v1/*`, `/tokenize` and `/detokenize` only. `trusted_proxies` are networks (CIDR)."""
 
     host: str = "127.0.0.1"
     port: Port = 8000
+    trusted_proxies: tuple[Annotated[str, Meta(max_length=64)], ...] = ()
+
+    def __post_init__(self) -> None:
+        for text in self.trusted_proxies:
+            try:
+                ipaddress.ip_network(text)
+            except ValueError as exc:
+                raise ValueError(f"listen.trusted_proxies: {exc}") from exc
 
 
 class Admin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -49,13 +59,22 @@ class Database(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Bounds of the HTTP edge, and of the content that is stored of one account."""
+    """Bounds of the HTTP edge, and of the content that is stored of one account.
+
+    `max_connections_per_address` is for those through which no valid key came yet; the percentages are of the memory
+    that the process could have.
+    """
 
     max_body_bytes: Positive = 4 * 1024 * 1024
     max_header_line_bytes: Positive = 8190
     head_timeout_s: Seconds = 10.0
     body_timeout_s: Seconds = 30.0
+    body_idle_timeout_s: Seconds = 10.0
     keep_alive_s: Seconds = 75.0
+    max_connections: Positive = 4096
+    max_connections_per_address: Positive = 64
+    memory_for_requests_percent: Percent = 90.0
+    memory_for_connections_percent: Percent = 95.0
     auth_failures_per_minute: Positive = 20
     max_choices: Annotated[int, Meta(ge=1, le=128)] = 8
     max_prompts: Annotated[int, Meta(ge=1, le=2048)] = 32

@@ -17,7 +17,7 @@ from proxy.admin.actions import Desk, Listing, NewAccount, NewKey
 from proxy.admin.pages import Page, Pages, Place
 from proxy.client import Client, LeftError
 from proxy.clock import Clock
-from proxy.edge import address_of, common_headers
+from proxy.edge import common_headers, peer_of
 from proxy.exchange import Arrival
 from proxy.settings import Limits, Timeouts
 from sidecar.jsonlog import JsonLog
@@ -64,7 +64,7 @@ class AdminFront:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request; aiohttp's handler."""
-        arrival = self._arrival(address_of(request))
+        arrival = self._arrival(peer_of(request))
         client = Client(request, arrival, limits=self._limits, timeouts=self._timeouts, clock=self._clock)
         try:
             page = await self._page(client, request)

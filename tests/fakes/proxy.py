@@ -101,8 +101,12 @@ class FakeClient:
         self.method, self.target = "POST", "/v1/chat/completions"
         self.sent_headers: dict[str, tuple[str, ...]] = {}
         self.posted = b"{}"
+        self.is_known = False
         self._left: Ending | None = None
         self._scope: asyncio.Timeout | None = None
+
+    def known(self) -> None:
+        self.is_known = True
 
     @property
     def answered(self) -> bool:

@@ -9,7 +9,15 @@ import pytest
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, BadStatusLine, LineTooLong
 
-from proxy.edge import EdgeServer, _parse_refusal, address_of, common_headers, peer_uid
+from proxy.edge import (
+    SEND_BUFFER_BYTES,
+    WRITE_BUFFER_BYTES,
+    EdgeServer,
+    _parse_refusal,
+    common_headers,
+    peer_of,
+    peer_uid,
+)
 from proxy.settings import Limits
 
 LIMIT = 8191
@@ -72,9 +80,9 @@ class FakeRequest:
     ("peername", "address"),
     [(("192.0.2.1", 5), "192.0.2.1"), (("::1", 5, 0, 0), "::1"), ("", "local"), (None, "local")],
 )
-def test_the_address_of_a_peer(peername: object, address: str) -> None:
+def test_the_peer_of_a_peer(peername: object, address: str) -> None:
     request: Any = FakeRequest(peername)
-    assert address_of(request) == address
+    assert peer_of(request) == address
 
 
 @pytest.mark.parametrize("turns", range(5))
@@ -122,3 +130,34 @@ async def test_f11_a_request_that_was_taken_is_answered_whenever_the_end_is_told
         while piece := await loop.sock_recv(theirs, 4096):
             received += piece
         assert received.endswith(b"done")
+
+
+async def test_w3_what_a_client_does_not_read_is_bounded() -> None:
+    """The kernel's buffer and ours: whatever an answer holds, one stalled client costs no more."""
+    piece, written, stuck = b"x" * 16_384, 0, asyncio.Event()
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        nonlocal written
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            writing = asyncio.ensure_future(response.write(piece))
+            done, _ = await asyncio.wait({writing}, timeout=0.2)
+            if not done:
+                writing.cancel()
+                stuck.set()
+                return response
+            written += len(piece)
+
+    server = EdgeServer(answer, lambda error, _: web.Response(status=error.status), Limits())
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        _, protocol = await asyncio.get_running_loop().connect_accepted_socket(server, ours)
+        protocol.data_received(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        await stuck.wait()
+        # Linux doubles the size that it is told, for its own bookkeeping (socket(7)).
+        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * SEND_BUFFER_BYTES
+        assert protocol.transport.get_write_buffer_size() <= WRITE_BUFFER_BYTES + 2 * len(piece)
+        assert written <= 512 * 1024
+        protocol.force_close()

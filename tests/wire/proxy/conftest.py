@@ -51,10 +51,11 @@ def build(tmp_path: Path, migrated: Path) -> Build:
         limits: Limits | None = None,
         timeouts: Timeouts | None = None,
         prepare: Callable[[FakeSidecar], None] | None = None,
+        trusted_proxies: tuple[str, ...] = (),
     ) -> AsyncIterator[House]:
         settings = Proxy(
             upstreams=[Upstream(name="local", socket=str(tmp_path / "s.sock"))],
-            listen=Listen(port=0),
+            listen=Listen(port=0, trusted_proxies=trusted_proxies),
             admin=Admin(port=0, socket=str(tmp_path / "a.sock")),
             database=Database(url=f"sqlite+aiosqlite:///{tmp_path / 'data/t.db'}", synchronous="NORMAL"),
             policies=str(tmp_path / "policies"),

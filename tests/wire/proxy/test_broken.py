@@ -144,7 +144,7 @@ async def test_a_revoked_key_ends_its_running_stream(house: House) -> None:
     assert (refused.status, refused.error["code"]) == (401, "invalid_api_key")
 
 
-async def test_a_client_that_does_not_read_is_let_go_of(build: Build) -> None:
+async def test_w3_a_client_that_does_not_read_is_let_go_of(build: Build) -> None:
     async with build(timeouts=Timeouts(client_write_s=0.3, drain_s=5.0)) as house:
         house.sidecar.script = [delta("x" * 60_000)] * 400
         house.sidecar.always_produced = 400
