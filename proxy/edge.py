@@ -7,6 +7,7 @@ among them), wait for ever for a head, let a handler outlive its client unseen.
 
 import asyncio
 import os
+import re
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -29,6 +30,8 @@ SEND_BUFFER_BYTES: Final = 128 * 1024
 WRITE_BUFFER_BYTES: Final = 64 * 1024
 # How long an unread body is read away after an early refusal, so that the client can read the answer.
 LINGER_S: Final = 2.0
+# RFC 9110, 7.2: a name, an IPv4 address or an IPv6 address in brackets, and a port or none. Nothing is done with it.
+_HOST: Final = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 # OpenAI's API reference, "Debugging requests".
 OPENAI_VERSION: Final = "2020-10-01"
 
@@ -232,6 +235,12 @@ def _head_refusal(request: web.BaseRequest) -> ApiError | None:
     """What is wrong with a head that could be parsed."""
     if sum(len(name) + len(value) for name, value in request.raw_headers) > MAX_HEADER_BYTES:
         return ApiError(431, "The request headers are too large together.", code="request_too_large")
+    # That there is one, and no second, is the parser's.
+    if not all(map(_HOST.fullmatch, request.headers.getall("host", ()))):
+        return ApiError(400, "The request has no valid Host header.")
+    # aiohttp takes `gzip, chunked` for chunked. Nobody is to have to guess where a body ends.
+    if any(coding.strip().lower() != "chunked" for coding in request.headers.getall("transfer-encoding", ())):
+        return ApiError(400, "The only transfer encoding is 'chunked'.")
     return None
 
 

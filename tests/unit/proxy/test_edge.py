@@ -10,6 +10,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, BadStatusLine, LineTooLong
 
 from proxy.edge import (
+    _HOST,
     SEND_BUFFER_BYTES,
     WRITE_BUFFER_BYTES,
     EdgeServer,
@@ -43,6 +44,38 @@ def test_what_cannot_be_parsed_is_refused_without_a_byte_of_it(
     error = _parse_refusal(status, exc, LIMIT)
     assert (error.status, error.code) == (expected, code)
     assert CANARY not in error.message
+
+
+@pytest.mark.parametrize(
+    "host", ["a", "tollhouse", "api.example.com", "127.0.0.1:8000", "[::1]", "[2001:db8::1]:443", "x_y-z.example:1"]
+)
+def test_w9_a_host_is_a_name_or_an_address_with_a_port(host: str) -> None:
+    assert _HOST.fullmatch(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "",
+        "a b",
+        "a/b",
+        "a@b",
+        "a:b",
+        "a:123456",
+        "http://a",
+        "[::1",
+        "::1",
+        "a,b",
+        "a\\b",
+        "a%00",
+        "a?b",
+        "a#b",
+        "ä",
+        "a" * 256,
+    ],
+)
+def test_w9_anything_else_is_none(host: str) -> None:
+    assert not _HOST.fullmatch(host)
 
 
 def test_every_answer_has_its_id_version_and_time() -> None:

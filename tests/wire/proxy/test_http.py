@@ -34,7 +34,7 @@ async def sent(house: House, data: bytes) -> Answer:
         HEAD + b"x-a: b\x00c\r\n\r\n",
     ],
 )
-async def test_bytes_that_are_no_request_get_a_400_and_are_not_echoed(house: House, data: bytes) -> None:
+async def test_w1_bytes_that_are_no_request_get_a_400_and_are_not_echoed(house: House, data: bytes) -> None:
     wire = await house.connect()
     await wire.send(data)
     answer = await wire.answer()
@@ -120,7 +120,7 @@ async def test_w2_a_body_that_does_not_come_is_a_408(build: Build) -> None:
         assert (answer.status, answer.error["code"]) == (408, "request_timeout")
 
 
-async def test_a_chunked_body_that_is_broken_is_a_400(house: House) -> None:
+async def test_w1_a_chunked_body_that_is_broken_is_a_400(house: House) -> None:
     key = (await house.key()).encode()
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\nauthorization: Bearer " + key
     answer = await sent(house, head + b"\r\ntransfer-encoding: chunked\r\n\r\nzz\r\nhello\r\n0\r\n\r\n")
@@ -196,7 +196,7 @@ async def test_a_body_that_is_no_json_is_a_400(house: House) -> None:
     assert "NaN" not in answer.error["message"]
 
 
-async def test_a_refusal_says_close_while_the_rest_of_the_body_is_in_the_way(build: Build) -> None:
+async def test_w1_a_refusal_says_close_while_the_rest_of_the_body_is_in_the_way(build: Build) -> None:
     async with build(Limits(max_body_bytes=100)) as house:
         key = await house.key()
         wire = await house.connect()
@@ -205,7 +205,7 @@ async def test_a_refusal_says_close_while_the_rest_of_the_body_is_in_the_way(bui
         assert (answer.status, answer.headers["connection"]) == (413, "close")
 
 
-async def test_a_refused_body_that_is_here_is_not_taken_for_the_next_request(build: Build) -> None:
+async def test_w1_a_refused_body_that_is_here_is_not_taken_for_the_next_request(build: Build) -> None:
     async with build(Limits(max_body_bytes=100)) as house:
         key = await house.key()
         inner = request(key, method="GET", path="/v1/models")
