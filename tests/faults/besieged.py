@@ -56,6 +56,7 @@ class Besieged:
     folder: Path
     sidecar_command: Sequence[str | Path]
     postgres: Postgres | None = None
+    timeouts: dict[str, float] = field(default_factory=dict)
     running: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
     port: int = 0
     admin_port: int = 0
@@ -84,6 +85,7 @@ class Besieged:
                 "listen": {"port": 0},
                 "admin": {"port": 0},
                 "database": {"url": self.url},
+                "timeouts": self.timeouts,
             },
         )
         assert await (await self._start("tollhouse", BIN / "tollhouse", "db", "upgrade")).wait() == 0, self.log()
@@ -126,6 +128,14 @@ class Besieged:
             self.port = 0
         self.running[name].send_signal(signal.SIGKILL)
         await self.running[name].wait()
+
+    async def terminate(self, times: int = 1) -> int:
+        """Tell the proxy to end, so many times; its exit code."""
+        self.port = 0
+        for _ in range(times):
+            self.running[PROXY].send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.1)
+        return await self.running[PROXY].wait()
 
     async def answers(self, path: str) -> bool:
         """Whether an internal path of the sidecar, or one of the proxy's admin listener, is a 200."""

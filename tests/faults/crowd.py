@@ -17,13 +17,17 @@ DONE: Final = "data: [DONE]"
 
 @dataclass
 class Seen:
-    """What a client was told of one request. `complete`: a whole answer, with the tokens it says it used."""
+    """What a client was told of one request.
+
+    `complete`: a whole answer, with the tokens it says it used. `left`: it did not want the whole of it.
+    """
 
     tier: str
     request_id: str = ""
     status: int = 0
     events: int = 0
     complete: bool = False
+    left: bool = False
     tokens: tuple[int, int] = (0, 0)
     code: str = ""
 
@@ -100,7 +104,7 @@ class Crowd:
 
     async def _ask(self, seen: Seen, key: str, whims: random.Random) -> None:
         stream = whims.random() < 0.6
-        leaves = whims.random() < 0.25
+        leaves = seen.left = whims.random() < 0.25
         body = {
             "model": self._model,
             "messages": [{"role": "user", "content": "Tell me more. " * whims.randint(1, 20)}],

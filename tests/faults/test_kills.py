@@ -32,6 +32,38 @@ async def test_f1_kills_of_proxy_and_sidecar_lose_nothing_and_give_nothing_away(
     await besiege(house, [PROXY, SIDECAR], KILLS)
 
 
+@pytest.mark.parametrize(
+    ("drain_s", "signals", "told"),
+    [(10.0, 1, False), (0.05, 1, True), (60.0, 2, True)],
+    ids=["long enough to end", "too short", "and then a second signal"],
+)
+async def test_f11_a_terminated_proxy_tells_everybody(
+    tmp_path_factory: Any, drain_s: float, signals: int, *, told: bool
+) -> None:
+    house = Besieged(tmp_path_factory.mktemp("k"), TICKING, timeouts={"drain_s": drain_s})
+    try:
+        async with Crowd(MODEL, lambda: house.port, await house.set_up(), CLIENTS, SEED) as crowd:
+            await asyncio.sleep(2.0)
+            async with asyncio.timeout(50):
+                assert await house.terminate(signals) == 0
+            async with crowd.at_rest():
+                # Who was told anything was told the end, too.
+                cut = [one for one in crowd.seen if one.status == 200 and not (one.complete or one.code or one.left)]
+                assert cut == []
+                unanswered = [one for one in crowd.seen if not one.status and not one.left]
+                assert unanswered == []
+                codes = {one.code for one in crowd.seen if one.code}
+                assert ("server_shutting_down" in codes) == told, codes
+                assert await nothing_is_open(house)
+                await check_at_work(house, crowd.seen)
+                generated, _ = house.generated()
+                for row in await house.rows("ledger"):
+                    charged = row["prompt_tokens"], row["completion_tokens"]
+                    assert charged == generated.get(row["request_id"], (0, 0)), row
+    finally:
+        await house.tear_down()
+
+
 async def besiege(house: Besieged, victims: Sequence[str], kills: int, model: str = MODEL) -> None:
     """Kill one of the victims, start it again, and look; and so on."""
     chance = random.Random(SEED)

@@ -39,7 +39,7 @@ def test_the_dockerfiles_pass_hadolint() -> None:
 
 
 def test_the_scripts_pass_shellcheck() -> None:
-    check(BIN / "shellcheck", "tollhouse", ".ci/run", "conf/requirements/lock")
+    check(BIN / "shellcheck", "tollhouse", ".ci/run", "conf/requirements/lock", "conf/requirements/audit")
     shell = shutil.which("dash") or "sh"
     check(shell, "-n", "tollhouse")
 
