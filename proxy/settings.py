@@ -51,11 +51,18 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Database(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where keys and the ledger live. `synchronous` is SQLite's: FULL loses nothing when the power goes."""
+    """Where keys and the ledger live: a file of SQLite's, or a Postgres server that several proxies share.
+
+    `synchronous` is SQLite's: FULL loses nothing when the power goes. `busy_timeout_s` is how long to wait for what
+    another one holds: a lock, and on Postgres a connection. The others are Postgres'.
+    """
 
     url: str = "sqlite+aiosqlite:///data/tollhouse.db"
     synchronous: Annotated[str, Meta(pattern="^(FULL|NORMAL)$")] = "FULL"
     busy_timeout_s: Seconds = 2.0
+    pool_size: Annotated[int, Meta(ge=2, le=100)] = 5
+    connect_timeout_s: Seconds = 5.0
+    statement_timeout_s: Seconds = 10.0
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

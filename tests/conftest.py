@@ -1,14 +1,21 @@
 """What every test gets: the floor under the number of tests, and a guard against blocking the event loop."""
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
+from proxy.settings import Database as DatabaseSettings
+from proxy.store import migrate
 from tests.fakes import postgres as postgres_server
 
 # A full run that collects fewer tests than this has lost some, by a typo in a name or a broken import hook.
 FEWEST_TESTS = 1700
+# Files and functions: the driver of Postgres looks for a password file and certificates once for each connection, and
+# migrations run on a loop of their own, on which nobody waits.
+MAY_BLOCK = (("asyncpg/connect_utils.py", "_parse_connect_arguments"), ("proxy/store/migrate.py", "_upgrade"))
 # They have an environment of their own: `tollhouse test clients`.
 collect_ignore = ["clients"]
 
@@ -30,6 +37,9 @@ def blockbuster(request: pytest.FixtureRequest) -> Iterator[BlockBuster | None]:
         yield None
         return
     with blockbuster_ctx(["proxy", "sidecar"]) as guard:
+        for blocking in guard.functions.values():
+            for place in MAY_BLOCK:
+                blocking.can_block_in(*place)
         yield guard
 
 
@@ -38,3 +48,41 @@ def postgres() -> Iterator[postgres_server.Postgres]:
     """A Postgres for the whole session, started when the first test asks for it."""
     with postgres_server.running() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres: postgres_server.Postgres) -> Iterator[str]:
+    """The name of a migrated, empty database, to be copied: that is quicker than migrating."""
+    with postgres.database() as name:
+        migrate.upgrade(DatabaseSettings(url=postgres.url(name)))
+        yield name
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, as a file of SQLite's."""
+    path = tmp_path_factory.mktemp("template") / "empty.db"
+    migrate.upgrade(DatabaseSettings(url=f"sqlite+aiosqlite:///{path}"))
+    return path
+
+
+@pytest.fixture
+def on_sqlite(tmp_path: Path, sqlite_template: Path) -> DatabaseSettings:
+    """A migrated database that nobody has open."""
+    path = tmp_path / "tollhouse.db"
+    shutil.copy(sqlite_template, path)
+    return DatabaseSettings(url=f"sqlite+aiosqlite:///{path}", synchronous="NORMAL", busy_timeout_s=0.05)
+
+
+@pytest.fixture
+def on_postgres(postgres: postgres_server.Postgres, postgres_template: str) -> Iterator[DatabaseSettings]:
+    """The same on Postgres."""
+    with postgres.lent(postgres_template) as name:
+        yield DatabaseSettings(url=postgres.url(name), busy_timeout_s=0.2)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def on_either(request: pytest.FixtureRequest) -> DatabaseSettings:
+    """The same on both, one after the other: what takes this runs twice."""
+    found: DatabaseSettings = request.getfixturevalue(f"on_{request.param}")
+    return found

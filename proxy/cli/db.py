@@ -6,7 +6,7 @@ import msgspec
 from proxy.cli.desk import explained
 from proxy.cli.invocation import HouseGroup, Invocation, pass_invocation
 from proxy.store import migrate
-from proxy.store.database import file_of
+from proxy.store.address import described
 
 
 class Schema(msgspec.Struct, frozen=True):
@@ -30,7 +30,7 @@ def upgrade(invocation: Invocation) -> None:
     with explained():
         before = migrate.current(settings)
         migrate.upgrade(settings)
-        done = Schema(str(file_of(settings)), migrate.current(settings), migrate.head())
+        done = Schema(described(settings), migrate.current(settings), migrate.head())
     was = "created" if before is None else "already there" if before == done.revision else f"upgraded from {before}"
     invocation.screen.reply(done, lambda: f"{done.database}: schema {done.revision}, {was}.")
 
@@ -41,7 +41,7 @@ def current(invocation: Invocation) -> None:
     """Show the schema's revision, and whether it is the one this version needs."""
     settings = invocation.settings().database
     with explained():
-        found = Schema(str(file_of(settings)), migrate.current(settings), migrate.head())
+        found = Schema(described(settings), migrate.current(settings), migrate.head())
     invocation.screen.reply(found, lambda: _described(found))
 
 

@@ -12,7 +12,7 @@ from proxy.cli.exits import CommandError
 from proxy.policy import json_schema
 from proxy.settings import Proxy
 from proxy.store import migrate
-from proxy.store.database import file_of
+from proxy.store.address import described
 
 PRIVATE: Final = 0o700
 LOGS: Final = Path("run")
@@ -64,8 +64,8 @@ def make_private_folders(settings: Proxy, sidecar_socket: str) -> None:
 
 def upgrade_database(settings: Proxy) -> str:
     """Bring the schema up to date; what was done, for people."""
-    path, before = file_of(settings.database), migrate.current(settings.database)
+    where, before = described(settings.database), migrate.current(settings.database)
     if before == migrate.head():
-        return str(path)
+        return where
     migrate.upgrade(settings.database)
-    return f"{path}, created" if before is None else f"{path}, schema upgraded from {before} to {migrate.head()}"
+    return f"{where}, created" if before is None else f"{where}, schema upgraded from {before} to {migrate.head()}"

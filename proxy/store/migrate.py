@@ -3,19 +3,28 @@
 The steps are in the package `migrations`. Everything here blocks: on an event loop, call it in a thread.
 """
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, create_engine
+from sqlalchemy import URL, Connection, create_engine, text
 from sqlalchemy.pool import NullPool
 
 import migrations
 from proxy.settings import Database as DatabaseSettings
-from proxy.store.database import WRITES, claimed, file_of, prepare, translated
+from proxy.store import address, postgres, sqlite
+from proxy.store.failure import translated
+
+T = TypeVar("T")
+# Two processes that upgrade one Postgres at once: the second waits for this lock, and finds nothing to do. The number
+# is ours alone, "toll" in ASCII.
+UPGRADE_LOCK = text("SELECT pg_advisory_xact_lock(1953459308)")
 
 
 class SchemaError(Exception):
@@ -33,15 +42,18 @@ def head() -> str:
 def current(settings: DatabaseSettings) -> str | None:
     """The revision in the database; None if it has no tables, or is not there. Beside a running server too.
 
-    It reads without the lock: a connection that neither writes nor checkpoints cannot harm the write-ahead log.
+    SQLite is read without the lock: a connection that neither writes nor checkpoints cannot harm the write-ahead log.
+    Raises StorageError.
     """
-    path = file_of(settings)
+    if not address.is_file(settings):
+        return _on_postgres(settings, _revision)
+    path = address.file_of(settings)
     if not path.exists():
         return None
     url = URL.create("sqlite", database=f"file:{quote(str(path))}", query={"mode": "ro", "uri": "true"})
     engine = create_engine(url, poolclass=NullPool)
     with translated(), engine.connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+        return _revision(connection)
 
 
 def require_head(settings: DatabaseSettings) -> None:
@@ -55,20 +67,54 @@ def require_head(settings: DatabaseSettings) -> None:
 
 
 def upgrade(settings: DatabaseSettings) -> None:
-    """Bring the database to the head in one transaction, making it if it is absent.
+    """Bring the database to the head in one transaction, making SQLite's file if it is absent.
 
     Raises StorageLockedError, StorageError, and SchemaError if it is ahead of this version.
     """
-    path = file_of(settings)
-    config = _config()
+    if not address.is_file(settings):
+        _on_postgres(settings, _upgrade_alone)
+        return
+    path = address.file_of(settings)
     engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool)
-    prepare(engine, settings)
-    with claimed(path), translated(), engine.connect() as connection:
-        connection.execution_options(**{WRITES: True})
+    sqlite.prepare(engine, settings)
+    with sqlite.claimed(path), translated(), engine.connect() as connection:
+        connection.execution_options(**{sqlite.WRITES: True})
         with connection.begin():
-            _refuse_unknown(MigrationContext.configure(connection).get_current_revision(), head())
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            _upgrade(connection)
+
+
+def _on_postgres(settings: DatabaseSettings, work: Callable[[Connection], T]) -> T:
+    """Do it in a transaction on a connection of its own. The only driver is an asynchronous one."""
+
+    async def connected() -> T:
+        engine = postgres.engine_of(settings)
+        try:
+            with translated():
+                async with engine.begin() as connection:
+                    return await connection.run_sync(work)
+        finally:
+            await engine.dispose()
+
+    return asyncio.run(connected())
+
+
+def _upgrade_alone(connection: Connection) -> None:
+    # Tables and indexes of a full ledger take their time.
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
+    connection.execute(text("SET LOCAL lock_timeout = 0"))
+    connection.execute(UPGRADE_LOCK)
+    _upgrade(connection)
+
+
+def _upgrade(connection: Connection) -> None:
+    _refuse_unknown(_revision(connection), head())
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
 
 
 def _refuse_unknown(there: str | None, wanted: str) -> None:

@@ -25,10 +25,20 @@ UNPRIVILEGED: Final = "nobody"
 FAST: Final = {"fsync": "off", "full_page_writes": "off", "max_connections": "200"}
 # Ends the server when this process is gone, whatever became of it: then the pipe that it reads is closed.
 LEASH: Final = '"$@" & read -r _; kill -INT "$!" 2>/dev/null; wait "$!"'
+# What makes a used database as good as new, which takes a twentieth of the time that a new one takes.
+EMPTY: Final = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid();
+SET session_replication_role = replica;
+DO $$ DECLARE found text; BEGIN
+FOR found IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'
+LOOP EXECUTE format('DELETE FROM %I', found); END LOOP; END $$;
+"""
 
 
 class Postgres:
-    """One server. Mutable: `_leash`, the process that holds the running server, and `_names`."""
+    """One server. Mutable: `_leash`, the process that holds the running server, `_names`, and by template `_spare`,
+    databases that are as good as new, and `_dumped`, the rows that they begin with.
+    """
 
     def __init__(self) -> None:
         found = importlib.util.find_spec("pgserver")
@@ -39,6 +49,8 @@ class Postgres:
         self.folder = Path(tempfile.mkdtemp(prefix="tollhouse-postgres-"))
         self._leash: subprocess.Popen[bytes] | None = None
         self._names = itertools.count()
+        self._spare: dict[str, list[str]] = {}
+        self._dumped: dict[str, str] = {}
 
     def make(self) -> None:
         """Make an empty cluster, and start it."""
@@ -117,6 +129,24 @@ class Postgres:
             yield name
         finally:
             self.sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+    @contextlib.contextmanager
+    def lent(self, template: str) -> Iterator[str]:
+        """The same, but perhaps used before: it has the rows of its template again, whatever else it has by now."""
+        spare = self._spare.setdefault(template, [])
+        name = spare.pop() if spare else self.new_database(template)
+        yield name
+        self.sql(EMPTY + self._rows(template), name)
+        spare.append(name)
+
+    def _rows(self, template: str) -> str:
+        """The statements that bring back the rows that a template has."""
+        if template not in self._dumped:
+            at = ("--host", str(self.folder), "--username", SUPERUSER, "--dbname", template)
+            what = ("--data-only", "--inserts", "--exclude-table", "alembic_version")
+            dumped = self._run("pg_dump", *at, *what)
+            self._dumped[template] = "".join(line + "\n" for line in dumped.splitlines() if line.startswith("INSERT"))
+        return self._dumped[template]
 
     def new_database(self, template: str = "template1") -> str:
         name = f"test_{next(self._names)}"

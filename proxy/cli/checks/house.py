@@ -12,7 +12,8 @@ from proxy.cli.screen import counted
 from proxy.policy.load import load_policy
 from proxy.secrets import SecretFileError, read_root_secret
 from proxy.store import migrate
-from proxy.store.database import StorageError, file_of
+from proxy.store.address import described, private_files
+from proxy.store.database import StorageError
 from sidecar.wire.errors import ApiError
 from sidecar.yamlfile import ConfigInvalidError
 
@@ -39,7 +40,7 @@ def check_permissions(case: Case) -> Check:
             read_root_secret(secret)
     except SecretFileError as exc:
         return failed("permissions", str(exc), "Without it no key can be checked.")
-    private = [file_of(case.settings.database), secret.parent, Path(case.settings.admin.socket).parent]
+    private = [*private_files(case.settings.database), secret.parent, Path(case.settings.admin.socket).parent]
     if case.sidecar is not None:
         private.append(Path(case.sidecar.socket).parent)
     open_to_others = sorted({path for path in private if path.exists() and _mode(path) & _OTHERS})
@@ -101,14 +102,14 @@ def check_model(case: Case) -> Check:
 def check_database(case: Case) -> Check:
     """The tables are those of this version."""
     try:
-        path, revision = file_of(case.settings.database), migrate.current(case.settings.database)
+        where, revision = described(case.settings.database), migrate.current(case.settings.database)
     except StorageError as exc:
-        return failed("database", str(exc), f"See database.url in {case.config}, and who owns the file.")
+        return failed("database", str(exc), f"See database.url in {case.config}, and whether this user may use it.")
     if revision is None:
-        return warning("database", f"{path} has no tables yet", "`tollhouse up` makes them, or: tollhouse db upgrade")
+        return warning("database", f"{where} has no tables yet", "`tollhouse up` makes them, or: tollhouse db upgrade")
     if revision != migrate.head():
-        return failed("database", f"{path} is at schema {revision}, this version needs {migrate.head()}", _UPGRADE)
-    return ok("database", f"{path}, schema {revision}")
+        return failed("database", f"{where} is at schema {revision}, this version needs {migrate.head()}", _UPGRADE)
+    return ok("database", f"{where}, schema {revision}")
 
 
 def check_ledger(case: Case) -> Check:

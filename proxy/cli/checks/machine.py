@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from proxy.cli.checks.check import Check, failed, ok, warning
-from proxy.store.database import WAL_RESET_BUG
+from proxy.store.sqlite import WAL_RESET_BUG
 
 DISTRIBUTION: Final = "tollhouse"
 # The import names that are the user's, and that other packages on the index install too.

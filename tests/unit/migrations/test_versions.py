@@ -1,15 +1,18 @@
+import asyncio
 import sqlite3
 from pathlib import Path
 
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, create_engine
+from sqlalchemy import URL, Connection, create_engine
 from sqlalchemy.pool import NullPool
 
 from proxy.settings import Database as DatabaseSettings
 from proxy.store import migrate
+from proxy.store.database import open_database
 from proxy.store.tables import metadata
+from tests.fakes.postgres import Postgres
 
 
 def migrated(folder: Path) -> Path:
@@ -40,11 +43,30 @@ def parts(sql: str) -> list[str]:
     return found
 
 
+def differences(connection: Connection) -> list[object]:
+    context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+    found: list[object] = compare_metadata(context, metadata)
+    return found
+
+
+def catalog(server: Postgres, database: str) -> list[list[str]]:
+    columns = """
+        SELECT table_name, column_name, data_type, character_maximum_length, is_nullable, column_default
+        FROM information_schema.columns WHERE table_schema = 'public' ORDER BY 1, 2
+    """
+    constraints = """
+        SELECT conrelid::regclass, conname, pg_get_constraintdef(oid) FROM pg_constraint
+        WHERE connamespace = 'public'::regnamespace ORDER BY 1, 2
+    """
+    indexes = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1"
+    rows = [row for asked in (columns, constraints, indexes) for row in server.sql(asked, database)]
+    return sorted(row for row in rows if not any("alembic_version" in value for value in row))
+
+
 def test_the_migrations_end_where_the_tables_are(tmp_path: Path) -> None:
     engine = create_engine(URL.create("sqlite", database=str(migrated(tmp_path))), poolclass=NullPool)
     with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
-        assert compare_metadata(context, metadata) == []
+        assert differences(connection) == []
 
 
 def test_the_migrations_and_the_tables_say_the_same_to_the_word(tmp_path: Path) -> None:
@@ -52,6 +74,22 @@ def test_the_migrations_and_the_tables_say_the_same_to_the_word(tmp_path: Path) 
     engine = create_engine(URL.create("sqlite", database=str(tmp_path / "made.db")), poolclass=NullPool)
     metadata.create_all(engine)
     assert schema(migrated(tmp_path)) == schema(tmp_path / "made.db")
+
+
+async def test_the_migrations_end_where_the_tables_are_on_postgres_too(on_postgres: DatabaseSettings) -> None:
+    async with open_database(on_postgres) as database, database.read() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+async def test_the_migrations_and_the_tables_make_the_same_on_postgres(
+    on_postgres: DatabaseSettings, postgres: Postgres
+) -> None:
+    """Every column, constraint and index, in the server's own words."""
+    with postgres.database() as made:
+        async with open_database(DatabaseSettings(url=postgres.url(made))) as database, database.write() as connection:
+            await connection.run_sync(metadata.create_all)
+        wanted = await asyncio.to_thread(catalog, postgres, made)
+    assert await asyncio.to_thread(catalog, postgres, on_postgres.url.partition("?")[0].rpartition("/")[2]) == wanted
 
 
 def test_the_versions_are_one_line() -> None:

@@ -1,19 +1,17 @@
 """A migrated database for each test, the stores on it, and the records to put in."""
 
+import contextlib
 import datetime as dt
-import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from proxy.settings import Database as DatabaseSettings
-from proxy.store import migrate
 from proxy.store.accounts import Account, Accounts
 from proxy.store.boots import Boot, Boots
-from proxy.store.database import Database, file_of, open_database
+from proxy.store.database import Database, open_database
 from proxy.store.keys import KeyRecord, Keys
 from proxy.store.ledger import Ledger
 from proxy.store.nonces import Nonces
@@ -121,25 +119,32 @@ def make() -> Records:
     return Records()
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated, empty database, to be copied: that is quicker than migrating."""
-    settings = DatabaseSettings(url=f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('template')}/empty.db")
-    migrate.upgrade(settings)
-    return file_of(settings)
-
-
 @pytest.fixture
-def settings(tmp_path: Path, template: Path) -> DatabaseSettings:
-    """A migrated database that nobody has open."""
-    shutil.copy(template, tmp_path / "tollhouse.db")
-    return DatabaseSettings(
-        url=f"sqlite+aiosqlite:///{tmp_path}/tollhouse.db", synchronous="NORMAL", busy_timeout_s=0.05
-    )
+def settings(on_either: DatabaseSettings) -> DatabaseSettings:
+    """A migrated database that nobody has open, on SQLite and on Postgres."""
+    return on_either
 
 
 @pytest.fixture
 async def store(settings: DatabaseSettings, clock: FakeClock, make: Records) -> AsyncIterator[Store]:
+    async with opened(settings, clock, make) as store:
+        yield store
+
+
+@pytest.fixture
+async def sqlite_store(on_sqlite: DatabaseSettings, clock: FakeClock, make: Records) -> AsyncIterator[Store]:
+    async with opened(on_sqlite, clock, make) as store:
+        yield store
+
+
+@pytest.fixture
+async def postgres_store(on_postgres: DatabaseSettings, clock: FakeClock, make: Records) -> AsyncIterator[Store]:
+    async with opened(on_postgres, clock, make) as store:
+        yield store
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: DatabaseSettings, clock: FakeClock, make: Records) -> AsyncIterator[Store]:
     async with open_database(settings) as database, Writer(database, clock) as writer:
         accounts, keys = Accounts(writer), Keys(writer)
         await accounts.create(Account("acc", "the account", NOW))

@@ -1,18 +1,15 @@
-import sqlite3
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
-from proxy.settings import Database as DatabaseSettings
 from proxy.store.audit import MAX_SHOWN
-from proxy.store.database import file_of
 
 
-def tamper(settings: DatabaseSettings, *statements: str) -> None:
+async def tamper(store: Any, statement: str) -> None:
     """Change the books behind the ledger's back."""
-    with sqlite3.connect(file_of(settings), isolation_level=None) as database:
-        for statement in statements:
-            assert database.execute(statement).rowcount > 0
+    async with store.database.write() as connection:
+        assert (await connection.execute(text(statement))).rowcount > 0
 
 
 async def two_requests(store: Any, make: Any) -> None:
@@ -53,19 +50,17 @@ async def two_requests(store: Any, make: Any) -> None:
         ("UPDATE boot SET ended = started", "req_b: left open by boot_1, which ended in order"),
     ],
 )
-async def test_a_broken_law_is_told(
-    store: Any, make: Any, settings: DatabaseSettings, tampering: str, says: str
-) -> None:
+async def test_a_broken_law_is_told(store: Any, make: Any, tampering: str, says: str) -> None:
     await two_requests(store, make)
-    tamper(settings, tampering)
+    await tamper(store, tampering)
     problems = await store.ledger.check()
     assert any(says in problem for problem in problems), problems
 
 
-async def test_many_broken_rows_are_told_in_short(store: Any, make: Any, settings: DatabaseSettings) -> None:
+async def test_many_broken_rows_are_told_in_short(store: Any, make: Any) -> None:
     for number in range(MAX_SHOWN + 3):
         await store.ledger.reserve(make.entry(f"req_{number}", 1))
-    tamper(settings, "UPDATE ledger SET ended = created")
+    await tamper(store, "UPDATE ledger SET ended = created")
     problems = await store.ledger.check()
     assert len(problems) == MAX_SHOWN + 1
     assert problems[-1] == "… and 3 more like the last"

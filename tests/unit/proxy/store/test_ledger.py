@@ -1,21 +1,18 @@
 import asyncio
 import datetime as dt
-import sqlite3
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
-from proxy.settings import Database as DatabaseSettings
-from proxy.store.database import StorageError, StorageRejectedError, file_of, open_database
+from proxy.store.database import StorageRejectedError
 from proxy.store.ledger import Ledger, Standing
-from proxy.store.writer import Writer
+from proxy.store.tables import ledger as table
 
 
-def row(settings: DatabaseSettings, request_id: str) -> dict[str, Any]:
-    """A row as an operator's own SQL sees it, beside the running server."""
-    with sqlite3.connect(f"file:{file_of(settings)}?mode=ro", uri=True) as database:
-        database.row_factory = sqlite3.Row
-        return dict(database.execute("SELECT * FROM ledger WHERE request_id = ?", (request_id,)).fetchone())
+async def row(store: Any, request_id: str) -> dict[str, Any]:
+    (found,) = await store.writer.read(select(table).where(table.c.request_id == request_id))
+    return dict(found._mapping)
 
 
 async def test_an_account_stands_where_all_its_keys_do(store: Any, make: Any) -> None:
@@ -28,7 +25,7 @@ async def test_an_account_stands_where_all_its_keys_do(store: Any, make: Any) ->
     assert await store.ledger.account_standing("other", make.period) == Standing()
 
 
-async def test_a_request_from_reservation_to_settlement(store: Any, make: Any, settings: DatabaseSettings) -> None:
+async def test_a_request_from_reservation_to_settlement(store: Any, make: Any) -> None:
     await store.ledger.reserve(make.entry("req_a", 100))
     assert await store.ledger.standing("key_a", make.period) == Standing(0, 100, 0, 1)
     await store.ledger.shrink("req_a", 40)
@@ -36,35 +33,35 @@ async def test_a_request_from_reservation_to_settlement(store: Any, make: Any, s
     await store.ledger.settle(make.settled("req_a", 10, 5, finish_reason="stop"))
     assert await store.ledger.standing("key_a", make.period) == Standing(15, 0, 1, 0)
     assert await store.ledger.check() == []
-    found = row(settings, "req_a")
+    found = await row(store, "req_a")
     assert (found["state"], found["reason"], found["finish_reason"]) == ("settled", "complete", "stop")
     assert (found["est_tokens"], found["prompt_tokens"], found["completion_tokens"]) == (40, 10, 5)
     assert (found["boot_id"], found["upstream"], found["status"]) == ("boot_1", "local", 200)
     assert (found["duration_ms"], found["ttft_ms"]) == (7, 3)
 
 
-async def test_a_reserved_row_tells_what_was_asked(store: Any, make: Any, settings: DatabaseSettings) -> None:
+async def test_a_reserved_row_tells_what_was_asked(store: Any, make: Any) -> None:
     entry = make.entry("req_a", 100, client_request_id="mine", trace_id="f" * 32, stream=False, choices=3, priority=9)
     await store.ledger.reserve(entry)
-    found = row(settings, "req_a")
+    found = await row(store, "req_a")
     assert (found["client_request_id"], found["trace_id"]) == ("mine", "f" * 32)
     assert (found["stream"], found["choices"], found["priority"]) == (0, 3, 9)
     assert (found["state"], found["ended"], found["prompt_tokens"], found["status"]) == ("reserved", None, 0, None)
 
 
-async def test_a_void_request_costs_nothing(store: Any, make: Any, settings: DatabaseSettings) -> None:
+async def test_a_void_request_costs_nothing(store: Any, make: Any) -> None:
     await store.ledger.reserve(make.entry("req_a"))
     await store.ledger.void(make.voided("req_a"))
     assert await store.ledger.standing("key_a", make.period) == Standing()
-    found = row(settings, "req_a")
+    found = await row(store, "req_a")
     assert (found["state"], found["status"], found["error_code"], found["ttft_ms"]) == ("void", 503, "busy", None)
 
 
-async def test_a_forced_request_is_charged(store: Any, make: Any, settings: DatabaseSettings) -> None:
+async def test_a_forced_request_is_charged(store: Any, make: Any) -> None:
     await store.ledger.reserve(make.entry("req_a", 100))
     await store.ledger.settle(make.settled("req_a", 60, 40, reason="client_gone", forced=True))
     assert await store.ledger.standing("key_a", make.period) == Standing(100, 0, 1, 0)
-    assert row(settings, "req_a")["state"] == "forced"
+    assert (await row(store, "req_a"))["state"] == "forced"
 
 
 async def test_a_key_that_never_asked_stands_at_zero(store: Any, make: Any) -> None:
@@ -123,11 +120,11 @@ async def test_the_open_rows_of_other_boots_are_orphans(store: Any, make: Any) -
     assert await store.ledger.open_rows() == orphans
 
 
-async def test_an_orphan_is_settled_by_the_next_boot(settings: DatabaseSettings, store: Any, make: Any) -> None:
+async def test_an_orphan_is_settled_by_the_next_boot(store: Any, make: Any) -> None:
     await Ledger(store.writer, "boot_0").reserve(make.entry("req_a", 100))
     await store.ledger.settle(make.settled("req_a", 10, 5, reason="client_gone"))
     assert await store.ledger.open_rows() == []
-    assert row(settings, "req_a")["boot_id"] == "boot_0"
+    assert (await row(store, "req_a"))["boot_id"] == "boot_0"
     assert await store.ledger.standing("key_a", make.period) == Standing(15, 0, 1, 0)
 
 
@@ -141,38 +138,6 @@ async def test_usage_is_told_for_every_key(store: Any, make: Any) -> None:
     assert (used.requests, used.prompt_tokens, used.cached_tokens, used.completion_tokens) == (1, 10, 4, 5)
     assert (used.total_tokens, used.reserved_tokens, used.reserved_requests) == (15, 30, 1)
     assert (unused.key_id, unused.total_tokens, unused.reserved_tokens, unused.requests) == ("key_b", 0, 0, 0)
-
-
-async def test_while_the_file_is_locked_reservations_fail_and_settlements_wait(
-    store: Any, make: Any, settings: DatabaseSettings
-) -> None:
-    await store.ledger.reserve(make.entry("req_a", 100))
-    foreign = sqlite3.connect(file_of(settings), isolation_level=None)
-    foreign.execute("BEGIN IMMEDIATE")
-    settling = store.ledger.settle(make.settled("req_a"))
-    with pytest.raises(StorageError, match="locked"):
-        await store.ledger.reserve(make.entry("req_b"))
-    assert not settling.done()
-    assert (await store.ledger.standing("key_a", make.period)).reserved_tokens == 100
-    foreign.close()
-    await settling
-    assert await store.ledger.standing("key_a", make.period) == Standing(15, 0, 1, 0)
-    assert await store.ledger.check() == []
-
-
-async def test_what_was_acknowledged_is_there_after_opening_again(
-    settings: DatabaseSettings, store: Any, make: Any
-) -> None:
-    await store.ledger.reserve(make.entry("req_a", 100))
-    with sqlite3.connect(file_of(settings)) as copied:
-        copy = file_of(settings).with_name("copy.db")
-        with sqlite3.connect(copy) as target:
-            copied.backup(target)
-    again = DatabaseSettings(url=f"sqlite+aiosqlite:///{copy}")
-    async with open_database(again) as database, Writer(database, store.writer._clock) as writer:
-        ledger = Ledger(writer, "boot_2")
-        assert [entry.request_id for entry in await ledger.open_rows()] == ["req_a"]
-        assert await ledger.standing("key_a", make.period) == Standing(0, 100, 0, 1)
 
 
 async def test_what_was_asked_is_kept_in_numbers(store: Any, make: Any) -> None:
