@@ -39,7 +39,7 @@ from proxy.door import Door, public_door
 from proxy.edge import DIRECT, EdgeServer
 from proxy.identity import Identify, Keysmith
 from proxy.memory import Memory
-from proxy.metrics import Metrics, watch_clock, watch_loop
+from proxy.metrics import Metrics, QueueMetrics, watch_clock, watch_loop
 from proxy.once import Once
 from proxy.pipeline import Pipeline
 from proxy.policy.load import load_policy
@@ -211,7 +211,9 @@ def build(
     failures = Allowance(clock, Rate(limits.auth_failures_per_minute))
     identify = Identify(stores.keys, stores.smith, policy, failures, clock=clock, log=log)
     meters = Meters(Cells(clock), Cells(clock), Leases(), QuotaBook(stores.ledger))
-    admission = Admission(policy, meters, stores.ledger, clock, storage_s=timeouts.storage_s)
+    admission = Admission(
+        policy, meters, stores.ledger, clock, storage_s=timeouts.storage_s, queue=QueueMetrics(metrics)
+    )
     record = Record(metrics, stores.keys, log, clock)
     storage_s = timeouts.storage_s
     responses = Responses(policy, stores.responses, clock, most_bytes=limits.max_body_bytes, storage_s=storage_s)

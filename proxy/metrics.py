@@ -5,6 +5,7 @@ address, a path or a name that a client chose. The page stays under 2,000 lines 
 """
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Iterator
 from typing import Final
@@ -63,6 +64,18 @@ class ActiveClients(Collector):
         for window, count in self.counts().items():
             family.add_metric([window], count)
         yield family
+
+
+class QueueMetrics:
+    """Told of who waits for a turn; see `proxy.admission.turn.QueueWatch`. Stateless."""
+
+    def __init__(self, metrics: "Metrics") -> None:
+        self._metrics = metrics
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        with self._metrics.queue_depth.track_inprogress(), self._metrics.queue_wait.time():
+            yield
 
 
 class Metrics:
@@ -130,6 +143,15 @@ class Metrics:
             registry=registry,
         )
         self.open_streams = Gauge("tollhouse_proxy_open_streams", "Streams being relayed now.", registry=registry)
+        self.queue_depth = Gauge(
+            "tollhouse_proxy_queue_depth", "Requests that wait for others of their key to end.", registry=registry
+        )
+        self.queue_wait = Histogram(
+            "tollhouse_proxy_queue_wait_seconds",
+            "How long a request waited for others of its key to end.",
+            buckets=LATENCY_S,
+            registry=registry,
+        )
         self.disconnects = Counter(
             "tollhouse_proxy_client_disconnects_total",
             "Clients that left before their answer was whole.",

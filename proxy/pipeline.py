@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from proxy import scopes
+from proxy.admission.turn import Turn
 from proxy.body import read_call, read_question
 from proxy.client import Client, LeftError
 from proxy.clock import Clock
@@ -236,6 +237,17 @@ class Pipeline:
                 # A key at its limits reads no conversations.
                 await self._admission.check_limits(principal, model.id)
             call = notes.call = await self._responses.continued(principal, call)
+        finally:
+            notes.admit_s = self._clock.monotonic() - begun_s
+        # A wait comes before the choice: who has waited has not chosen yesterday's sidecar. It is no work of ours.
+        with await self._admission.turn(principal, model.id) as turn:
+            return await self._granted(client, principal, model, turn, notes=notes, call=call)
+
+    async def _granted(
+        self, client: Client, principal: Principal, model: ModelState, turn: Turn, *, call: Call, notes: Notes
+    ) -> Admitted:
+        begun_s = self._clock.monotonic()
+        try:
             sidecar = notes.sidecar = self._upstreams.choose(model.id)
             grant = await self._admission.admit(
                 principal,
@@ -243,11 +255,12 @@ class Pipeline:
                 client.arrival,
                 model,
                 sidecar.count,
+                turn=turn,
                 upstream=sidecar.name,
                 claims=claims_of(notes.guard),
             )
         finally:
-            notes.admit_s = self._clock.monotonic() - begun_s
+            notes.admit_s = (notes.admit_s or 0.0) + self._clock.monotonic() - begun_s
         notes.admitted, notes.remarks = True, grant.remarks
         return Admitted(call, sidecar, grant)
 

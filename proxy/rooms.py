@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Protocol, Self
 
+from proxy.admission.turn import Turn
 from proxy.exchange import Arrival, Call, Head, Principal, Question
 from proxy.forward import Reserved
 from proxy.once import Guard
@@ -74,10 +75,14 @@ class Admits(Protocol):
         model: ModelState | None,
         counter: Callable[[Call], Awaitable[Count]],
         *,
+        turn: Turn,
         upstream: str,
         claims: tuple[Claim, ...] = (),
     ) -> Granted:
         """Raises ApiError; then nothing was consumed."""
+
+    async def turn(self, principal: Principal, model: str) -> Turn:
+        """Raises ApiError 403, 429 or 503."""
 
     async def check_limits(self, principal: Principal, model: str) -> None:
         """Raises ApiError 403, 429 or 503."""

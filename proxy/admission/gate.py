@@ -12,6 +12,7 @@ from proxy.admission.estimate import Sizing
 from proxy.admission.grant import Books, Grant, Terms, storage_unavailable
 from proxy.admission.meters import NO_SIZE, Meters, Pass, Size, Subject, remarks
 from proxy.admission.rules import Limit, Rulebook
+from proxy.admission.turn import QueueWatch, Turn, Unwatched, wait
 from proxy.clock import Clock, month_of
 from proxy.exchange import Arrival, Call, Estimate, Principal, Question
 from proxy.policy.schema import Policy, Tier
@@ -29,13 +30,21 @@ class Admission:
     """The room. `policy` gives the policy of now; `storage_s` is how long a reservation may take to reach the disk."""
 
     def __init__(
-        self, policy: Callable[[], Policy], meters: Meters, books: Books, clock: Clock, *, storage_s: float
+        self,
+        policy: Callable[[], Policy],
+        meters: Meters,
+        books: Books,
+        clock: Clock,
+        *,
+        storage_s: float,
+        queue: QueueWatch | None = None,
     ) -> None:
         self._rulebook = Rulebook(policy)
         self._meters = meters
         self._books = books
         self._clock = clock
         self._storage_s = storage_s
+        self._queue = queue or Unwatched()
 
     def allows(self, principal: Principal, model: str) -> bool:
         """Whether the key may use the model. Raises ApiError 403 if its tier is gone."""
@@ -63,9 +72,34 @@ class Admission:
 
         `admit` does this too; on its own it comes before work that a key at its limits is not to cause.
         """
-        subject = self._subject(principal, model)
+        placed = self._rulebook.of(principal, model).may_wait
+        subject = self._subject(principal, model, placed=placed)
         await self._prime(subject)
         self._shadows(subject, NO_SIZE)
+
+    async def turn(self, principal: Principal, model: str) -> Turn:
+        """Wait for the request's turn, if others of its key run and its tier lets it wait.
+
+        Raises ApiError 403, 429 or 503. Who waits holds nothing else, and whatever else does not fit is not waited for.
+        """
+        rules = self._rulebook.of(principal, model)
+        limit = rules.concurrency
+        if limit is None or not rules.may_wait:
+            return Turn()
+        subject = self._subject(principal, model, placed=True)
+        await self._prime(subject)
+        self._shadows(subject, NO_SIZE)
+        leases, cell = self._meters.leases, subject.cell(limit)
+        leases.limited(cell, limit.most)
+        if leases.fits(cell, limit.most):
+            return Turn(leases.take(cell))
+        lease = None
+        if leases.waiting(cell) < rules.tier.max_waiting:
+            with self._queue.waiting():
+                lease = await wait(leases, cell, limit.most, rules.tier.max_wait_s)
+        if lease is None:
+            raise self._refusal(subject, limit, 0)
+        return Turn(lease)
 
     async def admit(
         self,
@@ -75,17 +109,19 @@ class Admission:
         model: ModelState | None,
         counter: Counter,
         *,
+        turn: Turn | None = None,
         upstream: str | None = None,
         claims: tuple[Claim, ...] = (),
     ) -> Grant:
         """Raises ApiError: 403, 404, 400, 429, or 503 if storage or the sidecar that counts is away.
 
         `upstream` names the sidecar that will run the call, if it is chosen already, for the ledger. `claims` are
-        written with the reservation, which fails if another request has one of them.
+        written with the reservation, which fails if another request has one of them. Of a `turn` it takes the lease.
         """
         # The model first: nothing of a key's limits is anybody's business who may not use it.
         known = self.check(principal, call, model)
-        subject = self._subject(principal, call.model)
+        turn = turn or Turn()
+        subject = self._subject(principal, call.model, placed=turn.held)
         tier = subject.rules.tier
         await self._prime(subject)
         sizing = Sizing(call, known, tier)
@@ -99,7 +135,7 @@ class Admission:
         reserved = self._books.reserve(entry, claims)
         if reserved.done() and reserved.exception() is not None:
             raise storage_unavailable() from reserved.exception()
-        hold = self._meters.take(subject, size, shadows)
+        hold = self._meters.take(subject, size, shadows, lease=turn.use())
         warned = self._meters.warnings(subject) if subject.rules.soft else ()
         said = remarks(shadows, warned)
         terms = Terms(sizing, arrival, self._clock, self._storage_s, subject.rules.revision, said)
@@ -134,10 +170,10 @@ class Admission:
             return bounded
         return await _counted(sizing, counter)
 
-    def _subject(self, principal: Principal, model: str | None) -> Subject:
+    def _subject(self, principal: Principal, model: str | None, *, placed: bool = False) -> Subject:
         """Raises ApiError 403 if its tier is gone."""
         rules, month = self._rulebook.of(principal, model), month_of(self._clock.now())
-        return Subject(principal.key_id, principal.account_id, rules, month)
+        return Subject(principal.key_id, principal.account_id, rules, month, placed)
 
     async def _prime(self, subject: Subject) -> None:
         try:

@@ -22,12 +22,16 @@ PASSED: Final = frozenset({"requests_per_minute", "concurrency"})
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whose limits: a key of an account under its rules, in a month. It is a `Payer` of the quota book."""
+    """Whose limits: a key of an account under its rules, in a month. It is a `Payer` of the quota book.
+
+    `placed`: the request that they are looked at for has its place among those at once already, or may wait for one.
+    """
 
     key_id: str
     account_id: str
     rules: Rules
     period: str
+    placed: bool = False
 
     def cell(self, limit: Limit) -> str:
         """What a limit counts for."""
@@ -78,16 +82,19 @@ class Meters:
         }
         return [Warned(quota, used[quota.counts]) for quota in subject.rules.soft if used[quota.counts] > quota.most]
 
-    def take(self, subject: Subject, size: "Size", shadows: Collection[Limit] = ()) -> "Hold":
+    def take(
+        self, subject: Subject, size: "Size", shadows: Collection[Limit] = (), *, lease: Lease | None = None
+    ) -> "Hold":
         """Take one request and its tokens from every limit. The caller has looked, and not awaited since.
 
+        `lease` is the one that the request has already, if it is `placed`.
         `shadows` did not fit and let pass: in force they would have kept the request out, so they do not count it.
         """
         limit, tokens = subject.rules.tokens, None
         if limit is not None and limit not in shadows:
             tokens = self.tokens.commit(subject.cell(limit), limit.rate, size.under(limit))
         self.quotas.commit(subject, size.tokens)
-        taken = Taken(self._take_request(subject, shadows), tokens, self._take_lease(subject, shadows))
+        taken = Taken(self._take_request(subject, shadows), tokens, lease or self._take_lease(subject, shadows))
         return Hold(self, subject, size.tokens, taken)
 
     def take_pass(self, subject: Subject, shadows: Collection[Limit] = ()) -> "Pass":
@@ -118,7 +125,7 @@ class Meters:
         if rule == "tokens_per_minute":
             return self.tokens.fits(subject.cell(limit), limit.rate, tokens)
         if rule == "concurrency":
-            return self.leases.fits(subject.cell(limit), limit.most)
+            return subject.placed or self.leases.fits(subject.cell(limit), limit.most)
         return self.quota_look(subject, limit, tokens).fits
 
     def _take_request(self, subject: Subject, shadows: Collection[Limit]) -> Charge | None:

@@ -70,7 +70,8 @@ class Rules:
     """What holds for a key on a model, by a revision of the policy. The tier is without what is in shadow.
 
     `limits` are in the order in which they refuse, those in shadow among them, and some by their names too. `tried` are
-    the tokens of limits in shadow: as much as a request could ever hold if they were in force.
+    the tokens of limits in shadow: as much as a request could ever hold if they were in force. `may_wait`: where too
+    many run at once, one more may wait for its turn.
     """
 
     tier: Tier
@@ -82,6 +83,7 @@ class Rules:
     output_whose: str
     tried: tuple[int, ...]
     soft: tuple[SoftQuota, ...]
+    may_wait: bool
 
 
 class Rulebook:
@@ -136,6 +138,7 @@ def compiled(revision: str, tier: Tier, own: Own) -> Rules:
         concurrency=limits.get("concurrency"),
         output_whose=_whose(OUTPUT, tier.name, own, of_model),
         tried=tuple(limit.most for limit in limits.values() if limit.shadow and limit.sized),
+        may_wait=in_force.concurrency is not None and in_force.max_waiting > 0 and in_force.max_wait_s > 0,
         soft=tuple(quota for counts in SOFT if (quota := _soft(counts, in_force)) is not None),
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from proxy.admission.turn import Turn
 from proxy.clock import Clock
 from proxy.exchange import Ending, Principal, TextEndpoint
 from proxy.pipeline import Pipeline
@@ -57,6 +58,7 @@ class FakeAdmission:
         self.grant = FakeGrant()
         self.error: Exception | None = None
         self.gate: asyncio.Event | None = None
+        self.turn_gate: asyncio.Event | None = None
         self.remarks: tuple[Remark, ...] = ()
         self.upstreams: list[str] = []
         # Questions that were let in, and those of them that were answered.
@@ -74,7 +76,12 @@ class FakeAdmission:
         self.passes += 1
         return FakePass(self)
 
-    async def admit(self, *_: Any, upstream: str, claims: Any) -> FakeGrant:
+    async def turn(self, _principal: Any, _model: str) -> Turn:
+        if self.turn_gate is not None:
+            await self.turn_gate.wait()
+        return Turn()
+
+    async def admit(self, *_: Any, turn: Turn, upstream: str, claims: Any) -> FakeGrant:
         self.upstreams.append(upstream)
         if self.gate is not None:
             await self.gate.wait()
@@ -408,6 +415,20 @@ async def test_a_question_that_is_refused_ends_once_and_its_pass_is_given_up(
     assert [answer[0] for answer in hall.client.answers] == [status]
     assert (ended.outcome.status, ended.outcome.ending) == (status, ending)
     assert (hall.admission.passes, hall.admission.passed) == (passes, 0)
+
+
+@pytest.mark.parametrize(("ending", "status"), [(Ending.CLIENT_GONE, 499), (Ending.REVOKED, 401)])
+async def test_who_leaves_while_it_waits_for_its_turn_has_chosen_no_sidecar(ending: Ending, status: int) -> None:
+    hall = Hall()
+    hall.admission.turn_gate = asyncio.Event()
+    task = await hall.run_until_it_waits()
+    if ending is Ending.REVOKED:
+        hall.pipeline.cut("key1")
+    else:
+        hall.client.leave(ending)
+    ended = await task
+    assert (ended.outcome.status, ended.outcome.ending, ended.upstream) == (status, ending, None)
+    assert hall.admission.upstreams == []
 
 
 async def test_what_a_rule_in_shadow_said_is_recorded() -> None:

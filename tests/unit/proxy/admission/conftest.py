@@ -156,7 +156,9 @@ class Gatehouse:
     ) -> Grant:
         principal, call = self.principal(key_id, models, own), self.call(**fields)
         model = replace(self.model, id=call.model)
-        return await self.gate.admit(principal, call, self.arrival(), model, self.count, upstream="local")
+        with await self.gate.turn(principal, call.model) as turn:
+            arrival = self.arrival()
+            return await self.gate.admit(principal, call, arrival, model, self.count, turn=turn, upstream="local")
 
     def ask(self, key_id: str = "k", models: frozenset[str] | None = None) -> Pass:
         """Let a question in."""
