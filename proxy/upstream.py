@@ -16,6 +16,7 @@ import aiohttp
 import msgspec
 
 from proxy.exchange import Call, Question
+from proxy.peers import OwnConnector
 from proxy.settings import Timeouts, Upstream
 from proxy.ticket import Ticket
 from sidecar.jsonlog import JsonLog
@@ -123,7 +124,7 @@ class Sidecar:
         # could not be told from one that ran. A Unix socket connects in some 0.1 ms.
         self._session = aiohttp.ClientSession(
             "http://sidecar",
-            connector=aiohttp.UnixConnector(self._socket, limit=0, force_close=True),
+            connector=OwnConnector(self._socket, limit=0, force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect_s),
             auto_decompress=False,

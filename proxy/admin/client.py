@@ -10,6 +10,7 @@ import aiohttp
 import msgspec
 
 from proxy.admin.actions import Account, CreatedKey, Key, Listing, NewAccount, NewKey, ServerState, Usage
+from proxy.peers import OwnConnector
 from sidecar.wire.errors import parse_error
 
 ANSWER_S: Final = 30.0
@@ -32,7 +33,7 @@ class AdminClient:
         """Raises NotReachableError if no server is there."""
         self._session = aiohttp.ClientSession(
             "http://admin",
-            connector=aiohttp.UnixConnector(self._socket, force_close=True),
+            connector=OwnConnector(self._socket, force_close=True),
             timeout=aiohttp.ClientTimeout(total=ANSWER_S),
         )
         try:
