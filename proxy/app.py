@@ -32,7 +32,7 @@ from proxy.admission.gate import Admission
 from proxy.admission.meters import Meters
 from proxy.admission.quota import QuotaBook
 from proxy.admission.rate import Allowance, Cells, Rate
-from proxy.admission.replay import Purge, Replay
+from proxy.admission.replay import Purge, Replay, authorities
 from proxy.clock import Clock, SystemClock
 from proxy.connections import Places
 from proxy.door import Door, public_door
@@ -147,11 +147,12 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
         upstreams = Upstreams([Sidecar(upstream, settings.timeouts, log) for upstream in settings.upstreams])
         await stack.enter_async_context(upstreams)
         await _begin_boot(stores, upstreams, clock, log, stack)
-        house = build(settings, policy, stores, upstreams, metrics=metrics, clock=clock, log=log)
+        port = public.getsockname()[1]
+        house = build(settings, policy, stores, upstreams, port=port, metrics=metrics, clock=clock, log=log)
         place = Place(
             release=release,
             host=settings.listen.host,
-            port=public.getsockname()[1],
+            port=port,
             admin_host=settings.admin.host,
             admin_port=admin.getsockname()[1],
             boot_id=stores.boot_id,
@@ -202,11 +203,12 @@ def build(
     stores: Stores,
     upstreams: Upstreams,
     *,
+    port: int,
     metrics: Metrics,
     clock: Clock,
     log: JsonLog,
 ) -> House:
-    """The rooms, each handed what it needs. Nothing starts here."""
+    """The rooms, each handed what it needs. Nothing starts here. `port`: where the public listener is bound."""
     limits, timeouts = settings.limits, settings.timeouts
     failures = Allowance(clock, Rate(limits.auth_failures_per_minute))
     identify = Identify(stores.keys, stores.smith, policy, failures, clock=clock, log=log)
@@ -217,7 +219,15 @@ def build(
     record = Record(metrics, stores.keys, log, clock)
     storage_s = timeouts.storage_s
     responses = Responses(policy, stores.responses, clock, most_bytes=limits.max_body_bytes, storage_s=storage_s)
-    replay = Replay(policy, stores.nonces, settings.replay, clock, storage_s=storage_s)
+    replay = Replay(
+        policy,
+        stores.nonces,
+        settings.replay,
+        clock,
+        identify.failed,
+        authorities=authorities(settings.public_authorities, settings.listen.host, port),
+        storage_s=storage_s,
+    )
     pipeline = Pipeline(
         identify,
         admission,

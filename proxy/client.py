@@ -7,7 +7,7 @@ exchange by `leave`: what runs under `present` is interrupted, and everything af
 import asyncio
 import contextlib
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 from aiohttp import web
 
@@ -109,8 +109,11 @@ class Client:
         if self._left is not None:
             raise LeftError(self._left)
 
-    async def body(self) -> bytes:
-        """The request's body, inflated. Raises ApiError 400, 408, 413 or 415, or LeftError."""
+    async def body(self, check: Callable[[bytes], None] | None = None) -> bytes:
+        """The request's body, inflated. Raises ApiError 400, 408, 413 or 415, or LeftError.
+
+        `check` is given it as it was sent first, and raises what it likes.
+        """
         encoding = self._request.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in {"identity", "gzip"}:
             raise ApiError(415, "Only identity and gzip bodies are accepted.", code="unsupported_media_type")
@@ -125,6 +128,8 @@ class Client:
             raise bad_request("The request body is not valid HTTP/1.1.") from exc
         except ConnectionError as exc:
             raise LeftError(Ending.CLIENT_GONE) from exc
+        if check is not None:
+            check(raw)
         return self._inflate(raw) if encoding == "gzip" else raw
 
     async def _continue(self) -> None:

@@ -71,9 +71,9 @@ class Principal:
     """Who asks. `models` of None means every model the tier allows, `scopes` of None all that a key may do by default.
 
     `limits` and `account_limits` are its own, in the place of its tier's. `allow_from` and `deny_from` are networks
-    (CIDR) that it may, or may not, come from; an empty `allow_from` is everywhere. `signed`: its requests carry a
-    signature in the place of a secret. `expires`: until when what it showed is good, and `mac` the MAC of that.
-    `response_headers` are its tier's, for every answer.
+    (CIDR) that it may, or may not, come from; an empty `allow_from` is everywhere. `public_keys`: of a key that shows
+    no secret, its requests are signed by one of these. `expires`: until when what it showed is good, and `mac` the MAC
+    of that. `response_headers` are its tier's, for every answer.
     """
 
     account_id: str
@@ -85,10 +85,14 @@ class Principal:
     account_limits: Overrides = NO_OVERRIDES
     allow_from: tuple[str, ...] = ()
     deny_from: tuple[str, ...] = ()
-    signed: bool = False
+    public_keys: tuple[bytes, ...] = field(default=(), repr=False)
     expires: dt.datetime | None = None
     mac: bytes = field(default=b"", repr=False)
     response_headers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def signed(self) -> bool:
+        return bool(self.public_keys)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ import hmac
 import math
 import re
 import secrets
-import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -20,6 +19,16 @@ from proxy.clock import Clock
 from proxy.exchange import Principal
 from proxy.policy.schema import Policy, Tier
 from proxy.secrets import API_KEY_MAC, RootSecret
+from proxy.signing import (
+    ALPHABET,
+    CHECK_CHARS,
+    ID_CHARS,
+    PUBLIC_PREFIX,
+    SECRET_CHARS,
+    checksum,
+    make_secret,
+    public_key,
+)
 from proxy.store.database import StorageError
 from proxy.store.keys import KeyRecord
 from proxy.verdict import RefusedError
@@ -27,12 +36,11 @@ from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import ApiError, unavailable
 
 PREFIX: Final = "sk-th_"
-ID_CHARS: Final = 10
-SECRET_CHARS: Final = 32
-CHECK_CHARS: Final = 6
-_ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _KEY: Final = re.compile(rf"{PREFIX}([0-9A-Za-z]{{{ID_CHARS}}})_[0-9A-Za-z]{{{SECRET_CHARS + CHECK_CHARS}}}")
+_PUBLIC: Final = re.compile(rf"{PUBLIC_PREFIX}([0-9A-Za-z]{{{ID_CHARS}}})")
 MAC_VERSION: Final = 1
+# What stands in the place of a MAC is an Ed25519 public key: the key signs its requests.
+SIGNED_VERSION: Final = 2
 # A known key is looked up again after this long, and served for as long while the database is away (GUARDS A12).
 KNOWN_KEY_S: Final = 60.0
 MOST_KNOWN_KEYS: Final = 10_000
@@ -40,7 +48,9 @@ MOST_KNOWN_KEYS: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class MintedKey:
-    """A new key. `secret` is the whole of it, for its owner alone; the rest is for the database."""
+    """A new key. `secret` is the whole of it, for its owner alone; the rest is for the database. `mac` is the public
+    key of one that signs.
+    """
 
     secret: str = field(repr=False)
     key_id: str
@@ -54,11 +64,14 @@ class Keysmith:
     def __init__(self, root: RootSecret) -> None:
         self._pepper = root.derive(API_KEY_MAC)
 
-    def mint(self, key_id: str | None = None) -> MintedKey:
-        """A new key; or a new secret for the key of an id."""
+    def mint(self, key_id: str | None = None, *, signed: bool = False) -> MintedKey:
+        """A new key; or a new secret for the key of an id. `signed`: one that signs requests, and is sent in none."""
         key_id, secret = key_id or _random(ID_CHARS), _random(SECRET_CHARS)
+        if signed:
+            signing = make_secret(key_id)
+            return MintedKey(signing, key_id, public_key(signing), SIGNED_VERSION)
         body = f"{PREFIX}{key_id}_{secret}"
-        key = body + _checksum(body)
+        key = body + checksum(body)
         return MintedKey(key, key_id, self.mac(key), MAC_VERSION)
 
     def mac(self, key: str) -> bytes:
@@ -69,7 +82,7 @@ class Keysmith:
 def key_id_of(key: str) -> str | None:
     """The public id in a key; None for what was never one: another shape, or a checksum that a typing error broke."""
     matched = _KEY.fullmatch(key)
-    if matched is None or key[-CHECK_CHARS:] != _checksum(key[:-CHECK_CHARS]):
+    if matched is None or key[-CHECK_CHARS:] != checksum(key[:-CHECK_CHARS]):
         return None
     return matched[1]
 
@@ -127,18 +140,21 @@ class Identify:
         """Raises ApiError: 401; 429 after too many failures from the address, which only failures meet; 403; 503."""
         key = bearer(authorization)
         if key is None:
-            raise self._failed(address, _missing())
+            raise self.failed(address, _missing())
         key_id = key_id_of(key)
         mac = b"" if key_id is None else self._smith.mac(key)
-        record = None if key_id is None else await self._recognise(key_id, mac)
+        if key_id is not None:
+            record = await self._recognise(key_id, mac)
+        else:
+            record = await self._recognise_public(key)
         if record is None or not good(record, mac, self._clock.now()):
-            raise self._failed(address, _wrong())
+            raise self.failed(address, _wrong())
         try:
             tier = self._policy().tier(record.tier)
         except ApiError:
             self._log.error("key_without_tier", key_id=record.key_id, tier=record.tier)
             raise
-        return _principal(record, mac, tier)
+        return _principal(record, mac, tier, public_keys(record, self._clock.now()) if key_id is None else ())
 
     def forget(self, key_id: str) -> None:
         """Look a key up again when it next comes: it was revoked or changed. What is being read now is read again."""
@@ -174,6 +190,20 @@ class Identify:
             _ = self._keys.touch(key_id, self._clock.now())
         return record
 
+    async def _recognise_public(self, key: str) -> KeyRecord | None:
+        """The record of a key by its public id. Whoever shows that has proved nothing yet."""
+        matched, now_s = _PUBLIC.fullmatch(key), self._clock.monotonic()
+        if matched is None:
+            return None
+        known = self._known.get(key.encode())
+        if known is not None and now_s < known.fresh_until_s:
+            return known.record
+        record = await self._look_up(matched[1])
+        if record is None or not public_keys(record, self._clock.now()):
+            return None
+        self._keep(key.encode(), _Known(record, now_s + KNOWN_KEY_S))
+        return record
+
     async def _look_up(self, key_id: str) -> KeyRecord | None:
         """Read until nothing was forgotten meanwhile: a revocation that passes by is not undone by what we read."""
         while True:
@@ -192,7 +222,7 @@ class Identify:
             del self._known[next(iter(self._known))]
         self._known[mac] = known
 
-    def _failed(self, address: str, error: ApiError) -> ApiError:
+    def failed(self, address: str, error: ApiError) -> ApiError:
         """What a failure is told: `error`, or to wait."""
         wait_s = self._failures.take(neighbourhood(address))
         if wait_s == 0:
@@ -225,7 +255,15 @@ def _ends(record: KeyRecord, mac: bytes) -> dt.datetime | None:
     return record.old_until if record.expires is None else min(record.old_until, record.expires)
 
 
-def _principal(record: KeyRecord, mac: bytes, tier: Tier) -> Principal:
+def public_keys(record: KeyRecord, now: dt.datetime) -> tuple[bytes, ...]:
+    """The keys that a signature may be of; none of a key that has a secret."""
+    current = (record.mac,) if record.mac_version == SIGNED_VERSION else ()
+    if record.old_mac is None or record.old_mac_version != SIGNED_VERSION:
+        return current
+    return (*current, record.old_mac) if record.old_until is not None and now < record.old_until else current
+
+
+def _principal(record: KeyRecord, mac: bytes, tier: Tier, public: tuple[bytes, ...]) -> Principal:
     return Principal(
         account_id=record.account_id,
         key_id=record.key_id,
@@ -238,6 +276,7 @@ def _principal(record: KeyRecord, mac: bytes, tier: Tier) -> Principal:
         deny_from=record.deny_from,
         expires=_ends(record, mac),
         mac=mac,
+        public_keys=public,
         response_headers=tuple(tier.response_headers.items()),
     )
 
@@ -263,14 +302,4 @@ def _wrong() -> ApiError:
 
 
 def _random(chars: int) -> str:
-    return "".join(secrets.choice(_ALPHABET) for _ in range(chars))
-
-
-def _checksum(text: str) -> str:
-    """CRC-32 in base 62: catches typing errors and secret scanners' false finds before anything is looked up."""
-    rest = zlib.crc32(text.encode())
-    digits = []
-    for _ in range(CHECK_CHARS):
-        rest, digit = divmod(rest, len(_ALPHABET))
-        digits.append(_ALPHABET[digit])
-    return "".join(reversed(digits))
+    return "".join(secrets.choice(ALPHABET) for _ in range(chars))

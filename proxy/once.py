@@ -12,7 +12,8 @@ from typing import Final, Protocol
 from prometheus_client import Gauge
 
 from proxy.admission.replay import Forgets, Purge, Replay, Seal
-from proxy.exchange import Head, Principal
+from proxy.exchange import Arrival, Head, Principal
+from proxy.signature import Signature
 from proxy.store.claims import Claim
 from proxy.store.database import StorageError
 from sidecar.wire.errors import ApiError
@@ -33,6 +34,11 @@ class Guard:
 
     request_id: str
     seal: Seal
+
+    def check(self, body: bytes) -> None:
+        """`body` as it was sent. Raises ApiError 401 or 429."""
+        if self.seal.verify is not None:
+            self.seal.verify(body)
 
     @property
     def claims(self) -> tuple[Claim, ...]:
@@ -62,10 +68,16 @@ class Once:
     def __init__(self, replay: Replay) -> None:
         self._replay = replay
 
-    async def expect(self, principal: Principal, head: Head, request_id: str) -> Guard | None:
-        """The guard of a request, if it needs one. Raises ApiError 400, 401, 403, 409 or 503."""
-        seal = await self._replay.expect(principal, head)
-        return None if seal is None else Guard(request_id, seal)
+    def read(self, head: Head, authorization: str | None, arrival: Arrival) -> Signature | None:
+        """The signature in a request's head, if it is to be signed. Raises ApiError 401 or 429."""
+        return self._replay.read(head, authorization, arrival.address)
+
+    async def expect(
+        self, principal: Principal, head: Head, signature: Signature | None, arrival: Arrival
+    ) -> Guard | None:
+        """The guard of a request, if it needs one. Raises ApiError 400, 401, 403, 409, 429 or 503."""
+        seal = await self._replay.expect(principal, head, signature, arrival.address)
+        return None if seal is None else Guard(arrival.request_id, seal)
 
 
 def claims_of(guard: Guard | None) -> tuple[Claim, ...]:

@@ -152,7 +152,7 @@ class Pipeline:
             principal = await self._identified(client, endpoint.value, authorization, notes)
         with self._at_work(principal.key_id, client):
             async with client.present():
-                body = await client.body()
+                body = await _body(client, principal, notes)
                 admitted = await self._admitted(client, endpoint, principal, body, notes)
             client.announce(admitted.grant.headers())
             async with admitted.grant, held(notes.guard, admitted.grant):
@@ -171,7 +171,9 @@ class Pipeline:
     ) -> Outcome:
         async with client.present():
             principal = await self._identified(client, template, authorization, notes)
-            await spent(notes.guard)
+            if notes.guard is not None:
+                await _body(client, principal, notes)
+                await notes.guard.spend()
             await client.answer(200, await page(principal))
         return Outcome(200, Ending.COMPLETE, None, "")
 
@@ -187,7 +189,7 @@ class Pipeline:
             principal = await self._identified(client, endpoint.value, authorization, notes)
         with self._at_work(principal.key_id, client):
             async with client.present():
-                body = await client.body()
+                body = await _body(client, principal, notes)
                 question = read_question(endpoint, body, [model.id for model in usable(principal)])
                 with self._let_in(principal, question, notes) as headers:
                     client.announce(headers)
@@ -207,16 +209,18 @@ class Pipeline:
     async def _identified(self, client: Client, template: str, authorization: str | None, notes: Notes) -> Principal:
         begun_s = self._clock.monotonic()
         try:
-            principal = notes.principal = await self._identify.identify(authorization, client.arrival.address)
+            signature = self._once.read(client, authorization, client.arrival)
+            principal = await self._identify.identify(authorization, client.arrival.address)
         finally:
             notes.identify_s = self._clock.monotonic() - begun_s
         if not principal.signed:
             # A public id proves nothing: a signature does, which comes later.
+            notes.principal = principal
             client.known()
         # Before any other header: what the policy adds never takes the place of ours.
         client.announce({name.lower(): value for name, value in principal.response_headers})
         scopes.check(principal, scopes.ROUTES[template])
-        notes.guard = await self._once.expect(principal, client, client.arrival.request_id)
+        notes.guard = await self._once.expect(principal, client, signature, client.arrival)
         return principal
 
     async def _admitted(
@@ -312,6 +316,13 @@ class Pipeline:
         if error is None:
             return Outcome(CLIENT_CLOSED, ending, None, "")
         return await _tell(client, error, ending, notes)
+
+
+async def _body(client: Client, principal: Principal, notes: Notes) -> bytes:
+    body = await client.body(None if notes.guard is None else notes.guard.check)
+    notes.principal = principal
+    client.known()
+    return body
 
 
 def _scope(kind: CacheScope, principal: Principal) -> str:

@@ -13,6 +13,7 @@ from proxy.forward import Reserved
 from proxy.once import Guard
 from proxy.policy.schema import CacheScope
 from proxy.settle import Chargeable
+from proxy.signature import Signature
 from proxy.store.claims import Claim
 from proxy.verdict import Remark
 from sidecar.wire.internal import Count, ModelState
@@ -57,8 +58,13 @@ class Identifies(Protocol):
 class Guards(Protocol):
     """See `proxy.once.Once`."""
 
-    async def expect(self, principal: Principal, head: Head, request_id: str) -> Guard | None:
-        """Raises ApiError 400, 401, 403, 409 or 503."""
+    def read(self, head: Head, authorization: str | None, arrival: Arrival) -> Signature | None:
+        """Raises ApiError 401 or 429."""
+
+    async def expect(
+        self, principal: Principal, head: Head, signature: Signature | None, arrival: Arrival
+    ) -> Guard | None:
+        """Raises ApiError 400, 401, 403, 409, 429 or 503."""
 
 
 class Admits(Protocol):

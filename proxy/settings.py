@@ -123,6 +123,7 @@ class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     secret_file: str = "data/root.secret"
     limits: Limits = Limits()
     replay: Replay = Replay()
+    public_authorities: tuple[Annotated[str, Meta(pattern="^[^\\s/]+$", max_length=300)], ...] = ()
     timeouts: Timeouts = Timeouts()
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
 

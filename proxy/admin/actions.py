@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from proxy.clock import Clock, month_of
-from proxy.identity import MintedKey
+from proxy.identity import SIGNED_VERSION, MintedKey
 from proxy.policy.schema import Policy
 from proxy.store import accounts as store
 from proxy.store.accounts import AccountExistsError, Accounts
@@ -42,7 +42,9 @@ class Account(msgspec.Struct, frozen=True):
 
 
 class Key(msgspec.Struct, frozen=True):
-    """One key, without its secret. `models` of None is all that the tier allows; `expires` of None is never."""
+    """One key, without its secret. `models` of None is all that the tier allows; `expires` of None is never. `signed`:
+    it signs its requests, and shows `thp_` and its id.
+    """
 
     key_id: str
     name: str
@@ -53,6 +55,7 @@ class Key(msgspec.Struct, frozen=True):
     expires: dt.datetime | None
     last_used: dt.datetime | None
     revoked: bool
+    signed: bool = False
 
 
 class CreatedKey(msgspec.Struct, frozen=True):
@@ -72,13 +75,14 @@ class NewAccount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`POST /admin/v1/keys`. `account` is an account's name or id."""
+    """`POST /admin/v1/keys`. `account` is an account's name or id. `signed`: a key that signs its requests."""
 
     account: Name
     tier: Name
     name: Name
     models: Annotated[list[Name], Meta(min_length=1, max_length=1000)] | None = None
     expires: dt.datetime | None = None
+    signed: bool = False
 
 
 class UsageRow(msgspec.Struct, frozen=True):
@@ -145,7 +149,7 @@ class ServerState(msgspec.Struct, frozen=True):
 class Makes(Protocol):
     """What makes keys; see `proxy.identity.Keysmith`."""
 
-    def mint(self) -> MintedKey: ...
+    def mint(self, key_id: str | None = None, *, signed: bool = False) -> MintedKey: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +193,7 @@ async def create_key(desk: Desk, wanted: NewKey) -> CreatedKey:
         raise bad_request("'expires' must be in the future, with its time zone.", param="expires", code="invalid_value")
     with _told():
         account = await _find_account(desk, wanted.account)
-        minted = desk.smith.mint()
+        minted = desk.smith.mint(signed=wanted.signed)
         await desk.keys.create(
             KeyRecord(
                 key_id=minted.key_id,
@@ -280,6 +284,7 @@ def _key(record: KeyRecord, accounts: Mapping[str, str]) -> Key:
         expires=record.expires,
         last_used=record.last_used,
         revoked=record.revoked is not None,
+        signed=record.mac_version == SIGNED_VERSION,
     )
 
 

@@ -3,6 +3,8 @@
 Never a 409 that invites a retry where one would sign anew and pass: the SDKs retry 409 unless they are told not to.
 """
 
+import datetime as dt
+from email.utils import format_datetime
 from typing import Final
 
 from proxy.store.claims import Claim, ClaimTakenError
@@ -36,6 +38,27 @@ def nonce_replayed() -> ApiError:
         "This signed request was received before. Sign each request anew, with a nonce of its own.",
         code="nonce_replayed",
         should_retry=False,
+    )
+
+
+def invalid_signature(why: str) -> ApiError:
+    return ApiError(
+        401,
+        f"The request's signature is not good. {why}",
+        code="invalid_signature",
+        should_retry=False,
+        headers={"www-authenticate": "Bearer"},
+    )
+
+
+def signature_expired(why: str, now: dt.datetime) -> ApiError:
+    """With our time, so that a client finds out which of the two clocks is wrong."""
+    return ApiError(
+        401,
+        f"The request's signature is not of now. {why}",
+        code="signature_expired",
+        should_retry=False,
+        headers={"date": format_datetime(now, usegmt=True)},
     )
 
 

@@ -50,12 +50,22 @@ def keys() -> None:
     "--model", "models", multiple=True, metavar="MODEL", help="A model it may use, of its tier's; repeatable."
 )
 @click.option("--expires", type=Moment(), metavar="WHEN", help="90d, or a date: 2027-01-31. Never if not given.")
+@click.option(
+    "--signed", is_flag=True, help="One that signs its requests and is in none of them; see `tollhouse sign`."
+)
 @pass_invocation
 def create(
-    invocation: Invocation, *, account: str, tier: str, name: str, models: tuple[str, ...], expires: dt.datetime | None
+    invocation: Invocation,
+    *,
+    account: str,
+    tier: str,
+    name: str,
+    models: tuple[str, ...],
+    expires: dt.datetime | None,
+    signed: bool,
 ) -> None:
     """Make a key and show it, once. Its secret is the only line on stdout."""
-    wanted = NewKey(account=account, tier=tier, name=name, models=list(models) or None, expires=expires)
+    wanted = NewKey(account=account, tier=tier, name=name, models=list(models) or None, expires=expires, signed=signed)
     made = at_the_desk(invocation.settings(), lambda desk: desk.create_key(wanted))
     invocation.screen.reply(made, lambda: _created(invocation.screen, made))
 

@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "serve": ("serve", "Run the proxy alone."),
     "keys": ("keys", "Create, list and revoke API keys."),
     "accounts": ("accounts", "Create and list the accounts that keys belong to."),
+    "sign": ("sign", "Sign a request with a key that signs, for curl and others."),
     "usage": ("usage", "Show what each key used in a month."),
     "policy": ("policy", "Check, compare and try policies."),
     "db": ("db", "Bring the database's schema up to date."),

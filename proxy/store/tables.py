@@ -76,9 +76,10 @@ account: Final = Table(
     Column("metadata", JSON(none_as_null=True)),
 )
 
-# Only the MAC of a key is kept: GUARDS A3. Keys are revoked, never deleted, because the quota names them.
-# `generation`: the number of the last change of it or of its account; see `key_generation`. `old_mac`: of the secret
-# before the last rotation, good until `old_until`.
+# Only the MAC of a key is kept: GUARDS A3. Keys are revoked, never deleted, because the quota names them. `mac_version`
+# 2 is a key that signs its requests: in the place of a MAC stands its public key. `generation`: the number of the last
+# change of it or of its account; see `key_generation`. `old_mac`: of the secret before the last rotation, good until
+# `old_until`.
 api_key: Final = Table(
     "api_key",
     metadata,

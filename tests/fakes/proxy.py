@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import datetime as dt
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Self
 
@@ -145,7 +145,9 @@ class FakeClient:
         finally:
             self._scope = None
 
-    async def body(self) -> bytes:
+    async def body(self, check: Callable[[bytes], None] | None = None) -> bytes:
+        if check is not None:
+            check(self.posted)
         return self.posted
 
     async def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.admission.rate import Allowance, Rate
-from proxy.identity import KNOWN_KEY_S, Identify, Keysmith, MintedKey, _checksum, key_id_of
+from proxy.identity import KNOWN_KEY_S, Identify, Keysmith, MintedKey, key_id_of
 from proxy.policy.schema import Overrides, Policy, Tier
 from proxy.secrets import RootSecret
+from proxy.signing import checksum
 from proxy.store.database import StorageError
 from proxy.store.keys import KeyRecord
 from sidecar.jsonlog import JsonLog
@@ -467,4 +468,4 @@ def _forge(key_id: str) -> Iterator[str]:
     """Well-formed keys with somebody's id and the wrong secret, as a guesser can make them."""
     while True:
         body = f"sk-th_{key_id}_{SMITH.mint().secret[17:49]}"
-        yield body + _checksum(body)
+        yield body + checksum(body)

@@ -114,6 +114,9 @@ class FakeOnce:
 
     guard: Any = None
 
+    def read(self, *_: Any) -> None:
+        return None
+
     async def expect(self, *_: Any) -> Any:
         return self.guard
 

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -52,6 +53,7 @@ def build(tmp_path: Path, migrated: Path) -> Build:
         timeouts: Timeouts | None = None,
         prepare: Callable[[FakeSidecar], None] | None = None,
         trusted_proxies: tuple[str, ...] = (),
+        **more: Any,
     ) -> AsyncIterator[House]:
         settings = Proxy(
             upstreams=[Upstream(name="local", socket=str(tmp_path / "s.sock"))],
@@ -62,6 +64,7 @@ def build(tmp_path: Path, migrated: Path) -> Build:
             secret_file=str(tmp_path / "data/root.secret"),
             limits=limits or Limits(),
             timeouts=timeouts or Timeouts(drain_s=5.0),
+            **more,
         )
         log, stop, sidecar = io.StringIO(), app.Stop(), FakeSidecar(tmp_path / "s.sock")
         async with contextlib.AsyncExitStack() as stack:

@@ -33,6 +33,7 @@ TIERS = {
     "other": OPEN | {"models": ["org/other"]},
     "storing": OPEN | {"response_retention_days": 30},
     "few": OPEN | {"monthly_tokens": 100},
+    "signed": OPEN | {"replay": "signed"},
     "duplicate": OPEN | {"replay": "duplicate"},
 }
 WAIT_S = 10.0
@@ -167,12 +168,12 @@ class House:
         await wire.send(request(key, body if body is not None else chat(), **options))
         return wire
 
-    def rows(self, table: str = "ledger") -> list[dict[str, Any]]:
+    def rows(self, table: str = "ledger", by: str = "created") -> list[dict[str, Any]]:
         path = Path(self.settings.database.url.removeprefix("sqlite+aiosqlite:///"))
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
             database.row_factory = sqlite3.Row
             # The table is the test's own word.
-            return [dict(row) for row in database.execute(f"SELECT * FROM {table} ORDER BY created")]  # noqa: S608
+            return [dict(row) for row in database.execute(f"SELECT * FROM {table} ORDER BY {by}")]  # noqa: S608
 
     async def row(self, state: str) -> dict[str, Any]:
         """The only row of the ledger, once it is in a state."""

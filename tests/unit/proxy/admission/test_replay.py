@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from proxy.admission.replay import Purge, Replay
+from proxy.admission.replay import Purge, Replay, authorities
 from proxy.exchange import Principal
 from proxy.policy.schema import Policy
 from proxy.settings import Replay as Settings
@@ -16,6 +16,7 @@ from sidecar.wire.errors import ApiError
 from tests.fakes.proxy import NOON, FakeClient, FakeClock
 
 GOOD = "0123456789abcdef"
+HOME = "192.0.2.1"
 
 
 class FakeStore:
@@ -57,13 +58,26 @@ class FakeStore:
 class Room:
     def __init__(self, mode: str, tier: Any) -> None:
         self.store, self.clock, self.client = FakeStore(), FakeClock(), FakeClient()
+        self.failures: list[str] = []
         policy = Policy(tiers={"t": tier(replay=mode)}, revision="0" * 12)
-        self.replay = Replay(lambda: policy, self.store, Settings(), self.clock, storage_s=0.01)
+        self.replay = Replay(
+            lambda: policy,
+            self.store,
+            Settings(),
+            self.clock,
+            self.failed,
+            authorities=authorities(["api.example.com"], "127.0.0.1", 8000),
+            storage_s=0.01,
+        )
+
+    def failed(self, address: str, error: ApiError) -> ApiError:
+        self.failures.append(address)
+        return error
 
     async def expect(self, *nonces: str) -> Any:
         self.client.sent_headers = {"x-request-nonce": nonces}
         head: Any = self.client
-        return await self.replay.expect(Principal("acc", "key", "t", None), head)
+        return await self.replay.expect(Principal("acc", "key", "t", None), head, None, HOME)
 
     async def refused(self, *nonces: str) -> ApiError:
         with pytest.raises(ApiError) as caught:
