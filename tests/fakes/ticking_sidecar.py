@@ -5,10 +5,12 @@ does: a token is counted before it is sent, and a request that is cancelled prod
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import random
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -18,10 +20,11 @@ from aiohttp import web
 
 from sidecar.wire import internal
 from sidecar.wire.internal import Count, RequestState, State, Usage
-from sidecar.wire.slots import SlotReader, SlotWriter
+from sidecar.wire.slots import SlotReader, SlotWriter, embedding_slots
 from tests.fakes.sidecar import DONE, FINISH, delta, model_state
 
 TICK_S: Final = 0.01
+EMBEDDING_TICKS: Final = 10
 # None of the records of a test is ever written over.
 CAPACITY: Final = 1 << 16
 BYTES_PER_TOKEN: Final = 4
@@ -43,13 +46,15 @@ class TickingSidecar:
 
     def __init__(self, slots: Path) -> None:
         self._slots_path = slots
-        self._slots = SlotWriter(slots, CAPACITY)
-        self._reader = SlotReader(slots)
+        encoder = embedding_slots(slots)
+        self._slots, self._encoder_slots = SlotWriter(slots, CAPACITY), SlotWriter(encoder, CAPACITY)
+        self._readers = SlotReader(slots), SlotReader(encoder)
         self._running: dict[str, Running] = {}
 
     def app(self) -> web.Application:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._run)
+        app.router.add_post("/v1/embeddings", self._embed)
         app.router.add_post("/internal/count", self._count)
         app.router.add_get("/internal/state", self._state)
         app.router.add_delete("/internal/requests/{id}", self._cancel)
@@ -65,14 +70,29 @@ class TickingSidecar:
             int(request.headers.get(internal.MAX_OUTPUT_TOKENS, "16")),
         )
         wanted = random.Random(request_id).randint(1, max(1, most))
-        running = Running(self._slots.claim(request_id, 0, prompt), prompt)
-        self._running[request_id] = running
-        try:
+        with self._at_work(request_id, prompt, self._slots) as running:
             if asked.get("stream"):
                 return await self._streamed(request, running, wanted, request_id)
             return await self._whole(running, wanted)
+
+    async def _embed(self, request: web.Request) -> web.Response:
+        request_id, prompt = request.headers[internal.REQUEST_ID], _prompt_tokens(await request.read())
+        with self._at_work(request_id, prompt, self._encoder_slots) as running:
+            for _ in range(EMBEDDING_TICKS):
+                await asyncio.sleep(TICK_S)
+            if running.cancelled:
+                raise ConnectionResetError
+        usage = {"prompt_tokens": prompt, "total_tokens": prompt}
+        data = [{"object": "embedding", "index": 0, "embedding": [1.0]}]
+        return web.json_response({"data": data, "usage": usage}, headers={internal.PROMPT_TOKENS: str(prompt)})
+
+    @contextlib.contextmanager
+    def _at_work(self, request_id: str, prompt: int, slots: SlotWriter) -> Iterator[Running]:
+        running = self._running[request_id] = Running(slots.claim(request_id, 0, prompt), prompt)
+        try:
+            yield running
         finally:
-            self._slots.end(running.place, running.produced)
+            slots.end(running.place, running.produced)
             del self._running[request_id]
             running.over.set()
 
@@ -117,7 +137,7 @@ class TickingSidecar:
         if (running := self._running.get(request_id)) is not None:
             running.cancelled = True
             await running.over.wait()
-        usage = self._reader.usage(request_id)
+        usage = next((found for reader in self._readers if (found := reader.usage(request_id))), None)
         state = RequestState(False, False, 0, 0)
         if usage is not None:
             state = RequestState(True, False, usage.prompt_tokens, usage.completion_tokens)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
-from sqlalchemy import text
+from sqlalchemy import NullPool, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from proxy.admin.actions import NewAccount, NewKey
@@ -75,7 +75,7 @@ class Besieged:
         self.url = f"sqlite+aiosqlite:///{self.folder}/data/t.db"
         if self.postgres is not None:
             self.url = seen_url = self.postgres.url(await asyncio.to_thread(self.postgres.new_database))
-        self._engine = create_async_engine(seen_url)
+        self._engine = create_async_engine(seen_url, poolclass=NullPool)
         self._write("policies/default.yaml", {"version": 1, "tiers": TIERS})
         upstream = {"name": "local", "socket": "run/sidecar.sock"}
         self._write(
@@ -175,13 +175,15 @@ class Besieged:
 
     def generated(self) -> tuple[dict[str, tuple[int, int]], int]:
         """What the sidecar has counted, by request id: the truth. And how many records are running."""
-        records = (self.folder / "run/sidecar.slots").read_bytes()[slots._HEADER_BYTES :]
         found: dict[str, tuple[int, int]] = {}
         running = 0
-        for identity, _, state, prompt, produced, _ in slots._RECORD.iter_unpack(records):
-            if state != slots._FREE:
-                found[identity.rstrip(b"\0").decode()] = prompt, produced
-                running += state == slots._RUNNING
+        # The model's and the encoder's.
+        for file in (self.folder / "run").glob("*.slots"):
+            records = file.read_bytes()[slots._HEADER_BYTES :]
+            for identity, _, state, prompt, produced, _ in slots._RECORD.iter_unpack(records):
+                if state != slots._FREE:
+                    found[identity.rstrip(b"\0").decode()] = prompt, produced
+                    running += state == slots._RUNNING
         return found, running
 
     def log(self) -> str:

@@ -13,6 +13,7 @@ import aiohttp
 # A client that was refused or cut off comes again after a while.
 AGAIN_S: Final = 0.2
 DONE: Final = "data: [DONE]"
+KINDS = STREAM, WHOLE, EMBEDDING = "stream", "whole", "embedding"
 
 
 @dataclass
@@ -39,9 +40,12 @@ class Crowd:
     while none is), `_tasks`, `_session`.
     """
 
-    def __init__(self, model: str, port: Callable[[], int], keys: dict[str, str], clients: int, seed: int) -> None:
+    def __init__(
+        self, model: str, port: Callable[[], int], keys: dict[str, str], clients: int, seed: int, *, embedder: str = ""
+    ) -> None:
         self.seen: list[Seen] = []
         self._model = model
+        self._embedder = embedder
         self._port = port
         self._keys = list(keys.items())
         self._clients = clients
@@ -103,21 +107,15 @@ class Crowd:
                 self._rest.set()
 
     async def _ask(self, seen: Seen, key: str, whims: random.Random) -> None:
-        stream = whims.random() < 0.6
-        leaves = seen.left = whims.random() < 0.25
-        body = {
-            "model": self._model,
-            "messages": [{"role": "user", "content": "Tell me more. " * whims.randint(1, 20)}],
-            "max_tokens": whims.randint(1, 40),
-            "stream": stream,
-        } | ({"stream_options": {"include_usage": True}} if stream else {})
+        kind = whims.choices(KINDS, (5, 3, 2 if self._embedder else 0))[0]
+        stream, leaves = kind == STREAM, whims.random() < 0.25
+        seen.left = leaves
+        path, body = self._asked(kind, whims)
         # One that is to leave a whole answer does so at any time.
         async with (
             asyncio.timeout(whims.uniform(0, 0.3) if leaves and not stream else None),
             self._session.post(
-                f"http://127.0.0.1:{self._port()}/v1/chat/completions",
-                json=body,
-                headers={"authorization": f"Bearer {key}"},
+                f"http://127.0.0.1:{self._port()}/v1/{path}", json=body, headers={"authorization": f"Bearer {key}"}
             ) as response,
         ):
             seen.request_id = response.headers["x-request-id"]
@@ -130,6 +128,20 @@ class Crowd:
                 _complete(seen, document["usage"])
             else:
                 seen.code = str(document["error"]["code"])
+
+    def _asked(self, kind: str, whims: random.Random) -> tuple[str, dict[str, Any]]:
+        """A path below /v1, and a body."""
+        words = "Tell me more. " * whims.randint(1, 20)
+        if kind == EMBEDDING:
+            return "embeddings", {"model": self._embedder, "input": words}
+        body = {
+            "model": self._model,
+            "messages": [{"role": "user", "content": words}],
+            "max_tokens": whims.randint(1, 40),
+        }
+        if kind == STREAM:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        return "chat/completions", body
 
     async def _read(self, seen: Seen, response: aiohttp.ClientResponse, most: int | None) -> None:
         usage: dict[str, Any] | None = None
@@ -150,4 +162,4 @@ class Crowd:
 
 def _complete(seen: Seen, usage: dict[str, Any]) -> None:
     seen.complete = True
-    seen.tokens = usage["prompt_tokens"], usage["completion_tokens"]
+    seen.tokens = usage["prompt_tokens"], usage.get("completion_tokens", 0)

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.postgres import Postgres
 from tests.fakes.sidecar import MODEL
-from tests.faults.besieged import PROXY, SIDECAR, SMALL, Besieged, until
+from tests.faults.besieged import DATABASE, PROXY, SIDECAR, SMALL, Besieged, until
 from tests.faults.crowd import Crowd, Seen
 
 KILLS = int(os.environ.get("TOLLHOUSE_FAULTS_KILLS", "4"))
@@ -64,13 +65,23 @@ async def test_f11_a_terminated_proxy_tells_everybody(
         await house.tear_down()
 
 
-async def besiege(house: Besieged, victims: Sequence[str], kills: int, model: str = MODEL) -> None:
+@pytest.mark.timeout(120 + 10 * KILLS)
+async def test_f5_kills_of_postgres_too_lose_nothing_and_give_nothing_away(
+    tmp_path_factory: Any, postgres: Postgres
+) -> None:
+    house = Besieged(tmp_path_factory.mktemp("k"), TICKING, postgres)
+    await besiege(house, [DATABASE, PROXY, SIDECAR], KILLS)
+
+
+async def besiege(
+    house: Besieged, victims: Sequence[str], kills: int, model: str = MODEL, embedder: str = MODEL
+) -> None:
     """Kill one of the victims, start it again, and look; and so on."""
     chance = random.Random(SEED)
     killed: Counter[str] = Counter()
     try:
         keys = await house.set_up()
-        async with Crowd(model, lambda: house.port, keys, CLIENTS, SEED) as crowd:
+        async with Crowd(model, lambda: house.port, keys, CLIENTS, SEED, embedder=embedder) as crowd:
             for number in range(1, kills + 1):
                 await asyncio.sleep(chance.uniform(0.1, 1.0))
                 victim = chance.choice(victims)
