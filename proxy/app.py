@@ -1,4 +1,4 @@
-"""The proxy, put together: the only module that builds anything. Everyone else is handed what it needs.
+"""The proxy, put together: with `stores` the only module that builds anything. Everyone else is handed what it needs.
 
 `serve` is the whole life of the server; `live` is the same without the process around it. `open_desk` is the part that
 the command line needs when no server runs.
@@ -10,7 +10,6 @@ import ctypes
 import ipaddress
 import os
 import resource
-import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -37,7 +36,7 @@ from proxy.clock import Clock, SystemClock
 from proxy.connections import Places
 from proxy.door import Door, public_door
 from proxy.edge import DIRECT, EdgeServer
-from proxy.identity import Identify, Keysmith
+from proxy.identity import Identify
 from proxy.memory import Memory
 from proxy.metrics import Metrics, QueueMetrics, watch_clock, watch_loop
 from proxy.once import Once
@@ -50,17 +49,10 @@ from proxy.recovery import recover
 from proxy.reloads import Reloads
 from proxy.responses import Responses, purge
 from proxy.routes import Front
-from proxy.secrets import ensure_root_secret
 from proxy.settings import Proxy
-from proxy.store import migrate
-from proxy.store.accounts import Accounts
-from proxy.store.boots import Boot, Boots
-from proxy.store.database import open_database
-from proxy.store.keys import Keys
-from proxy.store.ledger import Ledger
-from proxy.store.nonces import Nonces
-from proxy.store.responses import StoredResponses
-from proxy.store.writer import Observer, Unobserved, Writer
+from proxy.store.boots import Boot
+from proxy.store.writer import Unobserved
+from proxy.stores import Stores, open_stores
 from proxy.upstream import Sidecar, Upstreams
 from sidecar.jsonlog import JsonLog
 
@@ -84,21 +76,6 @@ class Stop:
 
     def tell(self) -> None:
         (self.hurry if self.told.is_set() else self.told).set()
-
-
-@dataclass(frozen=True, slots=True)
-class Stores:
-    """The database's rooms, on behalf of one boot."""
-
-    boot_id: str
-    writer: Writer
-    accounts: Accounts
-    keys: Keys
-    ledger: Ledger
-    boots: Boots
-    smith: Keysmith
-    responses: StoredResponses
-    nonces: Nonces
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +120,7 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
     policy = PolicyWatch(policies, first, Reloads(metrics, clock, log))
     async with contextlib.AsyncExitStack() as stack:
         public, admin, admin_unix = await _bind(settings, stack)
-        stores = await stack.enter_async_context(_open_stores(settings, clock, CommitWatch(metrics, log)))
+        stores = await stack.enter_async_context(open_stores(settings, clock, CommitWatch(metrics, log)))
         upstreams = Upstreams([Sidecar(upstream, settings.timeouts, log) for upstream in settings.upstreams])
         await stack.enter_async_context(upstreams)
         await _begin_boot(stores, upstreams, clock, log, stack)
@@ -193,7 +170,7 @@ async def open_desk(settings: Proxy) -> AsyncIterator[Desk]:
     """The actions' desk on the database itself, for when no server runs. Raises what `serve` does."""
     clock = SystemClock()
     policy = await asyncio.to_thread(load_policy, Path(settings.policies))
-    async with _open_stores(settings, clock, Unobserved()) as stores:
+    async with open_stores(settings, clock, Unobserved()) as stores:
         yield _desk(stores, lambda: policy, clock, lambda _key_id: None)
 
 
@@ -297,26 +274,6 @@ def _admin_edge(
         with_api=with_api,
     )
     return EdgeServer(front.handle, front.refuse, settings.limits, same_user=with_api)
-
-
-@contextlib.asynccontextmanager
-async def _open_stores(settings: Proxy, clock: Clock, observer: Observer) -> AsyncIterator[Stores]:
-    root = await asyncio.to_thread(ensure_root_secret, Path(settings.secret_file))
-    async with open_database(settings.database) as database:
-        await asyncio.to_thread(migrate.require_head, settings.database)
-        async with Writer(database, clock, observer) as writer:
-            boot_id = f"boot_{secrets.token_hex(12)}"
-            yield Stores(
-                boot_id,
-                writer,
-                Accounts(writer),
-                Keys(writer),
-                Ledger(writer, boot_id),
-                Boots(writer),
-                Keysmith(root),
-                StoredResponses(writer, settings.limits.max_stored_bytes),
-                Nonces(writer),
-            )
 
 
 async def _begin_boot(

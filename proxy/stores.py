@@ -1,0 +1,58 @@
+"""The database's rooms, opened and put together on behalf of one boot; `app` puts the rest together."""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxy.clock import Clock
+from proxy.identity import Keysmith
+from proxy.secrets import ensure_root_secret
+from proxy.settings import Proxy
+from proxy.store import migrate
+from proxy.store.accounts import Accounts
+from proxy.store.boots import Boots
+from proxy.store.database import open_database
+from proxy.store.keys import Keys
+from proxy.store.ledger import Ledger
+from proxy.store.nonces import Nonces
+from proxy.store.responses import StoredResponses
+from proxy.store.writer import Observer, Writer
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The database's rooms, on behalf of one boot."""
+
+    boot_id: str
+    writer: Writer
+    accounts: Accounts
+    keys: Keys
+    ledger: Ledger
+    boots: Boots
+    smith: Keysmith
+    responses: StoredResponses
+    nonces: Nonces
+
+
+@contextlib.asynccontextmanager
+async def open_stores(settings: Proxy, clock: Clock, observer: Observer) -> AsyncIterator[Stores]:
+    """Raises SecretFileError, StorageError, StorageLockedError, SchemaError."""
+    root = await asyncio.to_thread(ensure_root_secret, Path(settings.secret_file))
+    async with open_database(settings.database) as database:
+        await asyncio.to_thread(migrate.require_head, settings.database)
+        async with Writer(database, clock, observer) as writer:
+            boot_id = f"boot_{secrets.token_hex(12)}"
+            yield Stores(
+                boot_id,
+                writer,
+                Accounts(writer),
+                Keys(writer),
+                Ledger(writer, boot_id),
+                Boots(writer),
+                Keysmith(root),
+                StoredResponses(writer, settings.limits.max_stored_bytes),
+                Nonces(writer),
+            )
