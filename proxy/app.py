@@ -26,6 +26,7 @@ from proxy.addresses import Addresses
 from proxy.admin.actions import Desk
 from proxy.admin.listener import AdminFront
 from proxy.admin.pages import Pages, Place
+from proxy.admission.abuse import Abuse
 from proxy.admission.concurrency import Leases
 from proxy.admission.gate import Admission
 from proxy.admission.meters import Meters
@@ -211,6 +212,7 @@ def build(
         upstreams,
         responses,
         record,
+        abuse=Abuse(policy, metrics, clock, log),
         once=Once(replay),
         clock=clock,
         log=log,

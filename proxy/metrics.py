@@ -142,6 +142,11 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self.keys_from_many_addresses = Counter(
+            "tollhouse_proxy_keys_from_many_addresses_total",
+            "Times a key was used from more addresses in an hour than its tier expects.",
+            registry=registry,
+        )
         self.open_streams = Gauge("tollhouse_proxy_open_streams", "Streams being relayed now.", registry=registry)
         self.queue_depth = Gauge(
             "tollhouse_proxy_queue_depth", "Requests that wait for others of their key to end.", registry=registry

@@ -21,7 +21,7 @@ from proxy.once import Guard, claims_of, held, spent
 from proxy.policy.schema import CacheScope
 from proxy.record import Ended, Record, Rooms
 from proxy.responses import own_place
-from proxy.rooms import Admits, Granted, Guards, Identifies, Pass, Stores
+from proxy.rooms import Admits, Granted, Guards, Identifies, Misuse, Pass, Stores
 from proxy.settings import Limits
 from proxy.settle import Settlement
 from proxy.ticket import Ticket
@@ -71,6 +71,7 @@ class Pipeline:
         responses: Stores,
         record: Record,
         *,
+        abuse: Misuse,
         once: Guards,
         clock: Clock,
         log: JsonLog,
@@ -83,6 +84,7 @@ class Pipeline:
         self._responses = responses
         self._forward = Forward(clock)
         self._record = record
+        self._abuse = abuse
         self._once = once
         self._clock = clock
         self._log = log
@@ -217,6 +219,7 @@ class Pipeline:
             # A public id proves nothing: a signature does, which comes later.
             notes.principal = principal
             client.known()
+        self._abuse.came(principal, client.arrival.address)
         # Before any other header: what the policy adds never takes the place of ours.
         client.announce({name.lower(): value for name, value in principal.response_headers})
         scopes.check(principal, scopes.ROUTES[template])
@@ -226,26 +229,34 @@ class Pipeline:
     async def _admitted(
         self, client: Client, endpoint: Endpoint, principal: Principal, body: bytes, notes: Notes
     ) -> Admitted:
-        begun_s = self._clock.monotonic()
-        try:
-            call = notes.call = read_call(
-                endpoint, body, max_choices=self._limits.max_choices, max_prompts=self._limits.max_prompts
-            )
-            found = self._upstreams.find(call.model)
-            if found is None:
-                self._upstreams.check_known(call.model)
-            # The key's rights come before the choice: a stranger to a model is not told whether it is up.
-            model = self._admission.check(principal, call, found)
-            notes.model = model.id
-            if call.previous_id is not None:
-                # A key at its limits reads no conversations.
-                await self._admission.check_limits(principal, model.id)
-            call = notes.call = await self._responses.continued(principal, call)
-        finally:
-            notes.admit_s = self._clock.monotonic() - begun_s
-        # A wait comes before the choice: who has waited has not chosen yesterday's sidecar. It is no work of ours.
-        with await self._admission.turn(principal, model.id) as turn:
-            return await self._granted(client, principal, model, turn, notes=notes, call=call)
+        with contextlib.ExitStack() as stack:
+            begun_s = self._clock.monotonic()
+            try:
+                call = notes.call = read_call(
+                    endpoint, body, max_choices=self._limits.max_choices, max_prompts=self._limits.max_prompts
+                )
+                remarks = stack.enter_context(self._abuse.asked(principal, call))
+                model = await self._allowed(principal, call, notes)
+                call = notes.call = await self._responses.continued(principal, call)
+            finally:
+                notes.admit_s = self._clock.monotonic() - begun_s
+            # A wait comes before the choice: who has waited has not chosen yesterday's sidecar. It is no work of ours.
+            turn = stack.enter_context(await self._admission.turn(principal, model.id))
+            admitted = await self._granted(client, principal, model, turn, notes=notes, call=call)
+        notes.admitted, notes.remarks = True, (*remarks, *admitted.grant.remarks)
+        return admitted
+
+    async def _allowed(self, principal: Principal, call: Call, notes: Notes) -> ModelState:
+        found = self._upstreams.find(call.model)
+        if found is None:
+            self._upstreams.check_known(call.model)
+        # The key's rights come before the choice: a stranger to a model is not told whether it is up.
+        model = self._admission.check(principal, call, found)
+        notes.model = model.id
+        if call.previous_id is not None:
+            # A key at its limits reads no conversations.
+            await self._admission.check_limits(principal, model.id)
+        return model
 
     async def _granted(
         self, client: Client, principal: Principal, model: ModelState, turn: Turn, *, call: Call, notes: Notes
@@ -265,7 +276,6 @@ class Pipeline:
             )
         finally:
             notes.admit_s = (notes.admit_s or 0.0) + self._clock.monotonic() - begun_s
-        notes.admitted, notes.remarks = True, grant.remarks
         return Admitted(call, sidecar, grant)
 
     def _let_in(self, principal: Principal, question: Question, notes: Notes) -> Pass:

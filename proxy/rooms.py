@@ -4,6 +4,7 @@ No code: the rooms are in `identity`, `admission`, `forward`, `settle` and `resp
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -95,6 +96,16 @@ class Admits(Protocol):
 
     def admit_question(self, principal: Principal, question: Question, model: ModelState | None) -> Pass:
         """Raises ApiError 403, 404 or 429; then nothing was consumed."""
+
+
+class Misuse(Protocol):
+    """See `proxy.admission.abuse.Abuse`."""
+
+    def came(self, principal: Principal, address: str) -> None:
+        """Raises ApiError 403."""
+
+    def asked(self, principal: Principal, call: Call) -> AbstractContextManager[tuple[Remark, ...]]:
+        """Raises ApiError 429."""
 
 
 class Stores(Protocol):

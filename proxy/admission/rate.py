@@ -121,6 +121,10 @@ class Cells:
         else:
             self._full_at[key] = full_at - returned
 
+    def forget(self, subject: str, rate: Rate) -> None:
+        """Take a cell for full."""
+        self._full_at.pop((subject, rate), None)
+
     def _purge(self) -> None:
         """Forget the full cells: a forgotten one is taken for full. Seldom enough to cost a commit next to nothing."""
         now = self._now_ns()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from proxy.verdict import Remark
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import ApiError, unavailable
 from sidecar.wire.internal import Endpoint, RequestState
-from tests.fakes.proxy import PRINCIPAL, FakeClient, FakeClock, FakeGrant, FakeUpstream, principal
+from tests.fakes.proxy import ARRIVAL, PRINCIPAL, FakeClient, FakeClock, FakeGrant, FakeUpstream, principal
 from tests.fakes.sidecar import DONE, FINISH, delta, model_state, usage_comment
 
 BODY = b'{"model":"org/tiny","messages":[],"stream":true}'
@@ -109,6 +110,32 @@ class FakeResponses:
         self.kept.append(answer)
 
 
+class FakeAbuse:
+    """Lets everybody in: `error` is what it raises of a prompt, `barred` of an address."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.barred: Exception | None = None
+        self.remarks: tuple[Remark, ...] = ()
+        self.counted = self.given_back = 0
+
+    def came(self, _principal: Any, address: str) -> None:
+        assert address == ARRIVAL.address
+        if self.barred is not None:
+            raise self.barred
+
+    @contextlib.contextmanager
+    def asked(self, *_: Any) -> Iterator[tuple[Remark, ...]]:
+        if self.error is not None:
+            raise self.error
+        self.counted += 1
+        try:
+            yield self.remarks
+        except ApiError:
+            self.given_back += 1
+            raise
+
+
 class FakeOnce:
     """Guards nothing, until it is given a guard."""
 
@@ -157,10 +184,12 @@ class Hall:
         self.record, self.client, self.log = FakeRecord(), FakeClient(), io.StringIO()
         self.client.posted = BODY
         clock: Clock = FakeClock()
-        self.responses, self.once = FakeResponses(), FakeOnce()
+        self.responses, self.once, self.abuse = FakeResponses(), FakeOnce(), FakeAbuse()
         rooms: Any = (self.identify, self.admission, self.upstreams, self.responses, self.record)
         log = JsonLog(self.log)
-        self.pipeline = Pipeline(*rooms, once=self.once, clock=clock, log=log, limits=Limits(), storage_s=1.0)
+        self.pipeline = Pipeline(
+            *rooms, abuse=self.abuse, once=self.once, clock=clock, log=log, limits=Limits(), storage_s=1.0
+        )
 
     async def run(self) -> Ended:
         client: Any = self.client
@@ -466,3 +495,45 @@ async def test_who_leaves_while_the_tokenizer_works_is_let_go(ending: Ending, st
     assert (ended.outcome.status, ended.outcome.ending) == (status, ending)
     assert (hall.admission.passes, hall.admission.passed) == (1, 0)
     assert hall.pipeline._running == {}
+
+
+async def test_c2_who_comes_from_a_barred_address_is_refused_before_its_body_is_read() -> None:
+    hall = Hall()
+    hall.abuse.barred = ApiError(403, "not from there", code="address_not_allowed")
+    hall.client.posted = b"no JSON"
+    ended = await hall.run()
+    assert (ended.outcome.status, ended.outcome.error_code) == (403, "address_not_allowed")
+    assert ended.principal is not None
+
+
+async def test_a_prompt_that_is_refused_reaches_no_other_room() -> None:
+    hall = Hall()
+    hall.abuse.error = ApiError(429, "again", type="requests", code="repeated_prompt")
+    ended = await hall.run()
+    assert (ended.outcome.status, ended.known_model, ended.admitted) == (429, "_other", False)
+
+
+async def test_what_abuse_remarks_stands_beside_what_the_grant_does() -> None:
+    hall = Hall()
+    hall.abuse.remarks = (Remark("equal_prompts_per_minute", "shadow"),)
+    hall.admission.grant.remarks = (Remark("concurrency", "shadow"),)
+    ended = await hall.run()
+    assert [remark.rule for remark in ended.remarks] == ["equal_prompts_per_minute", "concurrency"]
+    assert (hall.abuse.counted, hall.abuse.given_back) == (1, 0)
+
+
+async def test_a_prompt_that_is_not_let_in_after_all_does_not_count() -> None:
+    hall = Hall()
+    hall.admission.error = ApiError(429, "full", type="tokens", code="rate_limit_exceeded")
+    await hall.run()
+    assert (hall.abuse.counted, hall.abuse.given_back) == (1, 1)
+
+
+async def test_w6_a_connection_is_known_once_its_key_is() -> None:
+    hall = Hall()
+    hall.identify.error = ApiError(401, "who?", code="invalid_api_key")
+    await hall.run()
+    assert not hall.client.is_known
+    hall = Hall()
+    await hall.run()
+    assert hall.client.is_known

@@ -32,6 +32,7 @@ TIERS = {
     "one": OPEN | {"requests_per_minute": 1},
     "other": OPEN | {"models": ["org/other"]},
     "storing": OPEN | {"response_retention_days": 30},
+    "parrot": OPEN | {"equal_prompts_per_minute": 2, "addresses_per_hour": 2},
     "few": OPEN | {"monthly_tokens": 100},
     "signed": OPEN | {"replay": "signed"},
     "duplicate": OPEN | {"replay": "duplicate"},
