@@ -231,7 +231,7 @@ def test_a_key_that_stays_where_it_is_is_not_told() -> None:
     assert room.signals() == []
     # A public id without its signature is anybody's.
     for number in range(5):
-        room.abuse.came(principal("three", signed=True), f"192.0.2.{number}")
+        room.abuse.came(principal("three", public_keys=(b"k",)), f"192.0.2.{number}")
     assert room.signals() == []
 
 
