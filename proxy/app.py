@@ -32,6 +32,7 @@ from proxy.admission.gate import Admission
 from proxy.admission.meters import Meters
 from proxy.admission.quota import QuotaBook
 from proxy.admission.rate import Allowance, Cells, Rate
+from proxy.admission.refusal_log import RefusalLog
 from proxy.admission.replay import Purge, Replay, authorities
 from proxy.clock import Clock, SystemClock
 from proxy.connections import Places
@@ -52,6 +53,7 @@ from proxy.responses import Responses, purge
 from proxy.routes import Front
 from proxy.settings import Proxy
 from proxy.store.boots import Boot
+from proxy.store.refusals import Refusals
 from proxy.store.writer import Unobserved
 from proxy.stores import Stores, open_stores
 from proxy.upstream import Sidecar, Upstreams
@@ -192,7 +194,13 @@ def build(
     identify = Identify(stores.keys, stores.smith, policy, failures, clock=clock, log=log)
     meters = Meters(Cells(clock), Cells(clock), Leases(), QuotaBook(stores.ledger))
     admission = Admission(
-        policy, meters, stores.ledger, clock, storage_s=timeouts.storage_s, queue=QueueMetrics(metrics)
+        policy,
+        meters,
+        stores.ledger,
+        clock,
+        storage_s=timeouts.storage_s,
+        queue=QueueMetrics(metrics),
+        refusals=RefusalLog(Refusals(stores.writer, stores.boot_id), clock),
     )
     record = Record(metrics, stores.keys, log, clock)
     storage_s = timeouts.storage_s

@@ -26,7 +26,7 @@ from proxy.settings import Limits
 from proxy.settle import Settlement
 from proxy.ticket import Ticket
 from proxy.upstream import Sidecar, UpstreamRefusedError, Upstreams
-from proxy.verdict import Remark
+from proxy.verdict import RefusedError, Remark
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import ApiError, internal_error
 from sidecar.wire.internal import IGNORED, Endpoint, ModelState
@@ -141,11 +141,18 @@ class Pipeline:
         except LeftError as left:
             outcome = await self._left(client, left.ending, notes)
         except ApiError as error:
+            self._refused(client.arrival, error, notes)
             outcome = await _tell(client, own_place(error, notes.call), _ending_of(error), notes)
         except Exception as exc:  # noqa: BLE001 - the boundary: what nobody expected is told as a 500 and logged
             self._log.exception("request_failed", exc, request_id=client.arrival.request_id)
             outcome = await _tell(client, internal_error(), Ending.INTERNAL, notes)
         self._record.finish(_ended(client.arrival, template, outcome, notes, timings))
+
+    def _refused(self, arrival: Arrival, error: ApiError, notes: Notes) -> None:
+        """What a rule refuses is in the request log, too."""
+        principal, call = notes.principal, notes.call
+        if isinstance(error, RefusedError) and principal is not None and call is not None:
+            self._admission.refused(principal, call, arrival, self._upstreams.find(call.model), error)
 
     async def _through_the_rooms(
         self, client: Client, endpoint: Endpoint, authorization: str | None, notes: Notes, timings: Timings

@@ -16,7 +16,7 @@ from proxy.policy.schema import CacheScope
 from proxy.settle import Chargeable
 from proxy.signature import Signature
 from proxy.store.claims import Claim
-from proxy.verdict import Remark
+from proxy.verdict import RefusedError, Remark
 from sidecar.wire.internal import Count, ModelState
 
 
@@ -93,6 +93,10 @@ class Admits(Protocol):
 
     async def check_limits(self, principal: Principal, model: str) -> None:
         """Raises ApiError 403, 429 or 503."""
+
+    def refused(
+        self, principal: Principal, call: Call, arrival: Arrival, model: ModelState | None, error: RefusedError
+    ) -> None: ...
 
     def admit_question(self, principal: Principal, question: Question, model: ModelState | None) -> Pass:
         """Raises ApiError 403, 404 or 429; then nothing was consumed."""

@@ -11,6 +11,7 @@ from proxy.admission import refusal
 from proxy.admission.estimate import Sizing
 from proxy.admission.grant import Books, Grant, Terms, storage_unavailable
 from proxy.admission.meters import NO_SIZE, Meters, Pass, Size, Subject, remarks
+from proxy.admission.refusal_log import RefusalLog
 from proxy.admission.rules import Limit, Rulebook
 from proxy.admission.turn import QueueWatch, Turn, Unwatched, wait
 from proxy.clock import Clock, month_of
@@ -38,6 +39,7 @@ class Admission:
         *,
         storage_s: float,
         queue: QueueWatch | None = None,
+        refusals: RefusalLog | None = None,
     ) -> None:
         self._rulebook = Rulebook(policy)
         self._meters = meters
@@ -45,6 +47,7 @@ class Admission:
         self._clock = clock
         self._storage_s = storage_s
         self._queue = queue or Unwatched()
+        self._refusals = refusals
 
     def allows(self, principal: Principal, model: str) -> bool:
         """Whether the key may use the model. Raises ApiError 403 if its tier is gone."""
@@ -140,6 +143,23 @@ class Admission:
         said = remarks(shadows, warned)
         terms = Terms(sizing, arrival, self._clock, self._storage_s, subject.rules.revision, said)
         return Grant(terms, estimate, hold, self._books, reserved)
+
+    def refused(
+        self, principal: Principal, call: Call, arrival: Arrival, model: ModelState | None, error: RefusedError
+    ) -> None:
+        """Keep in the request log what was not let in, whoever refused it, as far as the log bears it.
+
+        Nothing is kept of a model that is not there: its name is the client's own.
+        """
+        if self._refusals is None or model is None:
+            return
+        with contextlib.suppress(RefusedError):  # its tier is gone: then there is nothing to say of it
+            subject = self._subject(principal, call.model)
+            sizing = Sizing(call, model, subject.rules.tier)
+            bounded = sizing.bounded()
+            tokens = 0 if bounded is None else bounded.total
+            entry = _entry(principal, sizing, arrival, period=subject.period, tokens=tokens, upstream=None)
+            self._refusals.note(entry, error, arrival.monotonic_s)
 
     def admit_question(self, principal: Principal, question: Question, model: ModelState | None) -> Pass:
         """Let in what runs nothing: it counts for the minute and among those at once, and is in no ledger.

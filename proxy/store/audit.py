@@ -82,7 +82,7 @@ LAWS: Final = (
     ),
     Law(
         "{row.request_id}: state {row.state}, and yet it is charged",
-        _rows_that(ledger.c.state.in_((State.RESERVED, State.VOID)) & (CHARGED != 0)),
+        _rows_that(ledger.c.state.in_((State.RESERVED, State.VOID, State.REFUSED)) & (CHARGED != 0)),
     ),
     Law(
         "{row.request_id}: charged more than was reserved, or more cached than prompt",
@@ -93,6 +93,10 @@ LAWS: Final = (
         _rows_that(
             (ledger.c.reason == Ending.COMPLETE) & ((ledger.c.state != State.SETTLED) | (ledger.c.status != 200))
         ),
+    ),
+    Law(
+        "{row.request_id}: state {row.state} does not agree with the rule that refused it",
+        _rows_that((ledger.c.state == State.REFUSED) != ledger.c.rule.is_not(None)),
     ),
     Law("{row.request_id}: left open by {row.boot_id}, which ended in order", _left_open()),
 )

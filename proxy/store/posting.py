@@ -1,7 +1,8 @@
 """The records of the ledger, and what a batch of them changes: pure, no SQL.
 
 A row is `reserved` once, may shrink while it is, and ends once as `settled`, `forced` (settled at the estimate) or
-`void` (nothing ran). Whatever comes again, or too late, changes nothing. `quota` moves by exactly what the row did.
+`void` (nothing ran). Whatever comes again, or too late, changes nothing. `quota` moves by exactly what the row did. A
+`refused` row never was anything else and moves nothing: see `refusals`.
 """
 
 import datetime as dt
@@ -21,6 +22,7 @@ class State(enum.StrEnum):
     SETTLED = "settled"
     FORCED = "forced"
     VOID = "void"
+    REFUSED = "refused"
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,8 +146,9 @@ quota: Final = Table(
     CheckConstraint("reserved_tokens >= 0 AND reserved_requests >= 0", name="reserved_not_negative"),
 )
 
-# One row per request that was let in: the books and the request log in one. `est_tokens` is the estimate that is, or
-# was last, reserved. No foreign keys: the hot path pays for no look-up that `quota` has already made.
+# One row per request that was let in: the books and the request log in one. Of those that were refused as many as the
+# log can bear, with the `rule` that refused; they move nothing. `est_tokens` is the estimate that is, or was last,
+# reserved, or would have been. No foreign keys: the hot path pays for no look-up that `quota` has already made.
 ledger: Final = Table(
     "ledger",
     metadata,
@@ -183,7 +184,8 @@ ledger: Final = Table(
     Column("bound_prompt_tokens", BigInteger),
     Column("max_context", BigInteger),
     Column("prompts", BigInteger),
-    CheckConstraint("state IN ('reserved', 'settled', 'void', 'forced')", name="state"),
+    Column("rule", String(40)),
+    CheckConstraint("state IN ('reserved', 'settled', 'void', 'forced', 'refused')", name="state"),
     # Recovery looks for open rows; there are as many as requests run, however long the log is.
     Index("ix_ledger_open", "boot_id", sqlite_where=text(OPEN), postgresql_where=text(OPEN)),
     Index("ix_ledger_created", "created"),

@@ -2,6 +2,7 @@ import asyncio
 import sqlite3
 from pathlib import Path
 
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -23,11 +24,12 @@ def migrated(folder: Path) -> Path:
 def schema(path: Path) -> dict[str, list[str]]:
     """The words that made each table and index, without the spaces and line breaks between them.
 
-    A column that was added later stands behind the constraints, so the parts are in no order.
+    A column that was added later stands behind the constraints, so the parts are in no order. A table that was made
+    anew has its name in quotes.
     """
     with sqlite3.connect(path) as database:
         rows = database.execute("SELECT name, sql FROM sqlite_master WHERE name != 'alembic_version' AND sql != ''")
-        return {name: sorted(parts("".join(sql.split()))) for name, sql in rows}
+        return {name: sorted(parts("".join(sql.replace('"', "").split()))) for name, sql in rows}
 
 
 def parts(sql: str) -> list[str]:
@@ -96,3 +98,21 @@ def test_the_versions_are_one_line() -> None:
     script = ScriptDirectory.from_config(migrate._config())
     assert len(script.get_heads()) == len(script.get_bases()) == 1
     assert script.get_current_head() == migrate.head()
+
+
+def test_a_table_that_is_made_anew_keeps_its_rows(tmp_path: Path) -> None:
+    engine = create_engine(URL.create("sqlite", database=str(tmp_path / "old.db")), poolclass=NullPool)
+    config = migrate._config()
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0005")
+    columns = "request_id, state, key_id, account_id, tier, period, endpoint, model, stream, choices, priority, boot_id"
+    amounts = "est_tokens, prompt_tokens, cached_tokens, completion_tokens"
+    with sqlite3.connect(tmp_path / "old.db") as database:
+        database.execute(
+            f"INSERT INTO ledger ({columns}, {amounts}, created) VALUES "  # noqa: S608  our own column names
+            "('req_1', 'void', 'k', 'a', 't', '2026-11', '/v1', 'm', 0, 1, 0, 'b', 30, 0, 0, 0, '2026-11-25 12:00:00')"
+        )
+    migrate.upgrade(DatabaseSettings(url=f"sqlite+aiosqlite:///{tmp_path}/old.db"))
+    with sqlite3.connect(tmp_path / "old.db") as database:
+        assert database.execute("SELECT request_id, est_tokens, rule FROM ledger").fetchall() == [("req_1", 30, None)]

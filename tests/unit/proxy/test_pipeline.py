@@ -16,7 +16,7 @@ from proxy.policy.schema import CacheScope
 from proxy.record import Ended
 from proxy.settings import Limits
 from proxy.upstream import UpstreamLostError, UpstreamRefusedError
-from proxy.verdict import Remark
+from proxy.verdict import RefusedError, Remark
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import ApiError, unavailable
 from sidecar.wire.internal import Endpoint, RequestState
@@ -62,6 +62,7 @@ class FakeAdmission:
         self.turn_gate: asyncio.Event | None = None
         self.remarks: tuple[Remark, ...] = ()
         self.upstreams: list[str] = []
+        self.refusals: list[str] = []
         # Questions that were let in, and those of them that were answered.
         self.passes = self.passed = 0
 
@@ -76,6 +77,9 @@ class FakeAdmission:
             raise self.error
         self.passes += 1
         return FakePass(self)
+
+    def refused(self, _principal: Any, _call: Any, _arrival: Any, _model: Any, error: RefusedError) -> None:
+        self.refusals.append(error.rule)
 
     async def turn(self, _principal: Any, _model: str) -> Turn:
         if self.turn_gate is not None:
@@ -461,6 +465,18 @@ async def test_who_leaves_while_it_waits_for_its_turn_has_chosen_no_sidecar(endi
     ended = await task
     assert (ended.outcome.status, ended.outcome.ending, ended.upstream) == (status, ending, None)
     assert hall.admission.upstreams == []
+
+
+async def test_what_a_rule_refuses_is_kept_and_what_no_rule_refuses_is_not() -> None:
+    hall = Hall()
+    hall.admission.error = RefusedError("concurrency", 429, "no", code="concurrency_limit_exceeded")
+    await hall.run()
+    assert hall.admission.refusals == ["concurrency"]
+    for error in (ApiError(400, "no"), unavailable("no", code="storage_unavailable", retry_after_s=1)):
+        hall = Hall()
+        hall.admission.error = error
+        await hall.run()
+        assert hall.admission.refusals == []
 
 
 async def test_what_a_rule_in_shadow_said_is_recorded() -> None:

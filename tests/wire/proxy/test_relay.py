@@ -116,6 +116,8 @@ async def test_a_rate_limit_refuses_the_second_request_and_says_so(house: House,
     assert len(house.sidecar.received) == 1
     line = await house.line(count=2)
     assert (line["status"], line["ending"], line["error_code"]) == (429, "refused", "rate_limit_exceeded")
+    await house.until(lambda: len(house.rows()) == 2)
+    assert {row["state"]: row["rule"] for row in house.rows()} == {"settled": None, "refused": "requests_per_minute"}
 
 
 async def test_a_hundred_streams_at_once_are_a_hundred_settled_rows(house: House) -> None:
