@@ -65,6 +65,8 @@ BACKLOG: Final = 1024
 ADMIN_CONNECTIONS: Final = 64
 # How long a connection that does not end by itself may take to be closed.
 CLOSE_S: Final = 1.0
+# For how long a quota is taken as read that other processes move too.
+FRESH_S: Final = 1.0
 # The option's number in linux/prctl.h.
 _PR_SET_DUMPABLE: Final = 4
 
@@ -192,7 +194,8 @@ def build(
     limits, timeouts = settings.limits, settings.timeouts
     failures = Allowance(clock, Rate(limits.auth_failures_per_minute))
     identify = Identify(stores.keys, stores.smith, policy, failures, clock=clock, log=log)
-    meters = Meters(Cells(clock), Cells(clock), Leases(), QuotaBook(stores.ledger))
+    quotas = QuotaBook(stores.ledger, clock, FRESH_S if stores.shared else None)
+    meters = Meters(Cells(clock), Cells(clock), Leases(), quotas)
     admission = Admission(
         policy,
         meters,

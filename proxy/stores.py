@@ -24,9 +24,10 @@ from proxy.store.writer import Observer, Writer
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """The database's rooms, on behalf of one boot."""
+    """The database's rooms, on behalf of one boot. `shared`: other processes may write to them too."""
 
     boot_id: str
+    shared: bool
     writer: Writer
     accounts: Accounts
     keys: Keys
@@ -47,6 +48,7 @@ async def open_stores(settings: Proxy, clock: Clock, observer: Observer) -> Asyn
             boot_id = f"boot_{secrets.token_hex(12)}"
             yield Stores(
                 boot_id,
+                database.shared,
                 writer,
                 Accounts(writer),
                 Keys(writer),

@@ -135,7 +135,7 @@ class Admission:
         tokens, period = estimate.total, subject.period
         entry = _entry(principal, sizing, arrival, period=period, tokens=tokens, upstream=upstream)
         # The ledger first: it may refuse, the meters do not.
-        reserved = self._books.reserve(entry, claims)
+        reserved = self._books.reserve(entry, claims, subject.rules.monthly)
         if reserved.done() and reserved.exception() is not None:
             raise storage_unavailable() from reserved.exception()
         hold = self._meters.take(subject, size, shadows, lease=turn.use())

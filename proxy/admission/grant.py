@@ -18,6 +18,7 @@ from proxy.exchange import Arrival, Ending, Estimate, Outcome
 from proxy.policy.schema import POLICY_HEADER, CacheScope
 from proxy.store.claims import Claim, ClaimTakenError
 from proxy.store.posting import Entry, Settled, Voided
+from proxy.store.standing import Monthly, QuotaExceededError
 from proxy.upstream import UpstreamRefusedError
 from proxy.verdict import Remark
 from sidecar.wire.errors import ApiError, unavailable
@@ -33,7 +34,7 @@ class Books(Protocol):
     A future is done once it is on disk. It may be dropped: the writer counts what fails, and retries what ends a row.
     """
 
-    def reserve(self, entry: Entry, claimed: tuple[Claim, ...]) -> Written: ...
+    def reserve(self, entry: Entry, claimed: tuple[Claim, ...], limits: Monthly) -> Written: ...
     def shrink(self, request_id: str, est_tokens: int) -> Written: ...
     def settle(self, settled: Settled) -> Written: ...
     def void(self, voided: Voided) -> Written: ...
@@ -100,13 +101,15 @@ class Grant:
         return {**self._hold.headers(), POLICY_HEADER: self._terms.revision}
 
     async def durable(self) -> None:
-        """Return when the reservation is on disk. Raises ApiError 503 if that fails or takes too long, or says what was
-        claimed already.
+        """Return when the reservation is on disk. Raises ApiError 503 if that fails or takes too long, 429 if another
+        process has used up the quota meanwhile, or says what was claimed already.
         """
         await asyncio.wait({self._reserved}, timeout=self._terms.storage_s)
         if not self._reserved.done() or self._reserved.cancelled():
             raise storage_unavailable()
         exc = self._reserved.exception()
+        if isinstance(exc, QuotaExceededError):
+            raise self._hold.exceeded(exc, self._terms.clock.now()) from exc
         if isinstance(exc, ClaimTakenError):
             raise twice.taken(exc) from exc
         if exc is not None:

@@ -3,17 +3,20 @@
 Everything here is synchronous, so between a look and the taking nothing else runs. What to refuse is `gate`'s business.
 """
 
+import datetime as dt
 from collections.abc import Collection
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
+from proxy.admission import refusal
 from proxy.admission.concurrency import ConcurrencyLook, Lease, Leases
 from proxy.admission.quota import QuotaBook, QuotaLook
 from proxy.admission.rate import Cells, Charge, RateLook
 from proxy.admission.refusal import REQUESTS, TOKENS, duration
 from proxy.admission.rules import OF_ACCOUNT, Limit, Rules, SoftQuota
-from proxy.verdict import SHADOW, WARN, Remark
+from proxy.store.standing import QuotaExceededError
+from proxy.verdict import SHADOW, WARN, RefusedError, Remark
 
 WARNING_HEADER: Final = "x-tollhouse-quota-warning"
 # What holds for something that runs nothing, too.
@@ -213,6 +216,13 @@ class Hold:
             self._meters.tokens.commit(charge.subject, charge.rate, used - self._charged)
         self._charge_only(used)
         self._release()
+
+    def exceeded(self, found: QuotaExceededError, now: dt.datetime) -> RefusedError:
+        """The refusal of a quota that the ledger found used up, by other processes too: what is known here is old."""
+        self._meters.quotas.doubt(self._subject)
+        limit = next(limit for limit in self._subject.rules.limits if limit.rule == found.rule)
+        look = QuotaLook(found.limit, found.used, found.requested)
+        return refusal.quota(limit, look, self._meters.headers(self._subject), now)
 
     def void(self) -> None:
         """Nothing of the request ran: it is as if it had never been let in."""

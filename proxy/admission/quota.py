@@ -3,11 +3,18 @@ reserved in a calendar month.
 
 The ledger is the truth; the book is read from it once per key or account and month, and moves by what the ledger is
 told to move by, at the moment it is told. So looking and reserving need no `await` between them, and overshoot is
-nothing.
+nothing. Where other processes write to the same ledger, the book is read again every now and then: it looks ahead, and
+the ledger decides.
 """
 
-from dataclasses import dataclass
+import contextlib
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
+
+from proxy.clock import Clock
+from proxy.store.failure import StorageError
 
 _FEWEST_BEFORE_PURGE: Final = 1024
 
@@ -58,38 +65,48 @@ class QuotaLook:
 
 @dataclass(slots=True)
 class _Line:
-    """One key or account in one period. Mutable, all of it, by `QuotaBook` alone."""
+    """One key or account in one period. Mutable, all of it, by `QuotaBook` alone. `read_s`: when it was read."""
 
     settled_tokens: int
     reserved_tokens: int
     settled_requests: int
     reserved_requests: int
+    read_s: float
+
+    def renew(self, found: Standing, before: "_Line") -> None:
+        """Take over what the ledger says, and what has moved here since it was asked."""
+        self.settled_tokens += found.settled_tokens - before.settled_tokens
+        self.reserved_tokens += found.reserved_tokens - before.reserved_tokens
+        self.settled_requests += found.settled_requests - before.settled_requests
+        self.reserved_requests += found.reserved_requests - before.reserved_requests
 
 
+_Read = Callable[[str, str], Awaitable[Standing]]
 _Lines = dict[tuple[str, str], _Line]
 
 
 class QuotaBook:
-    """The lines of all who asked for something. Mutable: `_keys` and `_accounts`, by id and period."""
+    """The lines of all who asked for something. Mutable: `_keys` and `_accounts`, by id and period.
 
-    def __init__(self, standings: Standings) -> None:
+    `fresh_s` is for how long a line is taken as read; None for as long as it is here.
+    """
+
+    def __init__(self, standings: Standings, clock: Clock, fresh_s: float | None = None) -> None:
         self._standings = standings
+        self._clock = clock
+        self._fresh_s = math.inf if fresh_s is None else fresh_s
         self._keys: _Lines = {}
         self._accounts: _Lines = {}
         self._purge_at = _FEWEST_BEFORE_PURGE
 
     async def prime(self, payer: Payer) -> None:
-        """Read the lines of a key and its account from the ledger, unless they are here.
+        """Read the lines of a key and its account from the ledger, unless they are here and fresh. Raises StorageError.
 
         Everything below needs them to be here. As nothing of an account is reserved before its own line is here, that
         line begins where nothing of it is under way.
         """
-        if (payer.account_id, payer.period) not in self._accounts:
-            found = await self._standings.account_standing(payer.account_id, payer.period)
-            self._put(self._accounts, payer.account_id, payer.period, found)
-        if (payer.key_id, payer.period) not in self._keys:
-            found = await self._standings.standing(payer.key_id, payer.period)
-            self._put(self._keys, payer.key_id, payer.period, found)
+        await self._have(self._accounts, payer.account_id, payer.period, self._standings.account_standing)
+        await self._have(self._keys, payer.key_id, payer.period, self._standings.standing)
         if len(self._keys) > self._purge_at:
             self._purge()
 
@@ -134,13 +151,23 @@ class QuotaBook:
         period = payer.period
         return self._keys[payer.key_id, period], self._accounts[payer.account_id, period]
 
-    @staticmethod
-    def _put(lines: _Lines, who: str, period: str, found: Standing) -> None:
-        # Two may have read at once, and the first has perhaps reserved since: its line is the newer one.
-        lines.setdefault(
-            (who, period),
-            _Line(found.settled_tokens, found.reserved_tokens, found.settled_requests, found.reserved_requests),
-        )
+    def doubt(self, payer: Payer) -> None:
+        """The ledger knows better: the lines are read again before they are next looked at."""
+        for line in self._both(payer):
+            line.read_s = -math.inf
+
+    async def _have(self, lines: _Lines, who: str, period: str, read: _Read) -> None:
+        now_s = self._clock.monotonic()
+        line = lines.get((who, period))
+        if line is None:
+            found = await read(who, period)
+            # Two may have read at once, and the first has perhaps reserved since: its line is the newer one.
+            lines.setdefault((who, period), _line(found, now_s))
+        elif now_s - line.read_s >= self._fresh_s or line.read_s == -math.inf:
+            # Before the wait, so that one reads and not all of them.
+            line.read_s, before = now_s, replace(line)
+            with contextlib.suppress(StorageError):
+                line.renew(await read(who, period), before)
 
     def _purge(self) -> None:
         """Forget lines of past months that nothing holds open. The last two months stay: the ledger may lag behind
@@ -152,3 +179,7 @@ class QuotaBook:
             for lines in (self._keys, self._accounts)
         )
         self._purge_at = max(_FEWEST_BEFORE_PURGE, 2 * len(self._keys))
+
+
+def _line(found: Standing, read_s: float) -> _Line:
+    return _Line(found.settled_tokens, found.reserved_tokens, found.settled_requests, found.reserved_requests, read_s)

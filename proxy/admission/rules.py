@@ -4,7 +4,7 @@ Compiled once for each such pair and kept while the policy is the same. Nothing 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 from msgspec.structs import replace
@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from proxy.admission.rate import Rate
 from proxy.exchange import Principal
 from proxy.policy.schema import ModelRules, Overrides, Policy, Rule, Tier, number
+from proxy.store.standing import Monthly
 
 MOST_KEPT: Final = 4096
 # The order in which they refuse: what passes soonest first, so that a client that waits as told gets furthest.
@@ -71,7 +72,7 @@ class Rules:
 
     `limits` are in the order in which they refuse, those in shadow among them, and some by their names too. `tried` are
     the tokens of limits in shadow: as much as a request could ever hold if they were in force. `may_wait`: where too
-    many run at once, one more may wait for its turn.
+    many run at once, one more may wait for its turn. `monthly` are the quotas in force, for the ledger.
     """
 
     tier: Tier
@@ -84,6 +85,7 @@ class Rules:
     tried: tuple[int, ...]
     soft: tuple[SoftQuota, ...]
     may_wait: bool
+    monthly: Monthly
 
 
 class Rulebook:
@@ -140,6 +142,7 @@ def compiled(revision: str, tier: Tier, own: Own) -> Rules:
         tried=tuple(limit.most for limit in limits.values() if limit.shadow and limit.sized),
         may_wait=in_force.concurrency is not None and in_force.max_waiting > 0 and in_force.max_wait_s > 0,
         soft=tuple(quota for counts in SOFT if (quota := _soft(counts, in_force)) is not None),
+        monthly=Monthly(**{field.name: getattr(in_force, field.name) for field in fields(Monthly)}),
     )
 
 

@@ -1,4 +1,4 @@
-"""The ledger in SQL: every reservation and its one end, and the quota that moves with them. No limit is known here.
+"""The ledger in SQL: every reservation and its one end, and the quota that moves with them, and bounds them.
 
 `posting` decides what a batch of operations changes; this module reads the rows it asks about and writes what it says,
 a whole batch in a handful of statements.
@@ -9,21 +9,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from sqlalchemy import Row, bindparam, func, insert, select, text, update
+from sqlalchemy import Row, bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from proxy.store import audit, claims
+from proxy.store import audit, claims, quotas
 from proxy.store.claims import Claim
 from proxy.store.posting import COUNTERS, Booked, Entry, Operation, Posting, Reserved, Settled, Shrunk, State, Voided
+from proxy.store.standing import UNLIMITED, Monthly, Standing
 from proxy.store.tables import account, api_key, ledger, quota
-from proxy.store.writer import Writer
+from proxy.store.writer import Refusal, Writer
 
 ENTRY_COLUMNS: Final = tuple(field.name for field in fields(Entry))
 ENDING_COLUMNS: Final = tuple(field.name for field in fields(Settled) if field.name not in {"request_id", "forced"})
 
 # Postgres locks the rows it finds; SQLite has no such clause and is given none, its write lock covers everything.
 FIND: Final = (
-    select(ledger.c.request_id, ledger.c.state, ledger.c.est_tokens, ledger.c.key_id, ledger.c.period)
+    select(ledger.c.request_id, *(ledger.c[field.name] for field in fields(Booked)))
     .where(ledger.c.request_id.in_(bindparam("ids", expanding=True)))
     .order_by(ledger.c.request_id)
     .with_for_update()
@@ -32,26 +33,6 @@ IS_OPEN: Final = (ledger.c.request_id == bindparam("of")) & (ledger.c.state == S
 INSERT: Final = insert(ledger)
 SHRINK: Final = update(ledger).where(IS_OPEN).values(est_tokens=bindparam("to"))
 END: Final = update(ledger).where(IS_OPEN).values({name: bindparam(name) for name in ("state", *ENDING_COLUMNS)})
-# The same words in SQLite and in Postgres, for which SQLAlchemy has two constructs.
-OPEN_QUOTA: Final = text(
-    f"INSERT INTO quota (key_id, period, {', '.join(COUNTERS)}) "  # noqa: S608  our own column names
-    f"VALUES (:of_key, :of_period, {', '.join('0' for _ in COUNTERS)}) ON CONFLICT (key_id, period) DO NOTHING"
-)
-MOVE: Final = (
-    update(quota)
-    .where(quota.c.key_id == bindparam("of_key"), quota.c.period == bindparam("of_period"))
-    .values({name: quota.c[name] + bindparam(name) for name in COUNTERS})
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """How much of a period a key has used and set aside."""
-
-    settled_tokens: int = 0
-    reserved_tokens: int = 0
-    settled_requests: int = 0
-    reserved_requests: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +64,13 @@ class Ledger:
         self._writer = writer
         self._boot_id = boot_id
 
-    def reserve(self, entry: Entry, claimed: tuple[Claim, ...] = ()) -> asyncio.Future[None]:
-        """Fails with ClaimTakenError, too, if another request has one of its claims."""
-        return self._writer.submit(_post, Reserved(entry, self._boot_id, claimed))
+    def reserve(
+        self, entry: Entry, claimed: tuple[Claim, ...] = (), limits: Monthly = UNLIMITED
+    ) -> asyncio.Future[None]:
+        """Fails with ClaimTakenError, too, if another request has one of its claims, and with QuotaExceededError if it
+        does not fit its limits, whichever process has used them up. Then there is no reservation.
+        """
+        return self._writer.submit(_post, Reserved(entry, self._boot_id, claimed, limits))
 
     def shrink(self, request_id: str, est_tokens: int) -> asyncio.Future[None]:
         """The request needs no more than this; a greater number changes nothing."""
@@ -131,29 +116,33 @@ class Ledger:
         return [problem for law in audit.LAWS for problem in law.broken_by(await self._writer.read(law.query))]
 
 
-async def _post(connection: AsyncConnection, operations: Sequence[Operation]) -> None:
-    """Apply a batch. Runs in the writer's transaction."""
+async def _post(connection: AsyncConnection, operations: Sequence[Operation]) -> list[Refusal]:
+    """Apply a batch, and say which of it is refused. Runs in the writer's transaction."""
     ids = list({operation.request_id for operation in operations})
     found = await connection.execute(FIND, {"ids": ids})
-    posting = Posting({row.request_id: Booked(row.state, row.est_tokens, row.key_id, row.period) for row in found})
+    rows = {request_id: Booked(*rest) for request_id, *rest in found}
+    new = [
+        operation for operation in operations if isinstance(operation, Reserved) and operation.request_id not in rows
+    ]
+    if new:
+        await quotas.opened(connection, list({(reserved.entry.key_id, reserved.entry.period) for reserved in new}))
+    posting = Posting(rows, *await quotas.standings(connection, new, rows))
     for operation in operations:
         posting.post(operation)
     if posting.reserved:
         await claims.take(connection, posting.reserved)
         await connection.execute(INSERT, [_inserted(reserved) for reserved in posting.reserved])
-        opened = sorted({(reserved.entry.key_id, reserved.entry.period) for reserved in posting.reserved})
-        await connection.execute(OPEN_QUOTA, [{"of_key": key_id, "of_period": period} for key_id, period in opened])
     if posting.shrunk:
         await connection.execute(SHRINK, [{"of": of, "to": to} for of, to in posting.shrunk.items()])
     if posting.ended:
         await connection.execute(END, [_ended(end) for end in posting.ended])
     if posting.moves:
-        # Sorted, so that two writers on Postgres cannot wait for each other.
-        moves = [
-            {"of_key": key_id, "of_period": period} | {name: counter[name] for name in COUNTERS}
-            for (key_id, period), counter in sorted(posting.moves.items())
-        ]
-        await connection.execute(MOVE, moves)
+        await quotas.moved(connection, posting.moves)
+    return [
+        Refusal(place, posting.refused[operation.request_id])
+        for place, operation in enumerate(operations)
+        if isinstance(operation, Reserved) and operation.request_id in posting.refused
+    ]
 
 
 def _inserted(reserved: Reserved) -> dict[str, object]:

@@ -9,10 +9,11 @@ import datetime as dt
 import enum
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from proxy.store.claims import Claim
+from proxy.store.standing import UNLIMITED, Monthly, QuotaExceededError, Standing, exceeded
 
 
 class State(enum.StrEnum):
@@ -56,11 +57,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """A reservation, made by one boot of the proxy, and what the request claims for itself."""
+    """A reservation, made by one boot of the proxy, what the request claims for itself, and the quotas it must fit."""
 
     entry: Entry
     boot_id: str
     claims: tuple[Claim, ...] = ()
+    limits: Monthly = UNLIMITED
 
     @property
     def request_id(self) -> str:
@@ -114,6 +116,7 @@ class Voided:
 
 
 Operation = Reserved | Shrunk | Settled | Voided
+NOTHING: Final = Standing()
 # The counters of `quota`, by their columns.
 COUNTERS: Final = (
     "settled_tokens",
@@ -133,21 +136,37 @@ class Booked:
     est_tokens: int
     key_id: str
     period: str
+    account_id: str
+
+
+# Whose counters, and of which month.
+At = tuple[str, str]
 
 
 class Posting:
     """What a batch of operations changes, decided one operation after the other.
 
-    Mutable: `_rows` (each row as the operations so far leave it), `reserved` (rows to insert), `shrunk` (estimates to
-    write), `ended` (rows to end, after that), `moves` (what is added to the counters of a key's period).
+    `keys` and `accounts` say where those stand whose reservations have limits. Mutable: `_rows` (each row as the
+    operations so far leave it), `reserved` (rows to insert), `refused` (reservations that exceed a limit), `shrunk`
+    (estimates to write), `ended` (rows to end, after that), `moves` (what is added to the counters of a key's period),
+    `_of_accounts` (the same of an account's).
     """
 
-    def __init__(self, rows: Mapping[str, Booked]) -> None:
+    def __init__(
+        self,
+        rows: Mapping[str, Booked],
+        keys: Mapping[At, Standing] | None = None,
+        accounts: Mapping[At, Standing] | None = None,
+    ) -> None:
         self._rows = dict(rows)
+        self._keys = keys or {}
+        self._accounts = accounts or {}
+        self._of_accounts: dict[At, Counter[str]] = {}
         self.reserved: list[Reserved] = []
+        self.refused: dict[str, QuotaExceededError] = {}
         self.shrunk: dict[str, int] = {}
         self.ended: list[Settled | Voided] = []
-        self.moves: dict[tuple[str, str], Counter[str]] = {}
+        self.moves: dict[At, Counter[str]] = {}
 
     def post(self, operation: Operation) -> None:
         if isinstance(operation, Reserved):
@@ -165,7 +184,12 @@ class Posting:
         entry = reserved.entry
         if entry.request_id in self._rows:
             return
-        self._rows[entry.request_id] = row = Booked(State.RESERVED, entry.est_tokens, entry.key_id, entry.period)
+        if reserved.limits.any and (why := self._exceeded(reserved)) is not None:
+            self.refused[entry.request_id] = why
+            return
+        self.refused.pop(entry.request_id, None)
+        row = Booked(State.RESERVED, entry.est_tokens, entry.key_id, entry.period, entry.account_id)
+        self._rows[entry.request_id] = row
         self.reserved.append(reserved)
         self._move(row, reserved_tokens=entry.est_tokens, reserved_requests=1)
 
@@ -189,5 +213,22 @@ class Posting:
                 settled_cached_tokens=end.cached_tokens,
             )
 
+    def _exceeded(self, reserved: Reserved) -> QuotaExceededError | None:
+        entry = reserved.entry
+        key, account = (entry.key_id, entry.period), (entry.account_id, entry.period)
+        return exceeded(
+            reserved.limits,
+            _after(self._keys.get(key, NOTHING), self.moves.get(key)),
+            _after(self._accounts.get(account, NOTHING), self._of_accounts.get(account)),
+            entry.est_tokens,
+        )
+
     def _move(self, row: Booked, **counters: int) -> None:
         self.moves.setdefault((row.key_id, row.period), Counter()).update(counters)
+        self._of_accounts.setdefault((row.account_id, row.period), Counter()).update(counters)
+
+
+def _after(before: Standing, moved: Counter[str] | None) -> Standing:
+    if not moved:
+        return before
+    return Standing(*(getattr(before, field.name) + moved[field.name] for field in fields(Standing)))

@@ -30,7 +30,19 @@ STOPPED: Final = "The server stopped writing."
 
 
 R = TypeVar("R")
-Apply = Callable[[AsyncConnection, Sequence[R]], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An operation of a batch, by its place, that changes nothing, and the error that its caller gets. The others are
+    committed all the same.
+    """
+
+    place: int
+    error: Exception
+
+
+Apply = Callable[[AsyncConnection, Sequence[R]], Awaitable[Sequence[Refusal] | None]]
 
 
 class Transactions(Protocol):
@@ -139,7 +151,8 @@ class Writer:
 
         `apply` gets the records of all operations beside each other that share it, in order, and must bear being run
         again after a commit that failed: one may have reached the disk all the same. The future fails with StorageError
-        or with what `apply` raised. It may be dropped: the observer has been told.
+        or with what `apply` raised; it may be dropped, as the observer has been told. Or it fails with the error of a
+        refusal that `apply` gave: that is a decision and no failure, and the observer is not told.
         """
         pending = _Pending(apply, record, retained, self._clock.monotonic(), asyncio.get_running_loop().create_future())
         pending.done.add_done_callback(_retrieve)
@@ -215,14 +228,19 @@ class Writer:
 
     async def _commit(self, batch: Sequence[_Pending]) -> Exception | None:
         began_s = self._clock.monotonic()
+        refused: list[tuple[_Pending, Exception]] = []
         try:
             async with self._database.write() as connection:
-                for apply, group in itertools.groupby(batch, key=lambda pending: pending.apply):
-                    await apply(connection, [pending.record for pending in group])
+                for apply, grouped in itertools.groupby(batch, key=lambda pending: pending.apply):
+                    group = list(grouped)
+                    refusals = await apply(connection, [pending.record for pending in group])
+                    refused.extend((group[refusal.place], refusal.error) for refusal in refusals or ())
         except Exception as exc:  # noqa: BLE001  whatever an operation raises is its caller's to handle
             self._observer.failed(exc, len(batch))
             return exc
         self._observer.committed(self._clock.monotonic() - began_s, len(batch))
+        for pending, error in refused:
+            pending.fail(error)
         return None
 
     def _refuse(self, error: Exception) -> None:

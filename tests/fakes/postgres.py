@@ -6,6 +6,7 @@ Its programs are started here, and not by the wheel's own Python, so that a test
 import contextlib
 import importlib.util
 import itertools
+import json
 import os
 import pwd
 import shutil
@@ -106,6 +107,11 @@ class Postgres:
     def log(self) -> str:
         return (self.folder / "log").read_text()
 
+    @staticmethod
+    def name_in(url: str) -> str:
+        """The database's name in such a URL."""
+        return url.partition("?")[0].rpartition("/")[2]
+
     def ready(self) -> bool:
         asked = [str(self._programs / "pg_isready"), "--quiet", "--host", str(self.folder), "--username", SUPERUSER]
         return subprocess.run(asked, check=False).returncode == 0
@@ -120,6 +126,11 @@ class Postgres:
         plain = ("--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--field-separator", "\t")
         said = self._run("psql", *at, *plain, "--set", "ON_ERROR_STOP=1", "--command", statement)
         return [line.split("\t") for line in said.splitlines()]
+
+    def rows(self, query: str, database: str) -> list[dict[str, Any]]:
+        """What a query finds, with its values as JSON has them."""
+        found = self.sql(f"SELECT row_to_json(found) FROM ({query}) AS found", database)  # noqa: S608  a test's words
+        return [json.loads(row) for (row,) in found]
 
     @contextlib.contextmanager
     def database(self, template: str = "template1") -> Iterator[str]:

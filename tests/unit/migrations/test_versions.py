@@ -91,7 +91,7 @@ async def test_the_migrations_and_the_tables_make_the_same_on_postgres(
         async with open_database(DatabaseSettings(url=postgres.url(made))) as database, database.write() as connection:
             await connection.run_sync(metadata.create_all)
         wanted = await asyncio.to_thread(catalog, postgres, made)
-    assert await asyncio.to_thread(catalog, postgres, on_postgres.url.partition("?")[0].rpartition("/")[2]) == wanted
+    assert await asyncio.to_thread(catalog, postgres, postgres.name_in(on_postgres.url)) == wanted
 
 
 def test_the_versions_are_one_line() -> None:

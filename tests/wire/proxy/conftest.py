@@ -15,7 +15,6 @@ import uvloop
 from proxy import app
 from proxy.admin.client import AdminClient
 from proxy.settings import Admin, Database, Limits, Listen, Proxy, Timeouts, Upstream
-from proxy.store import migrate
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.slots import SlotWriter
 from tests.fakes.sidecar import FakeSidecar
@@ -27,25 +26,34 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
     return {"uvloop": uvloop.new_event_loop}
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database with the tables of this version."""
-    path = tmp_path_factory.mktemp("db") / "empty.db"
-    migrate.upgrade(Database(url=f"sqlite+aiosqlite:///{path}"))
-    return path
+@pytest.fixture
+def database(request: pytest.FixtureRequest, tmp_path: Path, sqlite_template: Path) -> Database:
+    """Where the house keeps its books: on SQLite, but for tests that are parametrised with `on_both`."""
+    if getattr(request, "param", "sqlite") == "postgres":
+        found: Database = request.getfixturevalue("on_postgres")
+        return found
+    (tmp_path / "data").mkdir(mode=0o700)
+    shutil.copyfile(sqlite_template, tmp_path / "data/t.db")
+    return Database(url=f"sqlite+aiosqlite:///{tmp_path / 'data/t.db'}", synchronous="NORMAL")
 
 
+# For a module's `pytestmark`: its tests run on both databases.
+on_both = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 Build = Callable[..., "contextlib.AbstractAsyncContextManager[House]"]
 
 
 @pytest.fixture
-def build(tmp_path: Path, migrated: Path) -> Build:
-    """Start a proxy with its own settings; leaving it stops it and checks the books."""
+def build(request: pytest.FixtureRequest, tmp_path: Path, database: Database) -> Build:
+    """Start a proxy with its own settings; leaving it stops it and checks the books.
+
+    `at` tells those apart that share a database.
+    """
     (tmp_path / "policies").mkdir()
     (tmp_path / "policies/default.yaml").write_text(json.dumps({"version": 1, "tiers": TIERS}))
-    (tmp_path / "data").mkdir(mode=0o700)
-    shutil.copyfile(migrated, tmp_path / "data/t.db")
-    SlotWriter(tmp_path / "s.slots").close()
+    (tmp_path / "data").mkdir(mode=0o700, exist_ok=True)
+    for at in ("", "2"):
+        SlotWriter(tmp_path / f"s{at}.slots").close()
+    server = None if database.url.startswith("sqlite") else request.getfixturevalue("postgres")
 
     @contextlib.asynccontextmanager
     async def started(
@@ -53,20 +61,21 @@ def build(tmp_path: Path, migrated: Path) -> Build:
         timeouts: Timeouts | None = None,
         prepare: Callable[[FakeSidecar], None] | None = None,
         trusted_proxies: tuple[str, ...] = (),
+        at: str = "",
         **more: Any,
     ) -> AsyncIterator[House]:
         settings = Proxy(
-            upstreams=[Upstream(name="local", socket=str(tmp_path / "s.sock"))],
+            upstreams=[Upstream(name=f"local{at}", socket=str(tmp_path / f"s{at}.sock"))],
             listen=Listen(port=0, trusted_proxies=trusted_proxies),
-            admin=Admin(port=0, socket=str(tmp_path / "a.sock")),
-            database=Database(url=f"sqlite+aiosqlite:///{tmp_path / 'data/t.db'}", synchronous="NORMAL"),
+            admin=Admin(port=0, socket=str(tmp_path / f"a{at}.sock")),
+            database=database,
             policies=str(tmp_path / "policies"),
             secret_file=str(tmp_path / "data/root.secret"),
             limits=limits or Limits(),
             timeouts=timeouts or Timeouts(drain_s=5.0),
             **more,
         )
-        log, stop, sidecar = io.StringIO(), app.Stop(), FakeSidecar(tmp_path / "s.sock")
+        log, stop, sidecar = io.StringIO(), app.Stop(), FakeSidecar(tmp_path / f"s{at}.sock")
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(sidecar.stop)
             if prepare is not None:
@@ -74,7 +83,7 @@ def build(tmp_path: Path, migrated: Path) -> Build:
             await sidecar.__aenter__()
             task = asyncio.create_task(app.live(settings, JsonLog(log), stop))
             stack.push_async_callback(_ended, task, stop)
-            house = House(settings, sidecar, log, stop, task)
+            house = House(settings, sidecar, log, stop, task, server)
             stack.push_async_callback(_hung_up, house.wires)
             await house.until(lambda: house.lines("ready"))
             yield house

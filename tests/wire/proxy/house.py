@@ -14,6 +14,7 @@ from proxy import app
 from proxy.admin.actions import NewAccount, NewKey
 from proxy.admin.client import AdminClient
 from proxy.settings import Proxy
+from tests.fakes.postgres import Postgres
 from tests.fakes.sidecar import MODEL, FakeSidecar
 
 OPEN: dict[str, Any] = {
@@ -118,6 +119,7 @@ class House:
     log: io.StringIO
     stop: app.Stop
     task: asyncio.Task[None]
+    postgres: Postgres | None = None
     wires: list[Wire] = field(default_factory=list)
 
     def lines(self, event: str) -> list[dict[str, Any]]:
@@ -170,6 +172,10 @@ class House:
         return wire
 
     def rows(self, table: str = "ledger", by: str = "created") -> list[dict[str, Any]]:
+        if self.postgres is not None:
+            # The table is the test's own word.
+            query = f"SELECT * FROM {table} ORDER BY created"  # noqa: S608
+            return self.postgres.rows(query, self.postgres.name_in(self.settings.database.url))
         path = Path(self.settings.database.url.removeprefix("sqlite+aiosqlite:///"))
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
             database.row_factory = sqlite3.Row

@@ -17,7 +17,9 @@ from proxy.store.posting import Entry
 from proxy.store.writer import Writer
 from sidecar.wire.slots import SlotWriter
 from tests.fakes.sidecar import FakeSidecar
-from tests.wire.proxy.conftest import Build
+from tests.wire.proxy.conftest import Build, on_both
+
+pytestmark = on_both
 
 NOW = dt.datetime.now(dt.UTC)
 ENTRY = Entry(
@@ -26,17 +28,18 @@ ENTRY = Entry(
 )  # fmt: skip
 
 
-async def leave_an_orphan(folder: Path, entry: Entry) -> None:
+async def leave_an_orphan(settings: Database, entry: Entry) -> None:
     """What a proxy leaves that is killed with a request running."""
-    settings = Database(url=f"sqlite+aiosqlite:///{folder / 'data/t.db'}")
     async with open_database(settings) as database, Writer(database, SystemClock()) as writer:
         await Accounts(writer).create(Account("a", "a", NOW))
         await Keys(writer).create(KeyRecord("k", "a", "k", "open", None, b"m" * 32, 1, NOW))
         await Ledger(writer, "boot_dead").reserve(entry)
 
 
-async def test_f1_an_orphan_is_settled_by_the_sidecar_before_the_listeners_open(build: Build, tmp_path: Path) -> None:
-    await leave_an_orphan(tmp_path, ENTRY)
+async def test_f1_an_orphan_is_settled_by_the_sidecar_before_the_listeners_open(
+    build: Build, database: Database
+) -> None:
+    await leave_an_orphan(database, ENTRY)
 
     def knows(sidecar: FakeSidecar) -> None:
         sidecar.produced["req_orphan"] = 9
@@ -49,8 +52,10 @@ async def test_f1_an_orphan_is_settled_by_the_sidecar_before_the_listeners_open(
         assert house.log.getvalue().index("orphans_settled") < house.log.getvalue().index('"ready"')
 
 
-async def test_f1_slots_settle_an_orphan_while_the_sidecar_is_away(build: Build, tmp_path: Path) -> None:
-    await leave_an_orphan(tmp_path, ENTRY)
+async def test_f1_slots_settle_an_orphan_while_the_sidecar_is_away(
+    build: Build, database: Database, tmp_path: Path
+) -> None:
+    await leave_an_orphan(database, ENTRY)
 
     def counted() -> None:
         slots = SlotWriter(tmp_path / "s.slots")
@@ -77,9 +82,9 @@ async def test_f1_slots_settle_an_orphan_while_the_sidecar_is_away(build: Build,
     ids=["slots older than it: it never ran", "slots younger than it", "sidecar no longer known"],
 )
 async def test_an_orphan_without_a_trace(
-    build: Build, tmp_path: Path, upstream: str, created: dt.datetime, state: str
+    build: Build, database: Database, upstream: str, created: dt.datetime, state: str
 ) -> None:
-    await leave_an_orphan(tmp_path, dataclasses.replace(ENTRY, upstream=upstream, created=created))
+    await leave_an_orphan(database, dataclasses.replace(ENTRY, upstream=upstream, created=created))
     async with build() as house:
         (row,) = house.rows()
         assert row["state"] == state

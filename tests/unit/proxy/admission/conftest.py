@@ -67,7 +67,7 @@ class FakeLedger:
         sums = ((getattr(standing, name.name) for standing in of_period) for name in fields(Standing))
         return Standing(*map(sum, sums))
 
-    def reserve(self, entry: Entry, _claimed: Any = ()) -> asyncio.Future[None]:
+    def reserve(self, entry: Entry, _claimed: Any = (), _limits: Any = None) -> asyncio.Future[None]:
         return self._tell(entry)
 
     def shrink(self, request_id: str, est_tokens: int) -> asyncio.Future[None]:
@@ -81,6 +81,10 @@ class FakeLedger:
 
     def _tell(self, what: object) -> asyncio.Future[None]:
         self.told.append(what)
+        self.last = written = self._written()
+        return written
+
+    def _written(self) -> asyncio.Future[None]:
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         written.add_done_callback(lambda done: done.cancelled() or done.exception())
         if self.writes == "done":
@@ -112,7 +116,7 @@ class Gatehouse:
     counted: int = 0
 
     def __post_init__(self) -> None:
-        self.meters = Meters(Cells(self.clock), Cells(self.clock), Leases(), QuotaBook(self.ledger))
+        self.meters = Meters(Cells(self.clock), Cells(self.clock), Leases(), QuotaBook(self.ledger, self.clock))
         self.gate = Admission(lambda: self.policy, self.meters, self.ledger, self.clock, storage_s=0.01)
 
     def call(self, **fields: Any) -> Call:

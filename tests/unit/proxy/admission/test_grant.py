@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from proxy.exchange import Ending, Outcome
+from proxy.store.ledger import Standing
 from proxy.store.posting import Settled, Voided
+from proxy.store.standing import QuotaExceededError
 from proxy.upstream import UpstreamRefusedError
+from proxy.verdict import RefusedError
 from sidecar.wire.errors import ApiError, unavailable
 from sidecar.wire.internal import Usage
 
@@ -96,6 +99,30 @@ async def test_the_meters_move_before_the_settlement_is_on_disk(build: Build) ->
     written = grant.settle(COMPLETE, ended=ENDED, duration_ms=1, ttft_ms=1)
     assert not written.done()
     assert (house.used(), len(house.meters.leases)) == ((1, 13), 0)
+
+
+# --- durable ---
+
+
+async def test_a_quota_that_others_used_up_meanwhile_is_a_429_and_costs_nothing(build: Build) -> None:
+    house = build(**LIMITS)
+    house.ledger.writes = "stuck"
+
+    async def let_in() -> None:
+        async with await house.admit() as grant:
+            house.ledger.standings["k", "2026-11"] = Standing(settled_tokens=990)
+            house.ledger.last.set_exception(QuotaExceededError("monthly_tokens", 1000, 990, 20))
+            await grant.durable()
+
+    with pytest.raises(RefusedError, match=r"Limit 1000, Used 990, Requested 20\. It is renewed at") as refused:
+        await let_in()
+    error = refused.value
+    assert (error.status, error.code, error.rule) == (429, "insufficient_quota", "monthly_tokens")
+    assert left(house) == (10, 100)
+    # And what is known here is read again.
+    house.ledger.writes = "done"
+    with pytest.raises(ApiError, match="Used 990"):
+        await house.admit()
 
 
 # --- counted ---

@@ -1,12 +1,14 @@
 """The quota book: read from the ledger once, and moved by exactly what the ledger is told."""
 
 import asyncio
+import datetime as dt
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import pytest
 
 from proxy.admission.quota import QuotaBook
+from proxy.store.database import StorageError
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,18 @@ class FakeLedger:
         return answer
 
 
+class Clock:
+    seconds = 0.0
+
+    def monotonic(self) -> float:
+        return 100.0 + self.seconds
+
+    def now(self) -> dt.datetime:
+        raise NotImplementedError
+
+
 async def primed(standing: Standing | None = None) -> QuotaBook:
-    book = QuotaBook(FakeLedger(standing))
+    book = QuotaBook(FakeLedger(standing), Clock())
     await book.prime(K)
     return book
 
@@ -73,7 +85,7 @@ async def test_it_begins_where_the_ledger_stands() -> None:
 
 async def test_the_ledger_is_asked_once() -> None:
     ledger = FakeLedger()
-    book = QuotaBook(ledger)
+    book = QuotaBook(ledger, Clock())
     for _ in range(3):
         await book.prime(K)
     assert ledger.asked == [("a", "2026-11"), ("k", "2026-11")]
@@ -82,7 +94,7 @@ async def test_the_ledger_is_asked_once() -> None:
 async def test_a_late_answer_does_not_undo_a_reservation() -> None:
     ledger = FakeLedger()
     ledger.open.clear()
-    book = QuotaBook(ledger)
+    book = QuotaBook(ledger, Clock())
     primes = [asyncio.create_task(book.prime(K)) for _ in range(2)]
     await asyncio.sleep(0)
     ledger.open.set()
@@ -121,7 +133,7 @@ async def test_months_do_not_share() -> None:
 
 
 async def test_lines_of_past_months_are_forgotten_unless_something_runs() -> None:
-    book = QuotaBook(FakeLedger())
+    book = QuotaBook(FakeLedger(), Clock())
     for number in range(1000):
         await book.prime(Payer(f"key {number}", "a", "2026-09"))
     book.commit(Payer("key 5", "a", "2026-09"), 10)
@@ -137,7 +149,7 @@ async def test_lines_of_past_months_are_forgotten_unless_something_runs() -> Non
 async def test_an_accounts_line_moves_with_each_of_its_keys() -> None:
     ledger = FakeLedger()
     ledger.of_account = Standing(100, 0, 5, 0)
-    book = QuotaBook(ledger)
+    book = QuotaBook(ledger, Clock())
     await book.prime(K)
     await book.prime(SISTER)
     assert ledger.asked.count(("a", "2026-11")) == 1
@@ -154,7 +166,7 @@ async def test_an_accounts_line_moves_with_each_of_its_keys() -> None:
 async def test_an_accounts_late_answer_does_not_undo_what_its_other_key_reserved() -> None:
     ledger = FakeLedger()
     ledger.open.clear()
-    book = QuotaBook(ledger)
+    book = QuotaBook(ledger, Clock())
     primes = [asyncio.create_task(book.prime(payer)) for payer in (K, SISTER)]
     await asyncio.sleep(0)
     ledger.open.set()
@@ -162,3 +174,57 @@ async def test_an_accounts_late_answer_does_not_undo_what_its_other_key_reserved
     book.commit(K, 10)
     await primes[1]
     assert used(book, SISTER, account=True) == (1, 10)
+
+
+async def test_a_book_that_others_write_to_is_read_again_after_a_while() -> None:
+    ledger, clock = FakeLedger(Standing(10)), Clock()
+    book = QuotaBook(ledger, clock, fresh_s=1.0)
+    await book.prime(K)
+    book.commit(K, 5)
+    ledger.answer = ledger.of_account = Standing(70, 5, 2, 1)
+    clock.seconds = 0.9
+    await book.prime(K)
+    assert used(book) == (1, 15)
+    clock.seconds = 1.0
+    await asyncio.gather(book.prime(K), book.prime(K))
+    assert used(book) == used(book, account=True) == (3, 75)
+    assert ledger.asked == [("a", "2026-11"), ("k", "2026-11")] * 2
+
+
+async def test_what_moves_while_the_ledger_is_asked_again_counts_too() -> None:
+    ledger, clock = FakeLedger(), Clock()
+    book = QuotaBook(ledger, clock, fresh_s=1.0)
+    await book.prime(K)
+    clock.seconds = 2.0
+    ledger.answer = ledger.of_account = Standing(70)
+    ledger.open.clear()
+    again = asyncio.create_task(book.prime(K))
+    await asyncio.sleep(0)
+    book.commit(K, 5)
+    ledger.open.set()
+    await again
+    assert used(book, account=True) == (1, 75)
+
+
+async def test_a_book_that_is_doubted_is_read_again_at_once() -> None:
+    ledger = FakeLedger()
+    book = QuotaBook(ledger, Clock())
+    await book.prime(K)
+    ledger.answer = ledger.of_account = Standing(70)
+    book.doubt(K)
+    await book.prime(K)
+    assert used(book) == used(book, account=True) == (0, 70)
+
+
+async def test_a_ledger_that_cannot_be_asked_again_leaves_the_book_as_it_is() -> None:
+    ledger = FakeLedger(Standing(10))
+    book = QuotaBook(ledger, Clock())
+    await book.prime(K)
+    book.doubt(K)
+
+    async def away(_who: str, _period: str) -> Standing:
+        raise StorageError("away")
+
+    ledger.standing = ledger.account_standing = away  # type: ignore[method-assign]  # it is away from now on
+    await book.prime(K)
+    assert used(book) == (0, 10)

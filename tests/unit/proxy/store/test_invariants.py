@@ -250,7 +250,7 @@ def operations_on(make: Any) -> st.SearchStrategy[Any]:
 
 def write(batch: Iterable[Any], lines: dict[str, Line], totals: dict[tuple[str, str], Counter[str]]) -> None:
     """What the ledger's SQL does with a posting, in its order, on dicts."""
-    posting = Posting({name: Booked(line.state, line.est_tokens, *line.at) for name, line in lines.items()})
+    posting = Posting({name: Booked(line.state, line.est_tokens, *line.at, "acc") for name, line in lines.items()})
     for operation in batch:
         posting.post(operation)
     for reserved in posting.reserved:
