@@ -21,6 +21,7 @@ from typing import Final
 import prometheus_client
 from prometheus_client import CollectorRegistry
 
+from proxy import idempotency as idempotency_keys
 from proxy import memory, once, sockets
 from proxy.addresses import Addresses
 from proxy.admin.actions import Desk
@@ -38,6 +39,7 @@ from proxy.clock import Clock, SystemClock
 from proxy.connections import Places
 from proxy.door import Door, public_door
 from proxy.edge import DIRECT, EdgeServer
+from proxy.idempotency import Idempotency
 from proxy.identity import Identify
 from proxy.memory import Memory
 from proxy.metrics import Metrics, QueueMetrics, watch_clock, watch_loop
@@ -149,6 +151,8 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
         await stack.enter_async_context(_beside(policy.run(stop.reread), "policy watch"))
         forgetting = once.purge(stores.nonces, Purge(stores.nonces, settings.replay, clock), metrics.replay_entries)
         await stack.enter_async_context(_beside(forgetting, "nonces"))
+        purging = idempotency_keys.purge(stores.idempotency, clock)
+        await stack.enter_async_context(_beside(purging, "idempotency keys"))
         await stack.enter_async_context(_beside(memory.watch(house.memory, log), "memory"))
         server = await stack.enter_async_context(_listening(house.edge, house.door, public))
         log.info(
@@ -217,6 +221,7 @@ def build(
         authorities=authorities(settings.public_authorities, settings.listen.host, port),
         storage_s=storage_s,
     )
+    idempotency = Idempotency(policy, stores.idempotency, stores.idempotency_secret, clock, storage_s=storage_s)
     pipeline = Pipeline(
         identify,
         admission,
@@ -224,7 +229,7 @@ def build(
         responses,
         record,
         abuse=Abuse(policy, metrics, clock, log),
-        once=Once(replay),
+        once=Once(replay, idempotency),
         clock=clock,
         log=log,
         limits=limits,

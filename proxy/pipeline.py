@@ -16,17 +16,18 @@ from proxy.client import Client, LeftError
 from proxy.clock import Clock
 from proxy.exchange import Arrival, Call, Ending, Outcome, Principal, Question, TextEndpoint
 from proxy.forward import CLIENT_CLOSED, Delivery, Forward, Run, Timings, told_on_leaving
-from proxy.metrics import OTHER
-from proxy.once import Guard, claims_of, held, spent
+from proxy.idempotency import REPLAYED
+from proxy.notes import Notes, ended
+from proxy.once import Guard, answered, claims_of, held, keeping, spent
 from proxy.policy.schema import CacheScope
-from proxy.record import Ended, Record, Rooms
+from proxy.record import Record
 from proxy.responses import own_place
 from proxy.rooms import Admits, Granted, Guards, Identifies, Misuse, Pass, Stores
 from proxy.settings import Limits
 from proxy.settle import Settlement
 from proxy.ticket import Ticket
 from proxy.upstream import Sidecar, UpstreamRefusedError, Upstreams
-from proxy.verdict import RefusedError, Remark
+from proxy.verdict import RefusedError
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import ApiError, internal_error
 from sidecar.wire.internal import IGNORED, Endpoint, ModelState
@@ -42,22 +43,6 @@ class Admitted:
     call: Call
     sidecar: Sidecar
     grant: Granted
-
-
-@dataclass(slots=True)
-class Notes:
-    """What is known of one request so far. Mutable: each field is set once, by the room that finds it out."""
-
-    principal: Principal | None = None
-    guard: Guard | None = None
-    call: Call | None = None
-    model: str | None = None
-    sidecar: Sidecar | None = None
-    admitted: bool = False
-    remarks: tuple[Remark, ...] = ()
-    error: ApiError | None = None
-    identify_s: float | None = None
-    admit_s: float | None = None
 
 
 class Pipeline:
@@ -146,7 +131,7 @@ class Pipeline:
         except Exception as exc:  # noqa: BLE001 - the boundary: what nobody expected is told as a 500 and logged
             self._log.exception("request_failed", exc, request_id=client.arrival.request_id)
             outcome = await _tell(client, internal_error(), Ending.INTERNAL, notes)
-        self._record.finish(_ended(client.arrival, template, outcome, notes, timings))
+        self._record.finish(ended(client.arrival, template, outcome, notes, timings))
 
     def _refused(self, arrival: Arrival, error: ApiError, notes: Notes) -> None:
         """What a rule refuses is in the request log, too."""
@@ -162,10 +147,13 @@ class Pipeline:
         with self._at_work(principal.key_id, client):
             async with client.present():
                 body = await _body(client, principal, notes)
+                if (given := await answered(notes.guard, endpoint.value, body)) is not None:
+                    await client.answer(200, given, REPLAYED)
+                    return Outcome(200, Ending.COMPLETE, None, "")
                 admitted = await self._admitted(client, endpoint, principal, body, notes)
             client.announce(admitted.grant.headers())
             async with admitted.grant, held(notes.guard, admitted.grant):
-                delivery = await self._forwarded(client, principal, admitted, timings)
+                delivery = await self._forwarded(client, principal, admitted, timings, notes.guard)
         if delivery.error is not None:
             await _tell(client, delivery.error, delivery.outcome.ending, notes)
         return delivery.outcome
@@ -297,7 +285,9 @@ class Pipeline:
         notes.model, notes.admitted, notes.remarks = question.model, True, passed.remarks
         return passed
 
-    async def _forwarded(self, client: Client, principal: Principal, admitted: Admitted, timings: Timings) -> Delivery:
+    async def _forwarded(
+        self, client: Client, principal: Principal, admitted: Admitted, timings: Timings, guard: Guard | None
+    ) -> Delivery:
         call, sidecar, grant = admitted.call, admitted.sidecar, admitted.grant
         ticket = Ticket(
             request_id=client.arrival.request_id,
@@ -312,7 +302,7 @@ class Pipeline:
             previous_id=call.previous_id,
         )
         settlement = Settlement(grant, client.arrival, timings, self._clock, self._storage_s)
-        keep = self._responses.keeping(principal, call)
+        keep = keeping(guard, self._responses.keeping(principal, call), stream=call.stream)
         run = Run(call, ticket, sidecar, grant, client, settlement, timings, keep)
         with self._record.streaming() if call.stream else contextlib.nullcontext():
             return await self._forward.run(run)
@@ -368,29 +358,3 @@ def _ending_of(error: ApiError) -> Ending:
     if error.status < 500:
         return Ending.REFUSED
     return Ending.INTERNAL if error.code is None or error.code in OURS else Ending.UPSTREAM_FAILED
-
-
-def _ended(arrival: Arrival, template: str, outcome: Outcome, notes: Notes, timings: Timings) -> Ended:
-    return Ended(
-        arrival=arrival,
-        endpoint=template,
-        outcome=outcome,
-        principal=notes.principal,
-        call=notes.call,
-        known_model=notes.model or (OTHER if notes.call else None),
-        admitted=notes.admitted,
-        remarks=notes.remarks,
-        upstream=notes.sidecar.name if notes.sidecar else None,
-        error=notes.error,
-        first_byte_s=timings.first_byte_s,
-        rooms=Rooms(
-            identify_s=notes.identify_s,
-            admit_s=notes.admit_s,
-            forward_s=_between(timings.upstream_head_s, timings.durable_s),
-            settle_s=_between(timings.settling_s, timings.settled_s),
-        ),
-    )
-
-
-def _between(first_s: float | None, second_s: float | None) -> float | None:
-    return None if first_s is None or second_s is None else second_s - first_s

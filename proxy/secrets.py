@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 ROOT_BYTES: Final = 32
 DERIVED_BYTES: Final = 32
 API_KEY_MAC: Final = "tollhouse/apikey-mac/v1"
+IDEMPOTENCY: Final = "tollhouse/idempotency/v1"
 _FOLDER_MODE: Final = 0o700
 _OTHERS: Final = 0o077
 

@@ -4,17 +4,18 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from proxy.clock import Clock
 from proxy.identity import Keysmith
-from proxy.secrets import ensure_root_secret
+from proxy.secrets import IDEMPOTENCY, ensure_root_secret
 from proxy.settings import Proxy
 from proxy.store import migrate
 from proxy.store.accounts import Accounts
 from proxy.store.boots import Boots
 from proxy.store.database import open_database
+from proxy.store.idempotency import IdempotencyKeys
 from proxy.store.keys import Keys
 from proxy.store.ledger import Ledger
 from proxy.store.nonces import Nonces
@@ -36,6 +37,8 @@ class Stores:
     smith: Keysmith
     responses: StoredResponses
     nonces: Nonces
+    idempotency: IdempotencyKeys
+    idempotency_secret: bytes = field(repr=False)
 
 
 @contextlib.asynccontextmanager
@@ -57,4 +60,6 @@ async def open_stores(settings: Proxy, clock: Clock, observer: Observer) -> Asyn
                 Keysmith(root),
                 StoredResponses(writer, settings.limits.max_stored_bytes),
                 Nonces(writer),
+                IdempotencyKeys(writer),
+                root.derive(IDEMPOTENCY),
             )

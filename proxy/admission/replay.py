@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from proxy.admission import twice
+from proxy import twice
 from proxy.clock import Clock
 from proxy.exchange import Head, Principal
 from proxy.policy.schema import Policy

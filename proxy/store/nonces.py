@@ -46,9 +46,10 @@ class Nonces:
 
     async def seen(self, new: Nonce) -> bool:
         """Whether it was used, or may have been. Raises StorageError."""
-        found = await self._writer.read(claims.FIND_NONCES.params(ids=[new.id, FLOOR]))
+        found = await self._writer.read(claims.NONCES.find.params(ids=[new.id, FLOOR]))
         return any(
-            new.signed and new.expires <= row.expires if row.id == FLOOR else claims.holds(row, new) for row in found
+            new.signed and new.expires <= row.expires if row.id == FLOOR else claims.nonce_holds(row, new)
+            for row in found
         )
 
     async def spend(self, new: Nonce, request_id: str) -> None:

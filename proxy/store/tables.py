@@ -214,6 +214,19 @@ nonce: Final = Table(
     Index("ix_nonce_expires", "expires"),
 )
 
+# Idempotency keys, each by a digest of it and its scope, with the request that has it. How that ended is for the ledger
+# to tell. `answer` is what it was answered, where its tier keeps that: content, until `expires`.
+idempotency: Final = Table(
+    "idempotency",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("request_id", String(40), nullable=False),
+    Column("fingerprint", LargeBinary(32), nullable=False),
+    Column("expires", Utc, nullable=False),
+    Column("answer", LargeBinary),
+    Index("ix_idempotency_expires", "expires"),
+)
+
 # Answers of /v1/responses that may be asked for again and gone on from, each with the items of its own request: the
 # only table that holds content. `input` is a JSON array, `response` the whole object. No foreign key to the previous
 # one: it may be deleted first. The index by account has all that it takes to find what an account holds too much.

@@ -36,6 +36,7 @@ TIERS = {
     "parrot": OPEN | {"equal_prompts_per_minute": 2, "addresses_per_hour": 2},
     "few": OPEN | {"monthly_tokens": 100},
     "signed": OPEN | {"replay": "signed"},
+    "keeping": OPEN | {"idempotency_bodies": True},
     "duplicate": OPEN | {"replay": "duplicate"},
 }
 WAIT_S = 10.0

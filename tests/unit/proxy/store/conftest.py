@@ -12,6 +12,7 @@ from proxy.settings import Database as DatabaseSettings
 from proxy.store.accounts import Account, Accounts
 from proxy.store.boots import Boot, Boots
 from proxy.store.database import Database, open_database
+from proxy.store.idempotency import IdempotencyKeys
 from proxy.store.keys import KeyRecord, Keys
 from proxy.store.ledger import Ledger
 from proxy.store.nonces import Nonces
@@ -107,6 +108,7 @@ class Store:
     boots: Boots
     responses: StoredResponses
     nonces: Nonces
+    idempotency: IdempotencyKeys
 
 
 @pytest.fixture
@@ -151,6 +153,5 @@ async def opened(settings: DatabaseSettings, clock: FakeClock, make: Records) ->
         await keys.create(make.key("key_a"))
         await keys.create(make.key("key_b"))
         responses = StoredResponses(writer, most_bytes=MOST_BYTES)
-        yield Store(
-            database, writer, Ledger(writer, "boot_1"), accounts, keys, Boots(writer), responses, Nonces(writer)
-        )
+        ledger, once = Ledger(writer, "boot_1"), (Nonces(writer), IdempotencyKeys(writer))
+        yield Store(database, writer, ledger, accounts, keys, Boots(writer), responses, *once)

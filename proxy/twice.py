@@ -7,19 +7,20 @@ import datetime as dt
 from email.utils import format_datetime
 from typing import Final
 
-from proxy.store.claims import Claim, ClaimTakenError
-from sidecar.wire.errors import ApiError, unavailable
+from proxy.signing import IDEMPOTENCY_KEY
+from proxy.store.claims import ClaimTakenError, Nonce
+from sidecar.wire.errors import ApiError, bad_request, unavailable
 
 NONCE_HEADER: Final = "x-request-nonce"
 
 
 def taken(error: ClaimTakenError) -> ApiError:
     """What a request is told that wanted what another has."""
-    return seen(error.claim)
+    return seen(error.claim) if isinstance(error.claim, Nonce) else idempotency_in_progress()
 
 
-def seen(claim: Claim) -> ApiError:
-    return nonce_replayed() if claim.signed else duplicate_request()
+def seen(nonce: Nonce) -> ApiError:
+    return nonce_replayed() if nonce.signed else duplicate_request()
 
 
 def duplicate_request() -> ApiError:
@@ -78,6 +79,55 @@ def bad_nonce() -> ApiError:
         "The X-Request-Nonce header must be given once, with 16 to 64 letters, digits, '_' or '-'.",
         code="invalid_value",
         param=NONCE_HEADER,
+    )
+
+
+def bad_idempotency_key() -> ApiError:
+    return bad_request(
+        "The Idempotency-Key header must be given once, with 1 to 255 visible ASCII characters.",
+        code="invalid_value",
+        param=IDEMPOTENCY_KEY,
+    )
+
+
+def idempotency_mismatch() -> ApiError:
+    return ApiError(
+        422,
+        "This Idempotency-Key was used for another request. Use a new one for new work.",
+        code="idempotency_mismatch",
+        param=IDEMPOTENCY_KEY,
+        should_retry=False,
+    )
+
+
+def idempotency_in_progress() -> ApiError:
+    """Nobody knows when a running request ends; a second is long for a short one and soon enough for a long one."""
+    return ApiError(
+        409,
+        "A request with this Idempotency-Key is running. Try again when it has ended.",
+        code="idempotency_in_progress",
+        param=IDEMPOTENCY_KEY,
+        retry_after_s=1.0,
+    )
+
+
+def idempotency_done() -> ApiError:
+    return ApiError(
+        409,
+        "The request with this Idempotency-Key is done, and its answer was not kept.",
+        code="idempotency_done",
+        param=IDEMPOTENCY_KEY,
+        should_retry=False,
+    )
+
+
+def idempotency_stream_done() -> ApiError:
+    return ApiError(
+        409,
+        "The request with this Idempotency-Key is done. It was streamed, and streams are not kept.",
+        code="idempotency_stream_done",
+        param=IDEMPOTENCY_KEY,
+        should_retry=False,
     )
 
 
