@@ -55,6 +55,7 @@ from proxy.responses import Responses, purge
 from proxy.routes import Front
 from proxy.settings import Proxy
 from proxy.store.boots import Boot
+from proxy.store.recordings import Recordings
 from proxy.store.refusals import Refusals
 from proxy.store.writer import Unobserved
 from proxy.stores import Stores, open_stores
@@ -275,7 +276,8 @@ def build(
 
 
 def _desk(stores: Stores, policy: Callable[[], Policy], clock: Clock, revoked: Callable[[str], None]) -> Desk:
-    return Desk(stores.accounts, stores.keys, stores.ledger, stores.smith, policy, clock, revoked)
+    recordings = Recordings(stores.writer)
+    return Desk(stores.accounts, stores.keys, stores.ledger, stores.smith, policy, clock, revoked, recordings)
 
 
 def _admin_edge(

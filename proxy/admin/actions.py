@@ -25,6 +25,7 @@ from proxy.store.database import StorageError
 from proxy.store.keys import KeyRecord, Keys, UnknownKeyError
 from proxy.store.ledger import Ledger
 from proxy.store.ledger import UsageRow as LedgerRow
+from proxy.store.recordings import Recordings
 from sidecar.wire.errors import ApiError, bad_request, unavailable
 
 T = TypeVar("T")
@@ -163,6 +164,7 @@ class Desk:
     current_policy: Callable[[], Policy]
     clock: Clock
     revoked: Callable[[str], None]
+    recordings: Recordings
 
     @property
     def policy(self) -> Policy:

@@ -10,6 +10,7 @@ import aiohttp
 import msgspec
 
 from proxy.admin.actions import Account, CreatedKey, Key, Listing, NewAccount, NewKey, ServerState, Usage
+from proxy.admin.recording import Recording, WantedRecording
 from proxy.peers import OwnConnector
 from sidecar.wire.errors import parse_error
 
@@ -67,6 +68,9 @@ class AdminClient:
 
     async def usage(self, period: str | None = None) -> Usage:
         return await self._ask("GET", "/admin/v1/usage", Usage, query={} if period is None else {"period": period})
+
+    async def recording(self, wanted: WantedRecording) -> Recording:
+        return await self._ask("POST", "/admin/v1/recording", Recording, wanted)
 
     async def check_ledger(self) -> list[str]:
         return (await self._ask("GET", "/admin/v1/ledger/check", Listing[str])).data

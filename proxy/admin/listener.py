@@ -15,6 +15,7 @@ from proxy import tracing
 from proxy.admin import actions
 from proxy.admin.actions import Desk, Listing, NewAccount, NewKey
 from proxy.admin.pages import Page, Pages, Place
+from proxy.admin.recording import WantedRecording, recording
 from proxy.client import Client, LeftError
 from proxy.clock import Clock
 from proxy.edge import common_headers, peer_of
@@ -108,6 +109,7 @@ class AdminFront:
             f"{KEYS}/{{id}}{REVOKE}": {"POST": self._revoke_key},
             "/admin/v1/usage": {"GET": self._usage},
             "/admin/v1/ledger/check": {"GET": self._check_ledger},
+            "/admin/v1/recording": {"POST": self._recording},
             "/admin/v1/state": {"GET": self._state},
         }
 
@@ -148,6 +150,9 @@ class AdminFront:
     async def _usage(self, _client: Client, request: web.BaseRequest) -> Page:
         periods = parse_qs(request.raw_path.partition("?")[2]).get("period", [])
         return _json(await actions.usage(self._desk, periods[0] if periods else None))
+
+    async def _recording(self, client: Client, _request: web.BaseRequest) -> Page:
+        return _json(await recording(self._desk, await _read(client, WantedRecording)))
 
     async def _check_ledger(self, _client: Client, _request: web.BaseRequest) -> Page:
         return _json(Listing(await actions.check_ledger(self._desk)))

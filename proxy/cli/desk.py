@@ -13,6 +13,7 @@ from proxy import app
 from proxy.admin import actions
 from proxy.admin.actions import Account, CreatedKey, Desk, Key, NewAccount, NewKey, Usage
 from proxy.admin.client import AdminClient, NotReachableError
+from proxy.admin.recording import Recording, WantedRecording, recording
 from proxy.cli.exits import CommandError, Exit
 from proxy.cli.listeners import socket_answers
 from proxy.secrets import SecretFileError
@@ -46,6 +47,9 @@ class LocalDesk:
 
     async def usage(self, period: str | None = None) -> Usage:
         return await actions.usage(self._desk, period)
+
+    async def recording(self, wanted: WantedRecording) -> Recording:
+        return await recording(self._desk, wanted)
 
     async def check_ledger(self) -> list[str]:
         return await actions.check_ledger(self._desk)

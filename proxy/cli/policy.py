@@ -1,4 +1,7 @@
-"""`tollhouse policy check|schema|diff`: everything that can be said of policy files without a server or a database."""
+"""`tollhouse policy check|schema|diff`: everything that can be said of policy files without a server or a database.
+
+What needs one of these has a module of its own.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +12,7 @@ from rich.console import RenderableType
 
 from proxy.cli.exits import Exit
 from proxy.cli.invocation import HouseGroup, Invocation, pass_invocation
+from proxy.cli.policy_simulate import simulate
 from proxy.cli.screen import Screen, counted
 from proxy.policy import json_schema
 from proxy.policy.difference import Change, differences
@@ -38,6 +42,9 @@ class Difference(msgspec.Struct, frozen=True):
 @click.group("policy", cls=HouseGroup)
 def policy() -> None:
     """Check, compare and try policies."""
+
+
+policy.add_command(simulate)
 
 
 @policy.command("check")
