@@ -5,7 +5,7 @@ Whether it still holds is read off the ledger: there is no state to keep in step
 """
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -85,6 +85,7 @@ def idempotency_holds(row: Found, new: IdempotencyKey) -> bool:
 class _Kind:
     """One kind of claims: its table, and the statements."""
 
+    claim: type[Claim]
     table: Table
     find: Select[*tuple[Any, ...]]
     drop: Delete
@@ -92,46 +93,69 @@ class _Kind:
     row: Callable[[Any], dict[str, object]]
 
 
-def _kind(table: Table, holds: Callable[[Found, Any], bool], row: Callable[[Any], dict[str, object]]) -> _Kind:
+def _kind(
+    claim: type[Claim], table: Table, holds: Callable[[Found, Any], bool], row: Callable[[Any], dict[str, object]]
+) -> _Kind:
     named = table.c.id.in_(bindparam("ids", expanding=True))
     ends = (ledger.c.state, ledger.c.reason, ledger.c.stream)
     beside = table.outerjoin(ledger, ledger.c.request_id == table.c.request_id)
-    return _Kind(table, select(table, *ends).select_from(beside).where(named), delete(table).where(named), holds, row)
+    find = select(table, *ends).select_from(beside).where(named)
+    return _Kind(claim, table, find, delete(table).where(named), holds, row)
 
 
 NONCES: Final = _kind(
-    nonce, nonce_holds, lambda claim: {"id": claim.id, "expires": claim.expires, "signed": claim.signed}
+    Nonce, nonce, nonce_holds, lambda claim: {"id": claim.id, "expires": claim.expires, "signed": claim.signed}
 )
 IDEMPOTENCY_KEYS: Final = _kind(
+    IdempotencyKey,
     idempotency,
     idempotency_holds,
     lambda claim: {"id": claim.id, "expires": claim.expires, "fingerprint": claim.fingerprint, "answer": None},
 )
 
 
-async def take(connection: AsyncConnection, claimants: Sequence[Claimant]) -> None:
-    """Write the claims of new requests. Raises ClaimTakenError. Runs in the writer's transaction."""
-    pairs = [(claim, claimant.request_id) for claimant in claimants for claim in claimant.claims]
-    await _take(connection, NONCES, [pair for pair in pairs if isinstance(pair[0], Nonce)])
-    await _take(connection, IDEMPOTENCY_KEYS, [pair for pair in pairs if isinstance(pair[0], IdempotencyKey)])
+async def taken(connection: AsyncConnection, claimants: Sequence[Claimant]) -> dict[str, ClaimTakenError]:
+    """Which of new requests want what another has, by their ids. Of those that want the same the first may have it.
+
+    Runs in the writer's transaction. Two processes on one Postgres may both be told that something is free: only one of
+    them can write it.
+    """
+    refused: dict[str, ClaimTakenError] = {}
+    for kind in (NONCES, IDEMPOTENCY_KEYS):
+        wanted = _wanted(kind, claimants)
+        rows = await _rows(connection, kind, wanted)
+        for claim_id, pairs in wanted.items():
+            row, first = rows.get(claim_id), pairs[0][1]
+            for claim, request_id in pairs:
+                held = row is not None and row.request_id != request_id and kind.holds(row, claim)
+                if held or request_id != first:
+                    refused[request_id] = ClaimTakenError(claim)
+    return refused
 
 
-async def _take(connection: AsyncConnection, kind: _Kind, pairs: Iterable[tuple[Claim, str]]) -> None:
-    claimed: dict[str, tuple[Claim, str]] = {}
-    for claim, request_id in pairs:
-        if claimed.setdefault(claim.id, (claim, request_id))[1] != request_id:
-            # The writer then tries them one by one, and the first of them gets it.
-            raise ClaimTakenError(claim)
-    if not claimed:
-        return
-    # Sorted, so that two writers on Postgres cannot wait for each other.
-    ids = sorted(claimed)
-    found = (await connection.execute(kind.find, {"ids": ids})).all()
-    for row in found:
-        claim, request_id = claimed[row.id]
-        if row.request_id != request_id and kind.holds(row, claim):
-            raise ClaimTakenError(claim)
-    if found:
-        await connection.execute(kind.drop, {"ids": [row.id for row in found]})
-    rows = [{"request_id": claimed[claim_id][1], **kind.row(claimed[claim_id][0])} for claim_id in ids]
-    await connection.execute(insert(kind.table), rows)
+async def write(connection: AsyncConnection, claimants: Sequence[Claimant]) -> None:
+    """Write the claims of requests that are let in, in the place of those that hold no more."""
+    for kind in (NONCES, IDEMPOTENCY_KEYS):
+        # Sorted, so that two writers on Postgres cannot wait for each other.
+        wanted = dict(sorted(_wanted(kind, claimants).items()))
+        if not wanted:
+            continue
+        await connection.execute(kind.drop, {"ids": list(wanted)})
+        rows = [{"request_id": pairs[0][1], **kind.row(pairs[0][0])} for pairs in wanted.values()]
+        await connection.execute(insert(kind.table), rows)
+
+
+def _wanted(kind: _Kind, claimants: Sequence[Claimant]) -> dict[str, list[tuple[Claim, str]]]:
+    """The claims of a kind by their ids, each with who wants it, in their order."""
+    wanted: dict[str, list[tuple[Claim, str]]] = {}
+    for claimant in claimants:
+        for claim in claimant.claims:
+            if isinstance(claim, kind.claim):
+                wanted.setdefault(claim.id, []).append((claim, claimant.request_id))
+    return wanted
+
+
+async def _rows(connection: AsyncConnection, kind: _Kind, ids: Collection[str]) -> dict[str, Found]:
+    if not ids:
+        return {}
+    return {row.id: row for row in await connection.execute(kind.find, {"ids": list(ids)})}

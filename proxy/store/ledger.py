@@ -126,11 +126,12 @@ async def _post(connection: AsyncConnection, operations: Sequence[Operation]) ->
     ]
     if new:
         await quotas.opened(connection, list({(reserved.entry.key_id, reserved.entry.period) for reserved in new}))
-    posting = Posting(rows, *await quotas.standings(connection, new, rows))
+    taken = await claims.taken(connection, new)
+    posting = Posting(rows, *await quotas.standings(connection, new, rows), taken)
     for operation in operations:
         posting.post(operation)
     if posting.reserved:
-        await claims.take(connection, posting.reserved)
+        await claims.write(connection, posting.reserved)
         await connection.execute(INSERT, [_inserted(reserved) for reserved in posting.reserved])
     if posting.shrunk:
         await connection.execute(SHRINK, [{"of": of, "to": to} for of, to in posting.shrunk.items()])

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from proxy.store import claims
 from proxy.store.claims import Nonce
 from proxy.store.tables import nonce
-from proxy.store.writer import Writer
+from proxy.store.writer import Refusal, Writer
 
 FLOOR: Final = "floor"
 _FORGOTTEN: Final = (nonce.c.expires < bindparam("before")) & (nonce.c.id != FLOOR)
@@ -68,8 +68,10 @@ class Nonces:
         return int((await self._writer.read(COUNT))[0][0])
 
 
-async def _spend(connection: AsyncConnection, spent: Sequence[Spent]) -> None:
-    await claims.take(connection, spent)
+async def _spend(connection: AsyncConnection, spent: Sequence[Spent]) -> list[Refusal]:
+    taken = await claims.taken(connection, spent)
+    await claims.write(connection, [one for one in spent if one.request_id not in taken])
+    return [Refusal(place, taken[one.request_id]) for place, one in enumerate(spent) if one.request_id in taken]
 
 
 async def _forget(connection: AsyncConnection, moments: Sequence[dt.datetime]) -> None:

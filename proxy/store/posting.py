@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Final
 
-from proxy.store.claims import Claim
+from proxy.store.claims import Claim, ClaimTakenError
 from proxy.store.standing import UNLIMITED, Monthly, QuotaExceededError, Standing, exceeded
 
 
@@ -146,10 +146,11 @@ At = tuple[str, str]
 class Posting:
     """What a batch of operations changes, decided one operation after the other.
 
-    `keys` and `accounts` say where those stand whose reservations have limits. Mutable: `_rows` (each row as the
-    operations so far leave it), `reserved` (rows to insert), `refused` (reservations that exceed a limit), `shrunk`
-    (estimates to write), `ended` (rows to end, after that), `moves` (what is added to the counters of a key's period),
-    `_of_accounts` (the same of an account's).
+    `keys` and `accounts` say where those stand whose reservations have limits, `taken` who wants what another request
+    has. Mutable: `_rows` (each row as the operations so far leave it), `reserved` (rows to insert), `refused`
+    (reservations that exceed a limit or want what another request has), `shrunk` (estimates to write), `ended` (rows
+    to end, after that), `moves` (what is added to the counters of a key's period), `_of_accounts` (the same of an
+    account's).
     """
 
     def __init__(
@@ -157,13 +158,15 @@ class Posting:
         rows: Mapping[str, Booked],
         keys: Mapping[At, Standing] | None = None,
         accounts: Mapping[At, Standing] | None = None,
+        taken: Mapping[str, ClaimTakenError] | None = None,
     ) -> None:
         self._rows = dict(rows)
         self._keys = keys or {}
         self._accounts = accounts or {}
+        self._taken = taken or {}
         self._of_accounts: dict[At, Counter[str]] = {}
         self.reserved: list[Reserved] = []
-        self.refused: dict[str, QuotaExceededError] = {}
+        self.refused: dict[str, QuotaExceededError | ClaimTakenError] = {}
         self.shrunk: dict[str, int] = {}
         self.ended: list[Settled | Voided] = []
         self.moves: dict[At, Counter[str]] = {}
@@ -183,6 +186,9 @@ class Posting:
     def _reserve(self, reserved: Reserved) -> None:
         entry = reserved.entry
         if entry.request_id in self._rows:
+            return
+        if (taken := self._taken.get(entry.request_id)) is not None:
+            self.refused[entry.request_id] = taken
             return
         if reserved.limits.any and (why := self._exceeded(reserved)) is not None:
             self.refused[entry.request_id] = why

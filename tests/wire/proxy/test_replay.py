@@ -37,6 +37,8 @@ async def test_r_of_two_at_the_same_time_one_runs(house: House) -> None:
     go.set()
     answers = [await wire.answer() for wire in wires]
     assert sorted(answer.status for answer in answers) == [200, 409]
+    # That is a decision, and no failure of the database.
+    assert house.lines("ledger_commit_failed") == []
     assert len(house.sidecar.received) == 1
 
 
