@@ -143,10 +143,13 @@ class Supervisor:
             return ended.state
         # Lost with its engine, or an earlier front's: nothing runs for it any more.
         slots = self._life.slots
-        found = None if slots is None else slots.usage(request_id)
-        if found is not None:
-            return RequestState(True, False, found.prompt_tokens, found.completion_tokens)
-        return RequestState(False, False, 0, 0) if ended is None else ended.state
+        if slots is None:
+            return RequestState(False, False, 0, 0) if ended is None else ended.state
+        found = slots.usage(request_id)
+        if found is None:
+            # It never came to the engine, which died before it read its commands: nothing of it ran.
+            return RequestState(False, False, 0, 0)
+        return RequestState(True, False, found.prompt_tokens, found.completion_tokens)
 
     async def cancel_request(self, request_id: str) -> RequestState:
         """End a request and give its state once the engine has let go of it."""

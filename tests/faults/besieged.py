@@ -1,6 +1,7 @@
 """A house whose processes are killed under load: it starts them, kills them, and looks into their books."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -42,12 +43,14 @@ TIERS: Final = {
     "small": UNLIMITED | {"monthly_tokens": SMALL},
     "few": UNLIMITED | {"concurrency": FEW},
 }
-PROXY, SIDECAR, DATABASE = "proxy", "sidecar", "postgres"
+PROXY, SIDECAR, ENGINE, DATABASE = "proxy", "sidecar", "engine", "postgres"
 
 
 @dataclass
 class Besieged:
     """The processes and their folder. `sidecar_command` starts a sidecar on `run/sidecar.sock`.
+
+    `timeouts` are the proxy's, `sidecar` is the whole of `conf/sidecar.yaml`.
 
     Mutable: the running processes, `port` (0 while no proxy is ready), `starts`, `ready_s` (how long each start of the
     proxy took), `_engine` (the tests' own connections).
@@ -57,6 +60,7 @@ class Besieged:
     sidecar_command: Sequence[str | Path]
     postgres: Postgres | None = None
     timeouts: dict[str, float] = field(default_factory=dict)
+    sidecar: dict[str, Any] = field(default_factory=dict)
     running: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
     port: int = 0
     admin_port: int = 0
@@ -77,6 +81,7 @@ class Besieged:
             self.url = seen_url = self.postgres.url(await asyncio.to_thread(self.postgres.new_database))
         self._engine = create_async_engine(seen_url, poolclass=NullPool)
         self._write("policies/default.yaml", {"version": 1, "tiers": TIERS})
+        self._write("conf/sidecar.yaml", self.sidecar)
         upstream = {"name": "local", "socket": "run/sidecar.sock"}
         self._write(
             "conf/proxy.yaml",
@@ -106,9 +111,11 @@ class Besieged:
         if name == DATABASE:
             assert self.postgres is not None
             await asyncio.to_thread(self.postgres.start)
-        elif name == SIDECAR:
-            self.running[name] = await self._start(name, *self.sidecar_command)
-            await until(lambda: self.answers("/internal/state"), "the sidecar")
+        elif name in {SIDECAR, ENGINE}:
+            # An engine comes back by itself.
+            if name == SIDECAR:
+                self.running[name] = await self._start(name, *self.sidecar_command)
+            await until(self.serves, "the sidecar")
         else:
             began = time.monotonic()
             self.running[name] = await self._start(name, BIN / "tollhouse", "serve")
@@ -116,13 +123,19 @@ class Besieged:
             self.ready_s.append(time.monotonic() - began)
             self.admin_port, self.port = ready["admin_port"], ready["port"]
         if self.port:
-            await until(lambda: self.answers("/readyz"), "a proxy that is ready")
+            await until(self.is_ready, "a proxy that is ready")
 
     async def kill(self, name: str) -> None:
         """In the middle of whatever it does."""
         if name == DATABASE:
             assert self.postgres is not None
             await asyncio.to_thread(self.postgres.kill)
+            return
+        if name == ENGINE:
+            pid = (await self.state())["engine_pid"]
+            # Zero, or nobody, while one is being started: then there is none to kill.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid or 2**22, signal.SIGKILL)
             return
         if name == PROXY:
             self.port = 0
@@ -137,15 +150,25 @@ class Besieged:
             await asyncio.sleep(0.1)
         return await self.running[PROXY].wait()
 
-    async def answers(self, path: str) -> bool:
-        """Whether an internal path of the sidecar, or one of the proxy's admin listener, is a 200."""
-        inside = path.startswith("/internal")
-        connector = aiohttp.UnixConnector(str(self.folder / "run/sidecar.sock")) if inside else None
-        base = "http://sidecar" if inside else f"http://127.0.0.1:{self.admin_port}"
-        async with aiohttp.ClientSession(base, connector=connector) as session:
+    async def state(self) -> dict[str, Any]:
+        """What the sidecar says of itself; it is not ready if it says nothing."""
+        connector = aiohttp.UnixConnector(str(self.folder / "run/sidecar.sock"))
+        async with aiohttp.ClientSession("http://sidecar", connector=connector) as session:
             try:
-                async with session.get(path) as response:
-                    return response.status == 200 and (not inside or bool((await response.json())["ready"]))
+                async with session.get("/internal/state") as response:
+                    return dict(await response.json())
+            except (aiohttp.ClientError, OSError):
+                return {"ready": False, "engine_pid": 0}
+
+    async def serves(self) -> bool:
+        return bool((await self.state())["ready"])
+
+    async def is_ready(self) -> bool:
+        """Whether the proxy says that it would answer a request."""
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{self.admin_port}") as session:
+            try:
+                async with session.get("/readyz") as response:
+                    return response.status == 200
             except (aiohttp.ClientError, OSError):
                 return False
 

@@ -5,25 +5,22 @@ TOLLHOUSE_FAULTS_KILLS=200 makes it as many; `-s` shows the figures. The seed is
 
 import asyncio
 import os
-import random
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.fakes.postgres import Postgres
 from tests.fakes.sidecar import MODEL
-from tests.faults.besieged import DATABASE, PROXY, SIDECAR, SMALL, Besieged, until
-from tests.faults.crowd import Crowd, Seen
+from tests.faults.besieged import BIN, DATABASE, ENGINE, PROXY, SIDECAR, Besieged
+from tests.faults.crowd import Crowd
+from tests.faults.siege import CLIENTS, SEED, besiege, check_at_work, nothing_is_open
 
 KILLS = int(os.environ.get("TOLLHOUSE_FAULTS_KILLS", "4"))
-SEED = 5
-CLIENTS = 24
-# So many kills between two looks at the books at rest.
-BETWEEN_LOOKS = 10
-GAUGES = ("tollhouse_proxy_requests_in_progress", "tollhouse_proxy_open_streams", "tollhouse_proxy_ledger_queue_depth")
+# A real one takes seconds to start.
+MOST_REAL_KILLS = 40
+REAL = (BIN / "tollhouse-sidecar", "serve", "--config", "conf/sidecar.yaml")
 TICKING = (sys.executable, "-m", "tests.fakes.ticking_sidecar", "run/sidecar.sock")
 
 
@@ -31,6 +28,15 @@ TICKING = (sys.executable, "-m", "tests.fakes.ticking_sidecar", "run/sidecar.soc
 async def test_f1_kills_of_proxy_and_sidecar_lose_nothing_and_give_nothing_away(tmp_path_factory: Any) -> None:
     house = Besieged(tmp_path_factory.mktemp("k"), TICKING)
     await besiege(house, [PROXY, SIDECAR], KILLS)
+
+
+@pytest.mark.timeout(180 + 20 * KILLS)
+async def test_f2_kills_of_a_real_sidecar_or_its_engine_give_nothing_away(
+    tmp_path_factory: Any, tiny_folder: Path
+) -> None:
+    served = {"model": {"id": "tiny", "source": str(tiny_folder)}, "engine": {"threads": 1}}
+    house = Besieged(tmp_path_factory.mktemp("k"), REAL, sidecar=served)
+    await besiege(house, [SIDECAR, ENGINE, PROXY], min(KILLS, MOST_REAL_KILLS), "tiny", embedder="")
 
 
 @pytest.mark.parametrize(
@@ -71,82 +77,3 @@ async def test_f5_kills_of_postgres_too_lose_nothing_and_give_nothing_away(
 ) -> None:
     house = Besieged(tmp_path_factory.mktemp("k"), TICKING, postgres)
     await besiege(house, [DATABASE, PROXY, SIDECAR], KILLS)
-
-
-async def besiege(
-    house: Besieged, victims: Sequence[str], kills: int, model: str = MODEL, embedder: str = MODEL
-) -> None:
-    """Kill one of the victims, start it again, and look; and so on."""
-    chance = random.Random(SEED)
-    killed: Counter[str] = Counter()
-    try:
-        keys = await house.set_up()
-        async with Crowd(model, lambda: house.port, keys, CLIENTS, SEED, embedder=embedder) as crowd:
-            for number in range(1, kills + 1):
-                await asyncio.sleep(chance.uniform(0.1, 1.0))
-                victim = chance.choice(victims)
-                killed[victim] += 1
-                await house.kill(victim)
-                await asyncio.sleep(chance.uniform(0.0, 0.3))
-                await house.start(victim)
-                await check_at_work(house, crowd.seen)
-                if number % BETWEEN_LOOKS == 0 or number == kills:
-                    async with crowd.at_rest():
-                        unseen = await check_at_rest(house, crowd.seen)
-            told = Counter(f"{seen.status} {seen.code}".strip() for seen in crowd.seen)
-        print(figures(house, killed, told, crowd.seen, unseen))  # noqa: T201  # for a run with `-s`
-    except BaseException:
-        print(house.log())  # noqa: T201
-        raise
-    finally:
-        await house.tear_down()
-
-
-async def check_at_work(house: Besieged, seen: list[Seen]) -> None:
-    """What holds at any moment, whatever runs."""
-    whole = [one for one in seen if one.complete]
-    assert await house.broken_laws() == []
-    rows = {row["request_id"]: row for row in await house.rows("ledger")}
-    for one in whole:
-        row = rows[one.request_id]
-        assert (row["state"], row["status"], row["reason"]) == ("settled", 200, "complete"), (one, row)
-        assert (row["prompt_tokens"], row["completion_tokens"]) == one.tokens, (one, row)
-    for quota in await house.rows("quota"):
-        (key,) = [key for key in await house.rows("api_key") if key["id"] == quota["key_id"]]
-        if key["tier"] == "small":
-            assert quota["settled_tokens"] + quota["reserved_tokens"] <= SMALL, quota
-
-
-async def check_at_rest(house: Besieged, seen: list[Seen]) -> int:
-    """What holds when nothing runs. Gives how many ran whose row never reached the disk, and of which nobody heard."""
-    await until(lambda: nothing_is_open(house), "open rows")
-    await check_at_work(house, seen)
-    rows = {row["request_id"]: row for row in await house.rows("ledger")}
-    generated, running = house.generated()
-    assert running == 0
-    for request_id, row in rows.items():
-        charged = row["prompt_tokens"], row["completion_tokens"]
-        assert row["state"] in {"settled", "void"}, row
-        assert charged == generated.get(request_id, (0, 0)), row
-    for one in seen:
-        # What has begun to be answered was on disk.
-        assert one.status != 200 or one.request_id in rows, one
-    metrics = await house.metrics()
-    assert [metrics[name] for name in GAUGES] == [0, 0, 0]
-    return len(set(generated) - set(rows))
-
-
-async def nothing_is_open(house: Besieged) -> bool:
-    return all(row["state"] != "reserved" for row in await house.rows("ledger"))
-
-
-def figures(house: Besieged, killed: Counter[str], told: Counter[str], seen: list[Seen], unseen: int) -> str:
-    recovered = Counter[str]()
-    for line in house.events("orphans_settled"):
-        recovered.update({name: line[name] for name in ("settled", "voided", "forced")})
-    whole = sum(one.complete for one in seen)
-    return (
-        f"{killed.total()} kills {dict(killed)}; {len(seen)} requests, {whole} complete, told {dict(told)}; "
-        f"orphans {dict(recovered)}; ran without a row {unseen}; "
-        f"the slowest start took {max(house.ready_s):.1f} s, the quickest {min(house.ready_s):.1f} s"
-    )

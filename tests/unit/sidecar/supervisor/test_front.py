@@ -207,8 +207,11 @@ async def test_what_a_lost_request_used_is_in_the_slots(tmp_path: Path) -> None:
     await until(lambda: bench.supervisor.running == 1)
     writer.count(place, 2)  # a step whose frame never came
     assert bench.supervisor.usage("r") == RequestState(True, True, 3, 1)
+    bench.supervisor.open("unread", [submit("unread")])
     await bench.crash()
     assert bench.supervisor.usage("r") == RequestState(True, False, 3, 2)
+    # The engine died before it took this one up: not even its prompt was read.
+    assert bench.supervisor.usage("unread") == RequestState(False, False, 0, 0)
     await bench.supervisor.stop()
     await task
     writer.close()
