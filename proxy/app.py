@@ -16,13 +16,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import prometheus_client
 from prometheus_client import CollectorRegistry
 
 from proxy import idempotency as idempotency_keys
-from proxy import memory, once, sockets
+from proxy import memory, once, sockets, tls
 from proxy.addresses import Addresses
 from proxy.admin.actions import Desk
 from proxy.admin.listener import AdminFront
@@ -59,6 +59,7 @@ from proxy.store.recordings import Recordings
 from proxy.store.refusals import Refusals
 from proxy.store.writer import Unobserved
 from proxy.stores import Stores, open_stores
+from proxy.tls import Certificate, SecureServer
 from proxy.upstream import Sidecar, Upstreams
 from sidecar.jsonlog import JsonLog
 
@@ -76,14 +77,25 @@ _PR_SET_DUMPABLE: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """How a server is told to end: once to drain, again to hurry. `reread`: to read its policy files again."""
+    """How a server is told to end: once to drain, again to hurry; and to read again: policies, and its certificate."""
 
     told: asyncio.Event = field(default_factory=asyncio.Event)
     hurry: asyncio.Event = field(default_factory=asyncio.Event)
     reread: asyncio.Event = field(default_factory=asyncio.Event)
+    renew: asyncio.Event = field(default_factory=asyncio.Event)
 
     def tell(self) -> None:
         (self.hurry if self.told.is_set() else self.told).set()
+
+    def hang_up(self) -> None:
+        self.reread.set()
+        self.renew.set()
+
+
+class Closes(Protocol):
+    """A listener."""
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +114,14 @@ async def serve(settings: Proxy, log: JsonLog) -> int:
     """Run the server until SIGTERM or SIGINT; the exit code.
 
     Raises what the operator must mend first: ConfigInvalidError, SecretFileError, SchemaError, StorageError,
-    StorageLockedError.
+    StorageLockedError, TlsFileError.
     """
     _harden(log)
     stop = Stop()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.tell)
-    loop.add_signal_handler(signal.SIGHUP, stop.reread.set)
+    loop.add_signal_handler(signal.SIGHUP, stop.hang_up)
     try:
         await live(settings, log, stop)
     except sockets.ListenError as exc:
@@ -123,6 +135,7 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
     clock = SystemClock()
     policies = Path(settings.policies)
     first = await asyncio.to_thread(read, policies)
+    certificate = await asyncio.to_thread(Certificate, settings.listen.tls) if settings.listen.tls else None
     release = await asyncio.to_thread(version, "tollhouse")
     metrics = Metrics(clock, CollectorRegistry(), release)
     policy = PolicyWatch(policies, first, Reloads(metrics, clock, log))
@@ -141,6 +154,7 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
             admin_host=settings.admin.host,
             admin_port=admin.getsockname()[1],
             boot_id=stores.boot_id,
+            tls=certificate is not None,
         )
         for listening, with_api in ((admin, False), (admin_unix, True)):
             edge = _admin_edge(house, settings, place, clock, log, with_api=with_api)
@@ -155,7 +169,11 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
         purging = idempotency_keys.purge(stores.idempotency, clock)
         await stack.enter_async_context(_beside(purging, "idempotency keys"))
         await stack.enter_async_context(_beside(memory.watch(house.memory, log), "memory"))
-        server = await stack.enter_async_context(_listening(house.edge, house.door, public))
+        outer: socket.socket | SecureServer = public
+        if certificate is not None:
+            await stack.enter_async_context(_beside(tls.watch(certificate, stop.renew, log), "certificate"))
+            outer = SecureServer(public, house.door, certificate.context, settings.limits.head_timeout_s)
+        server = await stack.enter_async_context(_listening(house.edge, house.door, outer))
         log.info(
             "ready",
             host=place.host,
@@ -169,8 +187,8 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
             upstreams=len(settings.upstreams),
             pid=os.getpid(),
         )
-        if not _is_loopback(settings.listen.host):
-            log.warning("plain_http", host=settings.listen.host, hint="Keys travel unencrypted: put TLS in front.")
+        if certificate is None and not _is_loopback(settings.listen.host):
+            log.warning("plain_http", host=settings.listen.host, hint="Keys travel unencrypted: see listen.tls.")
         await stop.told.wait()
         await _drain(house, server, settings.timeouts.drain_s, log, stop)
 
@@ -321,16 +339,22 @@ async def _bind(
 
 
 @contextlib.asynccontextmanager
-async def _listening(edge: EdgeServer, door: Door, bound: socket.socket) -> AsyncIterator[asyncio.Server]:
+async def _listening(edge: EdgeServer, door: Door, bound: socket.socket | SecureServer) -> AsyncIterator[Closes]:
     loop = asyncio.get_running_loop()
-    if bound.family == socket.AF_UNIX:
-        server: asyncio.Server = await loop.create_unix_server(door, sock=bound, backlog=BACKLOG)
+    server: Closes
+    if isinstance(bound, SecureServer):
+        server = bound
+        bound.listen(BACKLOG)
+    elif bound.family == socket.AF_UNIX:
+        server = await loop.create_unix_server(door, sock=bound, backlog=BACKLOG)
     else:
         server = await loop.create_server(door, sock=bound, backlog=BACKLOG)
     try:
         yield server
     finally:
         server.close()
+        if isinstance(server, SecureServer):
+            await server.wait_closed()
         door.close()
         edge.wind_down()
         await edge.shutdown(CLOSE_S)
@@ -346,7 +370,7 @@ async def _beside(work: Coroutine[None, None, None], name: str) -> AsyncIterator
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _drain(house: House, server: asyncio.Server, limit_s: float, log: JsonLog, stop: Stop) -> None:
+async def _drain(house: House, server: Closes, limit_s: float, log: JsonLog, stop: Stop) -> None:
     """Take nothing new, and let what runs end."""
     log.info("draining", requests=house.front.in_progress, drain_s=limit_s)
     house.pages.draining = True

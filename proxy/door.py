@@ -7,7 +7,6 @@ away for a moment, since closing on unread bytes would take the answer with it. 
 import asyncio
 import resource
 from collections.abc import Callable
-from functools import partial
 from typing import Final, cast
 
 from typing_extensions import override
@@ -76,7 +75,7 @@ class Door:
         self._waiting: set[Doorway] = set()
         self._parting: set[Doorway] = set()
 
-    def __call__(self) -> asyncio.Protocol:
+    def __call__(self) -> "Doorway":
         return Doorway(self)
 
     def place(self, peer: object, called: Callable[[], None]) -> Place | Full:
@@ -84,17 +83,21 @@ class Door:
         counted = None if host is None or self._addresses.trusts(host) else neighbourhood(host)
         return self._places.take(counted, called)
 
+    @property
+    def may_part(self) -> bool:
+        """Whether there is room for one more to part well."""
+        return len(self._parting) < MOST_PARTING
+
     def wait(self, doorway: "Doorway") -> None:
         self._waiting.add(doorway)
 
     def refuse(self, doorway: "Doorway", why: Full) -> bool:
-        """Count a refusal, and tell whether there is room to part well."""
+        """Count a refusal, and tell whether it may part well."""
         if self._refused is not None:
             self._refused.note(why)
-        if len(self._parting) >= MOST_PARTING:
-            return False
-        self._parting.add(doorway)
-        return True
+        if self.may_part:
+            self._parting.add(doorway)
+        return doorway in self._parting
 
     def go(self, doorway: "Doorway") -> None:
         """It neither waits nor parts any more."""
@@ -110,68 +113,80 @@ class Door:
 class Doorway(asyncio.Protocol):
     """One connection at the door.
 
-    Mutable: `_transport`; `_place`, while it waits; `_early`, what it said meanwhile; `_timer`, until the wait is over.
+    Mutable: `_transport`; `_verdict`, its place or why it has none, until it enters or leaves; `_early`, what it said
+    while it waited; `_timer`, until that is over.
     """
 
     def __init__(self, door: Door) -> None:
         self._door = door
         self._transport: asyncio.Transport | None = None
-        self._place: Place | None = None
+        self._verdict: Place | Full | None = None
         self._early = b""
         self._timer: asyncio.TimerHandle | None = None
+
+    def expect(self, peer: object) -> bool:
+        """Look for a place before the handshake; whether it is worth one."""
+        self._verdict = self._door.place(peer, self._called)
+        if isinstance(self._verdict, Full) and not self._door.may_part:
+            self._door.refuse(self, self._verdict)
+            return False
+        return True
+
+    def give_up(self) -> None:
+        """There was no handshake."""
+        self.connection_lost(None)
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports have asyncio's methods and not its classes, so there is nothing to check here.
         real = self._transport = cast("asyncio.Transport", transport)
-        place = self._door.place(real.get_extra_info("peername"), partial(self._called, real))
-        if isinstance(place, Full):
-            self._part(real, place)
-        elif place.seated:
-            self._enter(real, place)
+        if self._verdict is None:
+            self._verdict = self._door.place(real.get_extra_info("peername"), self._called)
+        if isinstance(self._verdict, Full):
+            self._part(real, self._verdict)
+        elif self._verdict.seated:
+            self._called()
         else:
-            self._place = place
             self._door.wait(self)
             self._timer = asyncio.get_running_loop().call_later(WAIT_S, self._waited, real)
 
     @override
     def data_received(self, data: bytes) -> None:
         # Not paused from the start: uvloop begins to read after `connection_made`. One piece is what it may read.
-        if self._place is not None and self._transport is not None:
+        if isinstance(self._verdict, Place) and self._transport is not None:
             self._early += data
             self._transport.pause_reading()
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
-        place = self._stop()
-        if place is not None:
-            place.leave()
+        verdict = self._stop()
+        if isinstance(verdict, Place):
+            verdict.leave()
 
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
 
-    def _called(self, transport: asyncio.Transport) -> None:
+    def _called(self) -> None:
+        """It has a seat. During a handshake that is only good to know."""
+        if self._transport is None:
+            return
         place = self._stop()
-        if place is not None:
-            protocol = self._enter(transport, place)
+        if isinstance(place, Place):
+            protocol = self._door.welcome(place)
+            self._transport.set_protocol(protocol)
+            protocol.connection_made(self._transport)
             if self._early:
                 protocol.data_received(self._early)
-                transport.resume_reading()
+                self._transport.resume_reading()
 
     def _waited(self, transport: asyncio.Transport) -> None:
         place = self._stop()
-        if place is not None:
+        if isinstance(place, Place):
             place.leave()
             if self._early:
                 transport.resume_reading()
             self._part(transport, Full.ADDRESS)
-
-    def _enter(self, transport: asyncio.Transport, place: Place) -> asyncio.Protocol:
-        protocol = self._door.welcome(place)
-        transport.set_protocol(protocol)
-        protocol.connection_made(transport)
-        return protocol
 
     def _part(self, transport: asyncio.Transport, why: Full) -> None:
         linger = self._door.refuse(self, why)
@@ -182,14 +197,14 @@ class Doorway(asyncio.Protocol):
         else:
             transport.close()
 
-    def _stop(self) -> Place | None:
-        """The end of standing there; the place that was waited with."""
+    def _stop(self) -> Place | Full | None:
+        """The end of standing there; what the verdict was."""
         self._door.go(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        place, self._place = self._place, None
-        return place
+        verdict, self._verdict = self._verdict, None
+        return verdict
 
 
 def public_door(

@@ -20,11 +20,19 @@ Positive = Annotated[int, Meta(ge=1)]
 Percent = Annotated[float, Meta(gt=0, le=100)]
 
 
+class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A certificate chain and its key, both files in PEM."""
+
+    cert: str
+    key: str
+
+
 class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The public listener: `/v1/*`, `/tokenize` and `/detokenize` only. `trusted_proxies` are networks (CIDR)."""
 
     host: str = "127.0.0.1"
     port: Port = 8000
+    tls: Tls | None = None
     trusted_proxies: tuple[Annotated[str, Meta(max_length=64)], ...] = ()
 
     def __post_init__(self) -> None:

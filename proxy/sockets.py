@@ -41,10 +41,11 @@ def bind_tcp(host: str, port: int) -> socket.socket:
         return made
 
 
-def url(host: str, port: int) -> str:
+def url(host: str, port: int, *, tls: bool = False) -> str:
     """Where a client on this machine finds a listener."""
     here = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104 - read, not bound
-    return f"http://[{here}]:{port}" if ":" in here else f"http://{here}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{here}]:{port}" if ":" in here else f"{scheme}://{here}:{port}"
 
 
 def bind_unix(path: Path) -> socket.socket:

@@ -145,6 +145,7 @@ class ServerState(msgspec.Struct, frozen=True):
     requests_in_progress: int
     upstreams: list[UpstreamState]
     policy_problems: list[str] = []
+    tls: bool = False
 
 
 class Makes(Protocol):

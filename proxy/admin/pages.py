@@ -46,6 +46,7 @@ class Place:
     admin_host: str
     admin_port: int
     boot_id: str
+    tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,7 @@ class Pages:
                 for sidecar in self._upstreams.sidecars
             ],
             policy_problems=[str(problem) for problem in self._policy_problems()][:MOST_PROBLEMS],
+            tls=place.tls,
         )
 
     def livez(self) -> Page:
@@ -150,7 +152,7 @@ class Pages:
         """The document of the public listener, from the first sidecar that gives it. Raises ApiError 503."""
         for sidecar in sorted(self._upstreams.sidecars, key=lambda sidecar: not sidecar.ready):
             with contextlib.suppress(ApiError, UpstreamLostError, msgspec.MsgspecError):
-                return Page(merged(await sidecar.openapi(), url(place.host, place.port)))
+                return Page(merged(await sidecar.openapi(), url(place.host, place.port, tls=place.tls)))
         raise unavailable("No sidecar can be reached.", code="upstream_unavailable", retry_after_s=1)
 
     async def _make_bands(self) -> None:

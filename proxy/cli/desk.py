@@ -20,6 +20,7 @@ from proxy.secrets import SecretFileError
 from proxy.settings import Proxy
 from proxy.store.database import StorageError, StorageLockedError
 from proxy.store.migrate import SchemaError
+from proxy.tls import TlsFileError
 
 T = TypeVar("T")
 
@@ -89,7 +90,7 @@ def explained() -> Iterator[None]:
         raise CommandError(
             f"The server does not answer: {exc}.", hint="Its log may say why.", code=Exit.NOT_REACHABLE
         ) from exc
-    except (StorageLockedError, SchemaError, SecretFileError) as exc:
+    except (StorageLockedError, SchemaError, SecretFileError, TlsFileError) as exc:
         # Their own words say what to do.
         raise CommandError(str(exc)) from exc
     except StorageError as exc:

@@ -9,7 +9,7 @@ import click
 from rich.console import RenderableType
 from rich.text import Text
 
-from proxy.cli.checks import house, machine
+from proxy.cli.checks import certificate, house, machine
 from proxy.cli.checks.check import Case, Check, Status, failed, ok, warning
 from proxy.cli.exits import Exit
 from proxy.cli.invocation import Invocation, command, pass_invocation
@@ -32,6 +32,7 @@ OF_HOUSE: Final[dict[str, Callable[[Case], Check]]] = {
     "policy": house.check_policy,
     "permissions": house.check_permissions,
     "ports": house.check_ports,
+    "tls": certificate.check_certificate,
     "model": house.check_model,
     "database": house.check_database,
     "ledger": house.check_ledger,

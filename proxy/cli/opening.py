@@ -45,7 +45,7 @@ class Opening:
         with _spinner(self._screen, self._sidecar.model.id) as tell:
             state = await wait_ready(self._state, self._clock, tell, self._screen.warn)
         took_s = self._clock.monotonic() - began
-        base_url = f"{url(state.host, state.port)}/v1"
+        base_url = f"{url(state.host, state.port, tls=state.tls)}/v1"
         await sidecar.catch_up()
         self._screen.step("Sidecar", described(sidecar.said("ready"), self._sidecar.socket))
         self._screen.step("Proxy", f"{base_url}, ready after {took_s:.1f} s")

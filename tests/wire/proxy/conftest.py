@@ -14,7 +14,7 @@ import uvloop
 
 from proxy import app
 from proxy.admin.client import AdminClient
-from proxy.settings import Admin, Database, Limits, Listen, Proxy, Timeouts, Upstream
+from proxy.settings import Admin, Database, Limits, Listen, Proxy, Timeouts, Tls, Upstream
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.slots import SlotWriter
 from tests.fakes.sidecar import FakeSidecar
@@ -60,13 +60,15 @@ def build(request: pytest.FixtureRequest, tmp_path: Path, database: Database) ->
         limits: Limits | None = None,
         timeouts: Timeouts | None = None,
         prepare: Callable[[FakeSidecar], None] | None = None,
+        *,
         trusted_proxies: tuple[str, ...] = (),
+        tls: Tls | None = None,
         at: str = "",
         **more: Any,
     ) -> AsyncIterator[House]:
         settings = Proxy(
             upstreams=[Upstream(name=f"local{at}", socket=str(tmp_path / f"s{at}.sock"))],
-            listen=Listen(port=0, trusted_proxies=trusted_proxies),
+            listen=Listen(port=0, tls=tls, trusted_proxies=trusted_proxies),
             admin=Admin(port=0, socket=str(tmp_path / f"a{at}.sock")),
             database=database,
             policies=str(tmp_path / "policies"),

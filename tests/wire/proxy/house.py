@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import sqlite3
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,9 +146,10 @@ class House:
     def ready(self) -> dict[str, Any]:
         return self.lines("ready")[0]
 
-    async def connect(self, *, admin: bool = False) -> Wire:
+    async def connect(self, *, admin: bool = False, secure: ssl.SSLContext | None = None) -> Wire:
         port = self.ready["admin_port" if admin else "port"]
-        wire = Wire(*await asyncio.open_connection("127.0.0.1", port))
+        name = "localhost" if secure is not None else None
+        wire = Wire(*await asyncio.open_connection("127.0.0.1", port, ssl=secure, server_hostname=name))
         self.wires.append(wire)
         return wire
 
