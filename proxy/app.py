@@ -12,7 +12,7 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,8 @@ from prometheus_client import CollectorRegistry
 from proxy import idempotency as idempotency_keys
 from proxy import memory, once, sockets, tls
 from proxy.addresses import Addresses
-from proxy.admin.actions import Desk
+from proxy.admin.callers import Callers, KeyCallers, SocketCallers
+from proxy.admin.desk import Desk
 from proxy.admin.listener import AdminFront
 from proxy.admin.pages import Pages, Place
 from proxy.admission.abuse import Abuse
@@ -41,6 +42,7 @@ from proxy.door import Door, public_door
 from proxy.edge import DIRECT, EdgeServer
 from proxy.idempotency import Idempotency
 from proxy.identity import Identify
+from proxy.keywatch import KeyWatch
 from proxy.memory import Memory
 from proxy.metrics import Metrics, QueueMetrics, watch_clock, watch_loop
 from proxy.once import Once
@@ -53,6 +55,7 @@ from proxy.recovery import recover
 from proxy.reloads import Reloads
 from proxy.responses import Responses, purge
 from proxy.routes import Front
+from proxy.running import Running
 from proxy.settings import Proxy
 from proxy.store.boots import Boot
 from proxy.store.recordings import Recordings
@@ -108,6 +111,8 @@ class House:
     memory: Memory
     desk: Desk
     pages: Pages
+    by_key: KeyCallers
+    key_watch: KeyWatch
 
 
 async def serve(settings: Proxy, log: JsonLog) -> int:
@@ -156,8 +161,8 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
             boot_id=stores.boot_id,
             tls=certificate is not None,
         )
-        for listening, with_api in ((admin, False), (admin_unix, True)):
-            edge = _admin_edge(house, settings, place, clock, log, with_api=with_api)
+        for listening, callers in ((admin, house.by_key), (admin_unix, SocketCallers())):
+            edge = _admin_edge(house, settings, place, callers, clock=clock, log=log)
             door = Door(edge.welcome, Places(ADMIN_CONNECTIONS), DIRECT)
             await stack.enter_async_context(_listening(edge, door, listening))
         await stack.enter_async_context(_beside(watch_loop(metrics.loop_lag), "event loop lag"))
@@ -173,6 +178,8 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
         if certificate is not None:
             await stack.enter_async_context(_beside(tls.watch(certificate, stop.renew, log), "certificate"))
             outer = SecureServer(public, house.door, certificate.context, settings.limits.head_timeout_s)
+        await house.key_watch.begin()
+        await stack.enter_async_context(_beside(house.key_watch.run(), "key watch"))
         server = await stack.enter_async_context(_listening(house.edge, house.door, outer))
         log.info(
             "ready",
@@ -199,7 +206,11 @@ async def open_desk(settings: Proxy) -> AsyncIterator[Desk]:
     clock = SystemClock()
     policy = await asyncio.to_thread(load_policy, Path(settings.policies))
     async with open_stores(settings, clock, Unobserved()) as stores:
-        yield _desk(stores, lambda: policy, clock, lambda _key_id: None)
+        yield _desk(stores, lambda: policy, clock, _unwatched)
+
+
+async def _unwatched() -> None:
+    """No server runs that would have to hear of a change; one on the same Postgres asks for itself."""
 
 
 def build(
@@ -241,14 +252,18 @@ def build(
         storage_s=storage_s,
     )
     idempotency = Idempotency(policy, stores.idempotency, stores.idempotency_secret, clock, storage_s=storage_s)
+    abuse = Abuse(policy, metrics, clock, log)
+    running = Running()
+    key_watch = KeyWatch(stores.generations, stores.keys, identify, running, clock=clock, log=log)
     pipeline = Pipeline(
         identify,
         admission,
         upstreams,
         responses,
         record,
-        abuse=Abuse(policy, metrics, clock, log),
+        abuse=abuse,
         once=Once(replay, idempotency),
+        running=running,
         clock=clock,
         log=log,
         limits=limits,
@@ -269,12 +284,7 @@ def build(
         addresses=addresses,
     )
 
-    def revoked(key_id: str) -> None:
-        # The cache first: a request that is cut may come again at once.
-        identify.forget(key_id)
-        pipeline.cut(key_id)
-
-    desk = _desk(stores, policy, clock, revoked)
+    desk = _desk(stores, policy, clock, key_watch.look)
     pages = Pages(
         desk,
         upstreams,
@@ -290,28 +300,30 @@ def build(
     )
     edge = EdgeServer(front.handle, front.refuse, limits, addresses=addresses, overload=spare.refusal)
     door = public_door(edge.welcome, addresses, limits, spare, metrics=metrics, clock=clock, log=log)
-    return House(front, edge, door, spare, desk, pages)
+    by_key = KeyCallers(identify, abuse.came, settings.admin.api_from)
+    return House(front, edge, door, spare, desk, pages, by_key, key_watch)
 
 
-def _desk(stores: Stores, policy: Callable[[], Policy], clock: Clock, revoked: Callable[[str], None]) -> Desk:
-    recordings = Recordings(stores.writer)
-    return Desk(stores.accounts, stores.keys, stores.ledger, stores.smith, policy, clock, revoked, recordings)
+def _desk(stores: Stores, policy: Callable[[], Policy], clock: Clock, changed: Callable[[], Awaitable[None]]) -> Desk:
+    return Desk(
+        stores.accounts,
+        stores.keys,
+        stores.ledger,
+        stores.audit,
+        Recordings(stores.writer),
+        stores.smith,
+        policy,
+        clock,
+        changed,
+    )
 
 
 def _admin_edge(
-    house: House, settings: Proxy, place: Place, clock: Clock, log: JsonLog, *, with_api: bool
+    house: House, settings: Proxy, place: Place, callers: Callers, *, clock: Clock, log: JsonLog
 ) -> EdgeServer:
-    front = AdminFront(
-        house.pages,
-        house.desk,
-        place,
-        clock,
-        log,
-        limits=settings.limits,
-        timeouts=settings.timeouts,
-        with_api=with_api,
-    )
-    return EdgeServer(front.handle, front.refuse, settings.limits, same_user=with_api)
+    limits, timeouts = settings.limits, settings.timeouts
+    front = AdminFront(house.pages, house.desk, place, callers, clock=clock, log=log, limits=limits, timeouts=timeouts)
+    return EdgeServer(front.handle, front.refuse, limits, same_user=isinstance(callers, SocketCallers))
 
 
 async def _begin_boot(

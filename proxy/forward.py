@@ -210,7 +210,7 @@ def told_on_leaving(ending: Ending) -> ApiError | None:
     if ending is Ending.SHUTTING_DOWN:
         return unavailable("The server is shutting down.", code="server_shutting_down", retry_after_s=1)
     if ending is Ending.REVOKED:
-        return ApiError(401, "The API key was revoked.", type=INVALID_REQUEST, code="invalid_api_key")
+        return ApiError(401, "The API key was revoked or has expired.", type=INVALID_REQUEST, code="invalid_api_key")
     return None
 
 

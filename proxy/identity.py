@@ -148,7 +148,7 @@ class Identify:
         else:
             record = await self._recognise_public(key)
         if record is None or not good(record, mac, self._clock.now()):
-            raise self.failed(address, _wrong())
+            raise self.failed(address, wrong_key())
         try:
             tier = self._policy().tier(record.tier)
         except ApiError:
@@ -156,10 +156,12 @@ class Identify:
             raise
         return _principal(record, mac, tier, public_keys(record, self._clock.now()) if key_id is None else ())
 
-    def forget(self, key_id: str) -> None:
-        """Look a key up again when it next comes: it was revoked or changed. What is being read now is read again."""
-        self._forgotten += 1
-        self._known = {mac: known for mac, known in self._known.items() if known.record.key_id != key_id}
+    def forget(self, *key_ids: str) -> None:
+        """Look keys up again when they next come: they were changed. What is being read now is read again."""
+        if key_ids:
+            self._forgotten += 1
+            changed = set(key_ids)
+            self._known = {mac: known for mac, known in self._known.items() if known.record.key_id not in changed}
 
     def forget_all(self) -> None:
         """Look every key up again."""
@@ -296,7 +298,7 @@ def _missing() -> ApiError:
     )
 
 
-def _wrong() -> ApiError:
+def wrong_key() -> ApiError:
     """One for all causes, and without the key or any part of it."""
     return ApiError(401, "Incorrect API key provided.", code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 

@@ -5,7 +5,7 @@ one charge and one line in the log, whatever was raised on the way. Who listens 
 """
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +23,7 @@ from proxy.policy.schema import CacheScope
 from proxy.record import Record
 from proxy.responses import own_place
 from proxy.rooms import Admits, Granted, Guards, Identifies, Misuse, Pass, Stores
+from proxy.running import Running
 from proxy.settings import Limits
 from proxy.settle import Settlement
 from proxy.ticket import Ticket
@@ -46,7 +47,7 @@ class Admitted:
 
 
 class Pipeline:
-    """The hallway. Mutable: `_running`, the clients whose requests run now, by key id."""
+    """The hallway. What runs in it is noted in `running`. Stateless."""
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class Pipeline:
         *,
         abuse: Misuse,
         once: Guards,
+        running: Running,
         clock: Clock,
         log: JsonLog,
         limits: Limits,
@@ -71,11 +73,11 @@ class Pipeline:
         self._record = record
         self._abuse = abuse
         self._once = once
+        self._running = running
         self._clock = clock
         self._log = log
         self._limits = limits
         self._storage_s = storage_s
-        self._running: dict[str, set[Client]] = {}
 
     async def run(self, client: Client, endpoint: Endpoint, authorization: str | None) -> None:
         """Serve a request that reaches a model, to its end."""
@@ -112,11 +114,6 @@ class Pipeline:
         notes, timings = Notes(), Timings()
         await self._end(client, template, _raised(error), notes, timings)
 
-    def cut(self, key_id: str) -> None:
-        """End the running requests of a key that was revoked."""
-        for client in self._running.get(key_id, ()):
-            client.leave(Ending.REVOKED)
-
     async def _end(
         self, client: Client, template: str, work: Awaitable[Outcome], notes: Notes, timings: Timings
     ) -> None:
@@ -144,7 +141,7 @@ class Pipeline:
     ) -> Outcome:
         async with client.present():
             principal = await self._identified(client, endpoint.value, authorization, notes)
-        with self._at_work(principal.key_id, client):
+        with self._running.at_work(principal, client):
             async with client.present():
                 body = await _body(client, principal, notes)
                 if (given := await answered(notes.guard, endpoint.value, body)) is not None:
@@ -184,7 +181,7 @@ class Pipeline:
     ) -> Outcome:
         async with client.present():
             principal = await self._identified(client, endpoint.value, authorization, notes)
-        with self._at_work(principal.key_id, client):
+        with self._running.at_work(principal, client):
             async with client.present():
                 body = await _body(client, principal, notes)
                 question = read_question(endpoint, body, [model.id for model in usable(principal)])
@@ -306,17 +303,6 @@ class Pipeline:
         run = Run(call, ticket, sidecar, grant, client, settlement, timings, keep)
         with self._record.streaming() if call.stream else contextlib.nullcontext():
             return await self._forward.run(run)
-
-    @contextlib.contextmanager
-    def _at_work(self, key_id: str, client: Client) -> Iterator[None]:
-        """While this lasts, `cut` reaches the client."""
-        self._running.setdefault(key_id, set()).add(client)
-        try:
-            yield
-        finally:
-            self._running[key_id].discard(client)
-            if not self._running[key_id]:
-                del self._running[key_id]
 
     async def _left(self, client: Client, ending: Ending, notes: Notes) -> Outcome:
         error = told_on_leaving(ending)

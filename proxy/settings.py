@@ -4,6 +4,7 @@ Relative paths are relative to the working directory. Units are in the names.
 """
 
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,8 @@ ENV_PREFIX = "TOLLHOUSE__"
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
+# In CIDR: 192.0.2.0/24. An address alone is a network of one.
+Network = Annotated[str, Meta(max_length=64)]
 Positive = Annotated[int, Meta(ge=1)]
 Percent = Annotated[float, Meta(gt=0, le=100)]
 
@@ -27,28 +30,39 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     key: str
 
 
+def _check_networks(name: str, networks: Sequence[str]) -> None:
+    """Raises ValueError, which msgspec tells as what is wrong with the settings."""
+    for text in networks:
+        try:
+            ipaddress.ip_network(text)
+        except ValueError as exc:
+            raise ValueError(f"{name}: {exc}") from exc
+
+
 class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The public listener: `/v1/*`, `/tokenize` and `/detokenize` only. `trusted_proxies` are networks (CIDR)."""
 
     host: str = "127.0.0.1"
     port: Port = 8000
     tls: Tls | None = None
-    trusted_proxies: tuple[Annotated[str, Meta(max_length=64)], ...] = ()
+    trusted_proxies: tuple[Network, ...] = ()
 
     def __post_init__(self) -> None:
-        for text in self.trusted_proxies:
-            try:
-                ipaddress.ip_network(text)
-            except ValueError as exc:
-                raise ValueError(f"listen.trusted_proxies: {exc}") from exc
+        _check_networks("listen.trusted_proxies", self.trusted_proxies)
 
 
 class Admin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The admin listeners: health and metrics on loopback TCP, and also the admin API on a 0600 Unix socket."""
+    """The admin listeners: health, metrics and the admin API, on TCP with an administrator's key and from the networks
+    `api_from` alone, on a 0600 Unix socket without a key.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 8001
     socket: str = "run/admin.sock"
+    api_from: tuple[Network, ...] = ("127.0.0.0/8", "::1/128")
+
+    def __post_init__(self) -> None:
+        _check_networks("admin.api_from", self.api_from)
 
 
 class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -15,6 +15,8 @@ from proxy.store import migrate
 from proxy.store.accounts import Accounts
 from proxy.store.boots import Boots
 from proxy.store.database import open_database
+from proxy.store.events import AuditLog
+from proxy.store.generation import Generations
 from proxy.store.idempotency import IdempotencyKeys
 from proxy.store.keys import Keys
 from proxy.store.ledger import Ledger
@@ -32,6 +34,8 @@ class Stores:
     writer: Writer
     accounts: Accounts
     keys: Keys
+    generations: Generations
+    audit: AuditLog
     ledger: Ledger
     boots: Boots
     smith: Keysmith
@@ -55,6 +59,8 @@ async def open_stores(settings: Proxy, clock: Clock, observer: Observer) -> Asyn
                 writer,
                 Accounts(writer),
                 Keys(writer),
+                Generations(writer),
+                AuditLog(writer),
                 Ledger(writer, boot_id),
                 Boots(writer),
                 Keysmith(root),

@@ -1,71 +1,66 @@
-"""The admin listeners' table of URLs. Health and metrics on loopback TCP; the Unix socket has the admin API too.
-
-Whoever can open the socket (0600, in a 0700 folder, of the same user) is the operator: there is no further key.
-"""
+"""The admin listeners' table of URLs: health and metrics, and the admin API for those whom `callers` knows."""
 
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
-from urllib.parse import parse_qs, unquote
+from typing import Any, Final
+from urllib.parse import parse_qsl, unquote
 
 import msgspec
 from aiohttp import web
 
 from proxy import tracing
-from proxy.admin import actions
-from proxy.admin.actions import Desk, Listing, NewAccount, NewKey
+from proxy.admin import document, table
+from proxy.admin.callers import Caller, Callers, unknown_url
+from proxy.admin.desk import Desk, Order
 from proxy.admin.pages import Page, Pages, Place
-from proxy.admin.recording import WantedRecording, recording
+from proxy.admin.table import ACTIONS, BASE, ID, Action
 from proxy.client import Client, LeftError
 from proxy.clock import Clock
 from proxy.edge import common_headers, peer_of
 from proxy.exchange import Arrival
+from proxy.scopes import ADMIN_READ, insufficient
 from proxy.settings import Limits, Timeouts
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import ApiError, bad_request, internal_error
 
-T = TypeVar("T", bound=msgspec.Struct)
-Handler = Callable[[Client, web.BaseRequest], Awaitable[Page]]
-
 SIDECAR_METRICS: Final = "/metrics/sidecar/"
-KEYS: Final = "/admin/v1/keys"
-REVOKE: Final = "/revoke"
+URLS: Final = frozenset(action.url for action in ACTIONS)
 
 
 class AdminFront:
-    """One admin listener. `with_api` tells whether it may change things. Stateless."""
+    """One admin listener. Stateless."""
 
     def __init__(
         self,
         pages: Pages,
         desk: Desk,
         place: Place,
+        callers: Callers,
+        *,
         clock: Clock,
         log: JsonLog,
-        *,
         limits: Limits,
         timeouts: Timeouts,
-        with_api: bool,
     ) -> None:
         self._pages = pages
         self._desk = desk
         self._place = place
+        self._callers = callers
         self._clock = clock
         self._log = log
         self._limits = limits
         self._timeouts = timeouts
-        self._api = self._api_routes() if with_api else {}
-        self._health: dict[str, Handler] = {
+        self._health: dict[str, Callable[[], Awaitable[Page]]] = {
             "/livez": self._livez,
             "/readyz": self._readyz,
             "/healthz": self._healthz,
-            "/metrics": self._metrics,
+            "/metrics": self._pages.metrics,
             "/openapi.json": self._openapi,
         }
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request; aiohttp's handler."""
-        arrival = self._arrival(peer_of(request))
+        arrival = self._arrival(peer_of(request), request)
         client = Client(request, arrival, limits=self._limits, timeouts=self._timeouts, clock=self._clock)
         try:
             page = await self._page(client, request)
@@ -81,109 +76,90 @@ class AdminFront:
 
     def refuse(self, error: ApiError, address: str) -> web.Response:
         """The answer for bytes that are no request."""
-        return _response(self._arrival(address), Page(error.body(), error.status), error.headers())
+        return _response(self._arrival(address, None), Page(error.body(), error.status), error.headers())
 
     async def _page(self, client: Client, request: web.BaseRequest) -> Page:
         path = request.raw_path.partition("?")[0]
         if request.method in {"GET", "HEAD"}:
             if path in self._health:
-                return await self._health[path](client, request)
+                return await self._health[path]()
             if path.startswith(SIDECAR_METRICS):
                 return await self._pages.sidecar_metrics(path.removeprefix(SIDECAR_METRICS))
-        if not self._api:
-            raise _unknown_url()
-        if path.startswith(f"{KEYS}/") and path.endswith(REVOKE):
-            path = f"{KEYS}/{{id}}{REVOKE}"
-        methods = self._api.get(path)
-        if methods is None:
-            raise _unknown_url()
-        handler = methods.get(request.method)
-        if handler is None:
+        if path == table.DOCUMENT:
+            _allowed(await self._callers.caller(request, client.arrival), ADMIN_READ)
+            return Page(document.of_the_admin_api(self._place.release))
+        url, id_ = _template(path)
+        methods = {action.method: action for action in ACTIONS if action.url == url}
+        if not methods:
+            raise unknown_url()
+        caller = await self._callers.caller(request, client.arrival)
+        action = methods.get(request.method)
+        if action is None:
             raise ApiError(405, "Wrong method.", code="method_not_supported", headers={"allow": ", ".join(methods)})
-        return await handler(client, request)
+        _allowed(caller, action.scope)
+        return await self._done(client, request, action, id_, caller)
 
-    def _api_routes(self) -> dict[str, dict[str, Handler]]:
-        return {
-            "/admin/v1/accounts": {"GET": self._list_accounts, "POST": self._create_account},
-            KEYS: {"GET": self._list_keys, "POST": self._create_key},
-            f"{KEYS}/{{id}}{REVOKE}": {"POST": self._revoke_key},
-            "/admin/v1/usage": {"GET": self._usage},
-            "/admin/v1/ledger/check": {"GET": self._check_ledger},
-            "/admin/v1/recording": {"POST": self._recording},
-            "/admin/v1/state": {"GET": self._state},
-        }
+    async def _done(
+        self, client: Client, request: web.BaseRequest, action: Action[Any, Any], id_: str, caller: Caller
+    ) -> Page:
+        raw = _query(request) if action.method == "GET" else await client.body()
+        try:
+            given = table.read(action.given, raw)
+        except msgspec.MsgspecError as exc:
+            # msgspec names fields and types, never values.
+            raise bad_request(str(exc)) from exc
+        if action.does is None:
+            return _json(self._pages.state(self._place))
+        return _json(await action.does(self._desk, Order(given, caller.actor, id_, caller.scopes)))
 
-    async def _livez(self, _client: Client, _request: web.BaseRequest) -> Page:
+    async def _livez(self) -> Page:
         return self._pages.livez()
 
-    async def _readyz(self, _client: Client, _request: web.BaseRequest) -> Page:
+    async def _readyz(self) -> Page:
         return self._pages.readyz()
 
-    async def _healthz(self, _client: Client, _request: web.BaseRequest) -> Page:
+    async def _healthz(self) -> Page:
         return self._pages.healthz(self._place)
 
-    async def _metrics(self, _client: Client, _request: web.BaseRequest) -> Page:
-        return await self._pages.metrics()
-
-    async def _openapi(self, _client: Client, _request: web.BaseRequest) -> Page:
+    async def _openapi(self) -> Page:
         return await self._pages.openapi(self._place)
 
-    async def _state(self, _client: Client, _request: web.BaseRequest) -> Page:
-        return _json(self._pages.state(self._place))
-
-    async def _list_accounts(self, _client: Client, _request: web.BaseRequest) -> Page:
-        return _json(Listing(await actions.list_accounts(self._desk)))
-
-    async def _create_account(self, client: Client, _request: web.BaseRequest) -> Page:
-        return _json(await actions.create_account(self._desk, await _read(client, NewAccount)))
-
-    async def _list_keys(self, _client: Client, _request: web.BaseRequest) -> Page:
-        return _json(Listing(await actions.list_keys(self._desk)))
-
-    async def _create_key(self, client: Client, _request: web.BaseRequest) -> Page:
-        return _json(await actions.create_key(self._desk, await _read(client, NewKey)))
-
-    async def _revoke_key(self, _client: Client, request: web.BaseRequest) -> Page:
-        path = request.raw_path.partition("?")[0]
-        return _json(await actions.revoke_key(self._desk, unquote(path.removeprefix(f"{KEYS}/").removesuffix(REVOKE))))
-
-    async def _usage(self, _client: Client, request: web.BaseRequest) -> Page:
-        periods = parse_qs(request.raw_path.partition("?")[2]).get("period", [])
-        return _json(await actions.usage(self._desk, periods[0] if periods else None))
-
-    async def _recording(self, client: Client, _request: web.BaseRequest) -> Page:
-        return _json(await recording(self._desk, await _read(client, WantedRecording)))
-
-    async def _check_ledger(self, _client: Client, _request: web.BaseRequest) -> Page:
-        return _json(Listing(await actions.check_ledger(self._desk)))
-
-    def _arrival(self, address: str) -> Arrival:
+    def _arrival(self, address: str, request: web.BaseRequest | None) -> Arrival:
+        headers = {} if request is None else request.headers
         return Arrival(
             request_id=f"req_{secrets.token_hex(12)}",
             client_request_id=None,
-            trace=tracing.begin(None, None),
+            trace=tracing.begin(headers.get("traceparent"), headers.get("tracestate")),
             address=address,
             monotonic_s=self._clock.monotonic(),
             utc=self._clock.now(),
         )
 
 
-async def _read(client: Client, type_: type[T]) -> T:
-    """The body as a record. Raises ApiError 400 that says what is wrong with it, and what `Client.body` raises."""
-    body = await client.body()
-    try:
-        return msgspec.json.decode(body, type=type_)
-    except msgspec.MsgspecError as exc:
-        # msgspec names fields and types, never values.
-        raise bad_request(str(exc)) from exc
+def _template(path: str) -> tuple[str, str]:
+    """The URL of the table that a raw path is one of, and the id in it."""
+    if path in URLS:
+        return path, ""
+    noun, _, rest = path.removeprefix(f"{BASE}/").partition("/")
+    id_, slash, verb = rest.partition("/")
+    return f"{BASE}/{noun}/{ID}{slash}{verb}" if id_ else path, unquote(id_)
+
+
+def _allowed(caller: Caller, scope: str) -> None:
+    if caller.scopes is not None and scope not in caller.scopes:
+        raise insufficient(scope)
+
+
+def _query(request: web.BaseRequest) -> dict[str, str]:
+    pairs = parse_qsl(request.raw_path.partition("?")[2], keep_blank_values=True)
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise bad_request("A parameter of the query is given twice.")
+    return found
 
 
 def _json(answer: object) -> Page:
     return Page(msgspec.json.encode(answer))
-
-
-def _unknown_url() -> ApiError:
-    return ApiError(404, "Unknown request URL.", code="unknown_url")
 
 
 def _response(arrival: Arrival, page: Page, headers: dict[str, str]) -> web.Response:

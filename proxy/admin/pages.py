@@ -12,8 +12,10 @@ from typing import Final, Protocol
 
 import msgspec
 
-from proxy.admin.actions import Desk, ServerState, UpstreamState, usage
+from proxy.admin.desk import Desk
 from proxy.admin.openapi import merged
+from proxy.admin.records import ServerState, UpstreamState
+from proxy.admin.reports import current_usage
 from proxy.clock import Clock
 from proxy.metrics import Metrics, quota_bands
 from proxy.sockets import url
@@ -161,7 +163,7 @@ class Pages:
             return
         self._bands_s = now_s
         try:
-            rows = (await usage(self._desk)).rows
+            rows = await current_usage(self._desk)
         except ApiError:
             # The page must come just when the storage does not; its failures are counted where they happen.
             return

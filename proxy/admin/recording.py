@@ -8,17 +8,16 @@ from typing import Final
 
 import msgspec
 
-from proxy.admin.actions import Desk
+from proxy.admin.desk import Desk, Order, explained
 from proxy.simulation.request import Caller
-from proxy.store.database import StorageError
 from proxy.store.recordings import Recorded
-from sidecar.wire.errors import bad_request, unavailable
+from sidecar.wire.errors import bad_request
 
 PAGE: Final = 5000
 
 
 class WantedRecording(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`POST /admin/v1/recording`. `after`: the last request of the page before. The times have their time zone."""
+    """Of which time and key; `after`: the last request of the page before. The times have their time zone."""
 
     since: dt.datetime
     until: dt.datetime
@@ -34,17 +33,16 @@ class Recording(msgspec.Struct, frozen=True):
     more: bool
 
 
-async def recording(desk: Desk, wanted: WantedRecording) -> Recording:
+async def recording(desk: Desk, order: Order[WantedRecording]) -> Recording:
     """Raises ApiError 400 for a time without its zone, or an end before the beginning."""
+    wanted = order.given
     if wanted.since.tzinfo is None or wanted.until.tzinfo is None or wanted.since >= wanted.until:
         raise bad_request("'since' must be before 'until', both with their time zone.", param="since")
-    try:
+    with explained():
         rows = await desk.recordings.page(
             wanted.since, wanted.until, after=wanted.after, limit=PAGE, key_id=wanted.key_id
         )
         callers = await _callers(desk, wanted.since) if wanted.after is None else []
-    except StorageError as exc:
-        raise unavailable("The ledger cannot be read now.", code="storage_unavailable", retry_after_s=2) from exc
     return Recording(rows, callers, len(rows) == PAGE)
 
 

@@ -1,77 +1,64 @@
 """An operator's errand, done by the running server over its admin socket, or on the database itself when none runs.
 
-Both ways end in the same functions, `proxy.admin.actions`: the server's answer is the function's.
+Both ways end in the same functions, those of `proxy.admin.table`: the server's answer is the function's.
 """
 
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
+
+import msgspec
+from typing_extensions import override
 
 from proxy import app
-from proxy.admin import actions
-from proxy.admin.actions import Account, CreatedKey, Desk, Key, NewAccount, NewKey, Usage
 from proxy.admin.client import AdminClient, NotReachableError
-from proxy.admin.recording import Recording, WantedRecording, recording
+from proxy.admin.desk import Desk, Order
+from proxy.admin.errands import Errands
+from proxy.admin.table import Action
 from proxy.cli.exits import CommandError, Exit
 from proxy.cli.listeners import socket_answers
 from proxy.secrets import SecretFileError
 from proxy.settings import Proxy
 from proxy.store.database import StorageError, StorageLockedError
+from proxy.store.events import Actor
 from proxy.store.migrate import SchemaError
 from proxy.tls import TlsFileError
 
 T = TypeVar("T")
+G = TypeVar("G", bound=msgspec.Struct)
+R = TypeVar("R", bound=msgspec.Struct)
+# Whoever may write the database's file.
+COMMAND_LINE: Final = Actor("cli")
 
 
-class LocalDesk:
-    """The actions on a database that this process opened, with the methods of `AdminClient`."""
+class LocalDesk(Errands):
+    """The errands on a database that this process opened."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
 
-    async def create_account(self, wanted: NewAccount) -> Account:
-        return await actions.create_account(self._desk, wanted)
-
-    async def list_accounts(self) -> list[Account]:
-        return await actions.list_accounts(self._desk)
-
-    async def create_key(self, wanted: NewKey) -> CreatedKey:
-        return await actions.create_key(self._desk, wanted)
-
-    async def list_keys(self) -> list[Key]:
-        return await actions.list_keys(self._desk)
-
-    async def revoke_key(self, key_id: str) -> Key:
-        return await actions.revoke_key(self._desk, key_id)
-
-    async def usage(self, period: str | None = None) -> Usage:
-        return await actions.usage(self._desk, period)
-
-    async def recording(self, wanted: WantedRecording) -> Recording:
-        return await recording(self._desk, wanted)
-
-    async def check_ledger(self) -> list[str]:
-        return await actions.check_ledger(self._desk)
+    @override
+    async def do(self, action: Action[G, R], given: G, id_: str = "") -> R:
+        if action.does is None:
+            raise CommandError("No server runs here.", hint="`tollhouse up` starts one.", code=Exit.NOT_REACHABLE)
+        return await action.does(self._desk, Order(given, COMMAND_LINE, id_))
 
 
-AnyDesk = AdminClient | LocalDesk
-
-
-def at_the_desk(settings: Proxy, errand: Callable[[AnyDesk], Awaitable[T]]) -> T:
+def at_the_desk(settings: Proxy, errand: Callable[[Errands], Awaitable[T]]) -> T:
     """Do an errand where it can be done. Raises CommandError, ApiError, ConfigInvalidError."""
     way = _over_the_socket if server_runs(settings) else _on_the_database
     with explained():
         return asyncio.run(way(settings, errand))
 
 
-async def _over_the_socket(settings: Proxy, errand: Callable[[AnyDesk], Awaitable[T]]) -> T:
+async def _over_the_socket(settings: Proxy, errand: Callable[[Errands], Awaitable[T]]) -> T:
     async with AdminClient(settings.admin.socket) as client:
         return await errand(client)
 
 
-async def _on_the_database(settings: Proxy, errand: Callable[[AnyDesk], Awaitable[T]]) -> T:
+async def _on_the_database(settings: Proxy, errand: Callable[[Errands], Awaitable[T]]) -> T:
     async with app.open_desk(settings) as desk:
         return await errand(LocalDesk(desk))
 

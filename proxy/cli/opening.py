@@ -7,8 +7,8 @@ from typing import Final
 
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from proxy.admin.actions import CreatedKey, NewAccount, NewKey, ServerState
 from proxy.admin.client import AdminClient, NotReachableError
+from proxy.admin.records import CreatedKey, NewAccount, NewKey, ServerState
 from proxy.cli import welcome
 from proxy.cli.child import Child
 from proxy.cli.exits import CommandError

@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 from rich.console import RenderableType
 
+from proxy.admin.errands import Errands
 from proxy.admin.recording import Recording, WantedRecording
-from proxy.cli.desk import AnyDesk, at_the_desk
+from proxy.cli.desk import at_the_desk
 from proxy.cli.invocation import HouseCommand, Invocation, pass_invocation
 from proxy.cli.moments import PastMoment
 from proxy.cli.screen import Screen, counted
@@ -55,7 +56,7 @@ def simulate(
     invocation.screen.reply(found, lambda: _shown(invocation.screen, found, each=each))
 
 
-async def _recorded(desk: AnyDesk, since: dt.datetime, until: dt.datetime, key_id: str | None) -> Recording:
+async def _recorded(desk: Errands, since: dt.datetime, until: dt.datetime, key_id: str | None) -> Recording:
     """All pages as one."""
     rows: list[Recorded] = []
     page = first = await desk.recording(WantedRecording(since=since, until=until, key_id=key_id))

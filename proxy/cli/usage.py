@@ -3,7 +3,7 @@
 import click
 from rich.console import RenderableType
 
-from proxy.admin.actions import Usage, UsageRow
+from proxy.admin.records import Usage, UsageRow
 from proxy.cli.desk import at_the_desk
 from proxy.cli.invocation import Invocation, command, pass_invocation
 from proxy.cli.screen import Screen
@@ -11,10 +11,11 @@ from proxy.cli.screen import Screen
 
 @command("usage")
 @click.option("--month", metavar="YYYY-MM", help="A UTC calendar month; the current one if not given.")
+@click.option("--account", metavar="NAME", help="Only the keys of this account, by name or id.")
 @pass_invocation
-def usage(invocation: Invocation, month: str | None) -> None:
+def usage(invocation: Invocation, month: str | None, account: str | None) -> None:
     """Show what each key used in a month."""
-    found = at_the_desk(invocation.settings(), lambda desk: desk.usage(month))
+    found = at_the_desk(invocation.settings(), lambda desk: desk.usage(month, account))
     invocation.screen.reply(found, lambda: _table(invocation.screen, found))
 
 

@@ -77,6 +77,7 @@ class KeyRecord:
     old_mac: bytes | None = field(default=None, repr=False)
     old_mac_version: int | None = None
     old_until: dt.datetime | None = None
+    account_name: str = field(default="", compare=False)
     account_disabled: dt.datetime | None = None
     account_limits: Overrides = NO_OVERRIDES
 
@@ -157,7 +158,7 @@ class Keys:
 
 
 def _query() -> Select[Any]:
-    owner = [account.c.disabled.label("account_disabled"), account.c.limits.label("account_limits")]
+    owner = [account.c[name].label(f"account_{name}") for name in ("name", "disabled", "limits")]
     return select(api_key, *owner).join(account, account.c.id == api_key.c.account_id)
 
 
@@ -265,6 +266,7 @@ def _record(row: Row[Any]) -> KeyRecord:
         old_mac=row.old_mac,
         old_mac_version=row.old_mac_version,
         old_until=row.old_until,
+        account_name=row.account_name,
         account_disabled=row.account_disabled,
         account_limits=msgspec.convert(row.account_limits or {}, Overrides),
     )

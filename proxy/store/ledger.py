@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+import msgspec
 from sqlalchemy import Row, bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.policy.schema import NO_OVERRIDES, Overrides
 from proxy.store import audit, claims, quotas
 from proxy.store.claims import Claim
 from proxy.store.posting import COUNTERS, Booked, Entry, Operation, Posting, Reserved, Settled, Shrunk, State, Voided
@@ -37,7 +39,10 @@ END: Final = update(ledger).where(IS_OPEN).values({name: bindparam(name) for nam
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """What a key used in a period. `total_tokens` is prompt plus completion; the reserved ones come on top."""
+    """What a key used in a period. `total_tokens` is prompt plus completion; the reserved ones come on top.
+
+    `limits`: the key's own.
+    """
 
     key_id: str
     name: str
@@ -50,6 +55,7 @@ class UsageRow:
     total_tokens: int
     reserved_requests: int
     reserved_tokens: int
+    limits: Overrides = NO_OVERRIDES
 
 
 class Ledger:
@@ -102,13 +108,26 @@ class Ledger:
         orphans = select(*columns).where(ledger.c.state == State.RESERVED, ledger.c.boot_id != self._boot_id)
         return [Entry(*tuple(row)) for row in await self._writer.read(orphans.order_by(ledger.c.created))]
 
-    async def usage(self, period: str) -> list[UsageRow]:
-        """Every key, by account and name, with what it used in the period."""
+    async def usage(
+        self, period: str, *, account_id: str | None = None, after: str | None = None, limit: int | None = None
+    ) -> list[UsageRow]:
+        """Every key, or those of an account, with what it used in the period: by account and name.
+
+        With a limit by id, from behind the id `after` on.
+        """
         counters = [func.coalesce(quota.c[name], 0).label(name) for name in COUNTERS]
         keys = api_key.join(account, account.c.id == api_key.c.account_id)
         joined = keys.outerjoin(quota, (quota.c.key_id == api_key.c.id) & (quota.c.period == period))
-        names = [api_key.c.id, api_key.c.name, account.c.name.label("account"), api_key.c.tier]
-        query = select(*names, *counters).select_from(joined).order_by(account.c.name, api_key.c.name, api_key.c.id)
+        names = [api_key.c.id, api_key.c.name, account.c.name.label("account"), api_key.c.tier, api_key.c.limits]
+        query = select(*names, *counters).select_from(joined)
+        if limit is None:
+            query = query.order_by(account.c.name, api_key.c.name, api_key.c.id)
+        else:
+            query = query.order_by(api_key.c.id).limit(limit)
+        if account_id is not None:
+            query = query.where(api_key.c.account_id == account_id)
+        if after is not None:
+            query = query.where(api_key.c.id > after)
         return [_usage_row(row) for row in await self._writer.read(query)]
 
     async def check(self) -> list[str]:
@@ -172,4 +191,5 @@ def _usage_row(row: Row[Any]) -> UsageRow:
         total_tokens=row.settled_tokens,
         reserved_requests=row.reserved_requests,
         reserved_tokens=row.reserved_tokens,
+        limits=msgspec.convert(row.limits or {}, Overrides),
     )

@@ -16,8 +16,8 @@ import aiohttp
 from sqlalchemy import NullPool, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from proxy.admin.actions import NewAccount, NewKey
 from proxy.admin.client import AdminClient
+from proxy.admin.records import NewAccount, NewKey
 from proxy.store import audit
 from sidecar.wire import slots
 from tests.fakes.postgres import Postgres

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from proxy import app
-from proxy.admin import actions
-from proxy.admin.actions import NewAccount, NewKey
+from proxy.admin.records import NewAccount, NewKey
+from proxy.cli.desk import LocalDesk
 from proxy.secrets import SecretFileError
 from proxy.settings import Admin, Database, Listen, Proxy, Upstream
 from proxy.store import migrate
@@ -91,25 +91,28 @@ async def test_a_database_that_another_has_open_refuses_to_start(settings: Proxy
 
 async def test_the_desk_works_on_the_database_itself(settings: Proxy) -> None:
     async with app.open_desk(settings) as desk:
-        account = await actions.create_account(desk, NewAccount("acme"))
-        made = await actions.create_key(desk, NewKey(account="acme", tier="open", name="ci"))
+        local = LocalDesk(desk)
+        account = await local.create_account(NewAccount("acme"))
+        made = await local.create_key(NewKey(account="acme", tier="open", name="ci"))
     async with app.open_desk(settings) as desk:
-        assert await actions.list_accounts(desk) == [account]
-        (key,) = await actions.list_keys(desk)
+        local = LocalDesk(desk)
+        assert await local.list_accounts() == [account]
+        (key,) = await local.list_keys()
         assert (key.key_id, key.account, key.revoked) == (made.key_id, "acme", False)
-        (row,) = (await actions.usage(desk)).rows
+        (row,) = (await local.usage()).rows
         assert (row.key_id, row.requests, row.monthly_tokens, row.monthly_requests) == (made.key_id, 0, 500, None)
-        assert (await actions.revoke_key(desk, made.key_id)).revoked
-        assert await actions.check_ledger(desk) == []
+        assert (await local.revoke_key(made.key_id)).revoked
+        assert await local.check_ledger() == []
 
 
 async def test_a_key_that_would_be_over_before_it_begins_is_refused(settings: Proxy) -> None:
     async with app.open_desk(settings) as desk:
-        await actions.create_account(desk, NewAccount("acme"))
+        local = LocalDesk(desk)
+        await local.create_account(NewAccount("acme"))
         now = desk.clock.now()
         for expires in (now, now.replace(tzinfo=None)):
             with pytest.raises(ApiError) as refused:
-                await actions.create_key(desk, NewKey(account="acme", tier="open", name="ci", expires=expires))
+                await local.create_key(NewKey(account="acme", tier="open", name="ci", expires=expires))
             assert refused.value.param == "expires"
 
 

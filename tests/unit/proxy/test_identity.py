@@ -198,7 +198,7 @@ async def test_without_a_key_the_code_is_null(door: Door, authorization: str | N
     assert error.headers() == {"www-authenticate": "Bearer"}
 
 
-async def test_every_wrong_key_gets_the_same_answer(door: Door) -> None:
+async def test_a1_every_wrong_key_gets_the_same_answer(door: Door) -> None:
     good = door.key()
     other = SMITH.mint().secret
     # A known id with another key's secret, its checksum put right, is what a guesser sends.
@@ -224,7 +224,7 @@ async def test_every_wrong_key_gets_the_same_answer(door: Door) -> None:
     assert (await door.knock(good)).key_id == good.key_id
 
 
-async def test_what_was_never_a_key_is_not_looked_up(door: Door) -> None:
+async def test_a1_what_was_never_a_key_is_not_looked_up(door: Door) -> None:
     await door.refused("Bearer sk-proj-abc")
     await door.refused(f"Bearer {SMITH.mint().secret[:-1]}")
     assert door.keys.asked == []
@@ -332,7 +332,7 @@ async def test_a_key_that_is_refused_was_not_used(door: Door) -> None:
     assert door.keys.touched == []
 
 
-async def test_a_forgotten_key_is_looked_up_again(door: Door) -> None:
+async def test_a12_a_forgotten_key_is_looked_up_again(door: Door) -> None:
     key, other = door.key(), door.key()
     await door.knock(key)
     await door.knock(other)
@@ -351,7 +351,7 @@ async def test_all_keys_can_be_forgotten(door: Door) -> None:
     assert door.keys.asked == [key.key_id, key.key_id]
 
 
-async def test_a_revocation_is_not_undone_by_what_was_read_before_it(door: Door) -> None:
+async def test_a12_a_revocation_is_not_undone_by_what_was_read_before_it(door: Door) -> None:
     key = door.key()
     door.keys.open.clear()
     knocking = asyncio.create_task(door.refused(f"Bearer {key.secret}"))
@@ -375,7 +375,7 @@ async def test_known_keys_are_bounded(door: Door, monkeypatch: pytest.MonkeyPatc
     assert len(door.keys.asked) == 6
 
 
-async def test_while_the_database_is_away_known_keys_are_served_for_a_minute(door: Door) -> None:
+async def test_a12_while_the_database_is_away_known_keys_are_served_for_a_minute(door: Door) -> None:
     known, unknown = door.key(), door.key()
     await door.knock(known)
     door.keys.away = True
@@ -389,7 +389,7 @@ async def test_while_the_database_is_away_known_keys_are_served_for_a_minute(doo
 # --- guessing ---
 
 
-async def test_an_address_may_fail_twenty_times_a_minute(door: Door) -> None:
+async def test_a1_an_address_may_fail_twenty_times_a_minute(door: Door) -> None:
     for _ in range(20):
         assert (await door.refused(f"Bearer {SMITH.mint().secret}")).status == 401
     error = await door.refused(None)
@@ -400,7 +400,7 @@ async def test_an_address_may_fail_twenty_times_a_minute(door: Door) -> None:
     assert (await door.refused(None)).status == 401
 
 
-async def test_a_good_key_is_never_locked_out_by_its_neighbours(door: Door) -> None:
+async def test_a1_a_good_key_is_never_locked_out_by_its_neighbours(door: Door) -> None:
     known, new = door.key(), door.key()
     await door.knock(known)
     for _ in range(100):

@@ -14,6 +14,7 @@ from proxy.exchange import Ending, Principal, TextEndpoint
 from proxy.pipeline import Pipeline
 from proxy.policy.schema import CacheScope
 from proxy.record import Ended
+from proxy.running import Running
 from proxy.settings import Limits
 from proxy.upstream import UpstreamLostError, UpstreamRefusedError
 from proxy.verdict import RefusedError, Remark
@@ -191,9 +192,12 @@ class Hall:
         self.responses, self.once, self.abuse = FakeResponses(), FakeOnce(), FakeAbuse()
         rooms: Any = (self.identify, self.admission, self.upstreams, self.responses, self.record)
         log = JsonLog(self.log)
-        self.pipeline = Pipeline(
-            *rooms, abuse=self.abuse, once=self.once, clock=clock, log=log, limits=Limits(), storage_s=1.0
-        )
+        self.running = Running()
+        beside = {"abuse": self.abuse, "once": self.once, "running": self.running}
+        self.pipeline = Pipeline(*rooms, **beside, clock=clock, log=log, limits=Limits(), storage_s=1.0)
+
+    def cut(self, key_id: str) -> None:
+        self.running.cut(key_id, lambda _: False)
 
     async def run(self) -> Ended:
         client: Any = self.client
@@ -378,14 +382,14 @@ async def test_cutting_a_key_ends_its_running_requests_and_no_other() -> None:
     hall = Hall()
     hall.upstreams.sidecar.script = [delta("a"), asyncio.Event()]
     task = await hall.run_until_it_waits()
-    hall.pipeline.cut("other")
+    hall.cut("other")
     await asyncio.sleep(0)
     assert not task.done()
-    hall.pipeline.cut("key1")
+    hall.cut("key1")
     assert (await task).outcome.ending is Ending.REVOKED
     # Nobody is left behind in the list of who runs.
-    hall.pipeline.cut("key1")
-    assert hall.pipeline._running == {}
+    hall.cut("key1")
+    assert hall.running.key_ids == set()
 
 
 async def test_a_page_is_shown_to_who_is_known() -> None:
@@ -459,7 +463,7 @@ async def test_who_leaves_while_it_waits_for_its_turn_has_chosen_no_sidecar(endi
     hall.admission.turn_gate = asyncio.Event()
     task = await hall.run_until_it_waits()
     if ending is Ending.REVOKED:
-        hall.pipeline.cut("key1")
+        hall.cut("key1")
     else:
         hall.client.leave(ending)
     ended = await task
@@ -504,13 +508,13 @@ async def test_who_leaves_while_the_tokenizer_works_is_let_go(ending: Ending, st
         await asyncio.sleep(0)
     assert not task.done()
     if ending is Ending.REVOKED:
-        hall.pipeline.cut("key1")
+        hall.cut("key1")
     else:
         hall.client.leave(ending)
     ended = await task
     assert (ended.outcome.status, ended.outcome.ending) == (status, ending)
     assert (hall.admission.passes, hall.admission.passed) == (1, 0)
-    assert hall.pipeline._running == {}
+    assert hall.running.key_ids == set()
 
 
 async def test_c2_who_comes_from_a_barred_address_is_refused_before_its_body_is_read() -> None:

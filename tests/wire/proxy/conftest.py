@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import uvloop
 
@@ -64,12 +65,13 @@ def build(request: pytest.FixtureRequest, tmp_path: Path, database: Database) ->
         trusted_proxies: tuple[str, ...] = (),
         tls: Tls | None = None,
         at: str = "",
+        admin: Admin | None = None,
         **more: Any,
     ) -> AsyncIterator[House]:
         settings = Proxy(
             upstreams=[Upstream(name=f"local{at}", socket=str(tmp_path / f"s{at}.sock"))],
             listen=Listen(port=0, tls=tls, trusted_proxies=trusted_proxies),
-            admin=Admin(port=0, socket=str(tmp_path / f"a{at}.sock")),
+            admin=msgspec.structs.replace(admin or Admin(), port=0, socket=str(tmp_path / f"a{at}.sock")),
             database=database,
             policies=str(tmp_path / "policies"),
             secret_file=str(tmp_path / "data/root.secret"),

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from proxy import app
-from proxy.admin.actions import NewAccount, NewKey
 from proxy.admin.client import AdminClient
+from proxy.admin.records import NewAccount, NewKey
 from proxy.settings import Proxy
 from tests.fakes.postgres import Postgres
 from tests.fakes.sidecar import MODEL, FakeSidecar
@@ -184,6 +184,18 @@ class House:
             database.row_factory = sqlite3.Row
             # The table is the test's own word.
             return [dict(row) for row in database.execute(f"SELECT * FROM {table} ORDER BY {by}")]  # noqa: S608
+
+    async def change(self, *statements: str) -> None:
+        """Write into the database behind the proxy's back, in one transaction."""
+
+        def written() -> None:
+            path = self.settings.database.url.removeprefix("sqlite+aiosqlite:///")
+            with contextlib.closing(sqlite3.connect(path, timeout=WAIT_S)) as database, database:
+                database.execute("BEGIN IMMEDIATE")
+                for statement in statements:
+                    database.execute(statement)
+
+        await asyncio.to_thread(written)
 
     async def row(self, state: str) -> dict[str, Any]:
         """The only row of the ledger, once it is in a state."""

@@ -127,7 +127,7 @@ async def test_when_nobody_knows_what_was_produced_the_estimate_is_charged_and_m
     assert row["prompt_tokens"] + row["completion_tokens"] == row["est_tokens"] == 7 + 8
 
 
-async def test_a_revoked_key_ends_its_running_stream(house: House) -> None:
+async def test_a12_a_revoked_key_ends_its_running_stream(house: House) -> None:
     house.sidecar.script = [delta("a"), asyncio.Event()]
     house.sidecar.always_produced = 1
     key = await house.key()

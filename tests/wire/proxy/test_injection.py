@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from proxy.admin.actions import NewAccount
 from proxy.admin.client import AdminClient
+from proxy.admin.records import NewAccount
 from proxy.settings import Limits
 from sidecar.wire.errors import ApiError
 from tests.wire.proxy.conftest import Build

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from proxy.admin.actions import NewAccount
+from proxy.admin import table
 from proxy.admin.client import NotReachableError
+from proxy.admin.errands import Errands
+from proxy.admin.records import AccountChanges, AuditQuery, KeyChanges, NewAccount, NewKey, Nothing, Rotation
 from proxy.cli import groundwork
-from proxy.cli.desk import LocalDesk, at_the_desk, explained
+from proxy.cli.desk import at_the_desk, explained
 from proxy.cli.exits import CommandError, Exit
 from proxy.secrets import SecretFileError
 from proxy.settings import Admin, Proxy, Upstream
@@ -79,9 +81,39 @@ def test_every_foreign_failure_is_explained(raised: Exception, code: Exit) -> No
     assert str(raised) in told.value.message
 
 
-def test_the_local_desk_has_every_method_that_commands_use() -> None:
-    from proxy.admin.client import AdminClient  # noqa: PLC0415 - only compared
+def test_what_only_a_server_can_say_is_told_when_there_is_none() -> None:
+    groundwork.upgrade_database(SETTINGS)
+    with pytest.raises(CommandError, match="No server runs here") as refused:
+        at_the_desk(SETTINGS, lambda desk: desk.do(table.STATE, Nothing()))
+    assert refused.value.code is Exit.NOT_REACHABLE
 
-    ours = {name for name in vars(LocalDesk) if not name.startswith("_")}
-    theirs = {name for name in vars(AdminClient) if not name.startswith("_")}
-    assert ours == theirs - {"state"}
+
+def test_every_errand_is_done_on_the_database_itself() -> None:
+    groundwork.upgrade_database(SETTINGS)
+
+    async def errands(desk: Errands) -> list[str]:
+        await desk.create_account(NewAccount("acme"))
+        key = await desk.create_key(NewKey(account="acme", tier="free", name="k"))
+        await desk.update_account("acme", AccountChanges(name="ACME"))
+        await desk.update_key(key.key_id, KeyChanges(tier="pro"))
+        assert (await desk.rotate_key(key.key_id, Rotation())).key_id == key.key_id
+        assert (await desk.disable_account("ACME")).disabled
+        assert (await desk.show_key(key.key_id)).state == "disabled"
+        assert not (await desk.enable_account("ACME")).disabled
+        assert (await desk.revoke_key(key.key_id)).revoked
+        assert [row.key_id for row in (await desk.usage()).rows] == [key.key_id]
+        assert await desk.check_ledger() == []
+        events = (await desk.list_audit(AuditQuery())).data
+        assert {event.actor for event in events} == {"cli"}
+        return [event.action for event in events]
+
+    assert at_the_desk(SETTINGS, errands) == [
+        "key.revoke",
+        "account.enable",
+        "account.disable",
+        "key.rotate",
+        "key.update",
+        "account.update",
+        "key.create",
+        "account.create",
+    ]

@@ -9,8 +9,28 @@ from typing import Any
 
 import pytest
 
-from proxy.admin.actions import Account, CreatedKey, Key, NewAccount, NewKey, Usage, UsageRow
-from proxy.cli import accounts, keys, root, usage
+from proxy.admin.records import (
+    Account,
+    AccountChanges,
+    AccountLimitChanges,
+    AccountLimits,
+    AuditEvent,
+    AuditQuery,
+    CreatedKey,
+    Key,
+    KeyChanges,
+    KeyLimitChanges,
+    Listing,
+    NewAccount,
+    NewKey,
+    Rotation,
+    ServerState,
+    UpstreamState,
+    Usage,
+    UsageRow,
+)
+from proxy.cli import accounts, audit, keys, ledger, root, state, usage
+from proxy.policy.schema import Overrides
 from sidecar.wire.errors import ApiError
 
 MADE = dt.datetime(2026, 11, 25, 10, 11, tzinfo=dt.UTC)
@@ -51,10 +71,11 @@ def a_row(key_id: str, total: int, limit: int | None) -> UsageRow:
 
 
 class FakeDesk:
-    """What a desk was asked for, and fixed answers. Mutable: `asked`."""
+    """What a desk was asked for, and fixed answers. Mutable: `asked`, `problems`."""
 
     def __init__(self) -> None:
         self.asked: list[object] = []
+        self.problems: list[str] = []
 
     async def create_account(self, wanted: NewAccount) -> Account:
         if wanted.name == "taken":
@@ -68,14 +89,58 @@ class FakeDesk:
         self.asked.append(wanted)
         return CreatedKey(SECRET, "0123456789", wanted.name, wanted.account, wanted.tier)
 
-    async def list_keys(self) -> list[Key]:
-        return [a_key("aaa", models=["m1", "m2"], last_used=MADE, expires=MADE), a_key("bbb", revoked=True)]
+    async def list_keys(self, account: str | None = None) -> list[Key]:
+        self.asked.append(account)
+        revoked = a_key("bbb", revoked=True, state="revoked")
+        return [a_key("aaa", models=["m1", "m2"], last_used=MADE, expires=MADE), revoked]
+
+    async def show_key(self, key_id: str) -> Key:
+        limits = Overrides(requests_per_minute=5)
+        return a_key(key_id, scopes=["chat"], limits=limits, metadata={"team": "web"}, allow_from=["192.0.2.0/24"])
+
+    async def update_key(self, key_id: str, wanted: KeyChanges) -> Key:
+        self.asked.append(wanted)
+        return a_key(key_id)
+
+    async def rotate_key(self, key_id: str, wanted: Rotation) -> CreatedKey:
+        self.asked.append(wanted)
+        return CreatedKey(SECRET, key_id, "web", "acme", "free", MADE)
 
     async def revoke_key(self, key_id: str) -> Key:
         return a_key(key_id, revoked=True)
 
-    async def usage(self, period: str | None = None) -> Usage:
-        self.asked.append(period)
+    async def show_account(self, name_or_id: str) -> Account:
+        limits = AccountLimits(monthly_tokens=1000)
+        return Account("acct_1", name_or_id, MADE, disabled=True, limits=limits, metadata={"floor": "2"})
+
+    async def update_account(self, name_or_id: str, wanted: AccountChanges) -> Account:
+        self.asked.append(wanted)
+        return Account("acct_1", name_or_id, MADE)
+
+    async def disable_account(self, name_or_id: str) -> Account:
+        return Account("acct_1", name_or_id, MADE, disabled=True)
+
+    async def enable_account(self, name_or_id: str) -> Account:
+        return Account("acct_1", name_or_id, MADE)
+
+    async def list_audit(self, wanted: AuditQuery) -> Listing[AuditEvent]:
+        self.asked.append(wanted)
+        changes: dict[str, list[Any]] = {"tier": ["free", "pro"], "expires": [None, "2027-01-31T00:00:00Z"]}
+        event = AuditEvent("evt_1", MADE, "socket:0", "key.update", "aaa", "req_1", "local", changes)
+        return Listing([event], "evt_1")
+
+    async def check_ledger(self) -> list[str]:
+        return self.problems
+
+    async def do(self, *_: object) -> ServerState:
+        upstreams = [UpstreamState("local", False, "loading", [])]
+        where = ("127.0.0.1", 8000, "127.0.0.1", 8001)
+        return ServerState(
+            "0.1.0", 7, False, "loading", *where, "boot_1", "abc", 0, upstreams, ["default.yaml:3:1: no"]
+        )
+
+    async def usage(self, period: str | None = None, account: str | None = None) -> Usage:
+        self.asked.append((period, account))
         return Usage("2026-11", [a_row("small", 1500, None), a_row("large", 250_000, 1_000_000)])
 
 
@@ -90,7 +155,7 @@ def desk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeDesk:
 
         return asyncio.run(done())
 
-    for module in (keys, accounts, usage):
+    for module in (keys, accounts, usage, audit, ledger, state):
         monkeypatch.setattr(module, "at_the_desk", at_the_desk)
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf/proxy.yaml").write_text("upstreams: [{name: local, socket: run/s.sock}]\n")
@@ -170,8 +235,8 @@ def test_a_name_that_is_taken_is_a_failure_in_the_server_s_words(
 def test_usage_has_the_largest_first_and_the_share_of_the_quota(
     desk: FakeDesk, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root.run(["usage", "--month", "2026-11"])
-    assert desk.asked == ["2026-11"]
+    root.run(["usage", "--month", "2026-11", "--account", "acme"])
+    assert desk.asked == [("2026-11", "acme")]
     assert capsys.readouterr().out.splitlines() == [
         "large\tweb\tacme\tfree\t3\t249000\t1000\t250000\t7\t25%",
         "small\tweb\tacme\tfree\t3\t500\t1000\t1500\t7\tunlimited",
@@ -181,4 +246,111 @@ def test_usage_has_the_largest_first_and_the_share_of_the_quota(
 def test_usage_for_a_program_has_rows(desk: FakeDesk, capsys: pytest.CaptureFixture[str]) -> None:
     root.run(["--json", "usage"])
     assert [row["key_id"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["small", "large"]
-    assert desk.asked == [None]
+    assert desk.asked == [(None, None)]
+
+
+def test_all_that_a_key_may_can_be_said_when_it_is_made(desk: FakeDesk) -> None:
+    scopes = ["--scope", "chat", "--scope", "models"]
+    limits = ["--requests-per-minute", "5", "--monthly-tokens", "unlimited", "--concurrency", "tier"]
+    places = ["--allow-from", "192.0.2.0/24", "--deny-from", "192.0.2.7"]
+    root.run([*NEW, *scopes, *limits, *places, "--metadata", "team=web"])
+    assert desk.asked == [
+        NewKey(
+            account="acme",
+            tier="free",
+            name="web",
+            scopes=["chat", "models"],
+            limits=Overrides(requests_per_minute=5, monthly_tokens="unlimited"),
+            metadata={"team": "web"},
+            allow_from=["192.0.2.0/24"],
+            deny_from=["192.0.2.7"],
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["--scope=root", "--requests-per-minute=0", "--monthly-tokens=1e3", "--metadata=team", "--metadata==x"],
+)
+def test_an_option_that_means_nothing_is_a_usage_error(desk: FakeDesk, wrong: str) -> None:
+    assert root.run([*NEW, wrong]) == 2
+    assert desk.asked == []
+
+
+def test_a_key_is_shown_with_all_but_its_secret(desk: FakeDesk, capsys: pytest.CaptureFixture[str]) -> None:
+    root.run(["keys", "show", "aaa"])
+    rows = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert (rows["scopes"], rows["limits"], rows["metadata"]) == ("chat", "requests_per_minute=5", "team=web")
+    assert (rows["allowed from"], rows["denied from"], rows["old secret"]) == ("192.0.2.0/24", "nowhere", "none")
+
+
+def test_only_what_is_given_of_a_key_is_changed(desk: FakeDesk) -> None:
+    root.run(["keys", "update", "aaa", "--tier", "pro"])
+    root.run(["keys", "update", "aaa", "--every-model", "--default-scopes", "--expires", "never"])
+    root.run(["keys", "update", "aaa", "--allow-from", "any", "--metadata", "team=", "--concurrency", "tier"])
+    assert desk.asked == [
+        KeyChanges(tier="pro"),
+        KeyChanges(models=None, scopes=None, expires=None),
+        KeyChanges(allow_from=[], metadata={"team": None}, limits=KeyLimitChanges(concurrency=None)),
+    ]
+
+
+def test_two_options_that_exclude_each_other_are_a_usage_error(desk: FakeDesk) -> None:
+    assert root.run(["keys", "update", "aaa", "--scope", "chat", "--default-scopes"]) == 2
+    assert root.run(["keys", "update", "aaa", "--model", "m", "--every-model"]) == 2
+    assert desk.asked == []
+
+
+def test_a_rotated_key_s_new_secret_is_all_of_stdout(desk: FakeDesk, capsys: pytest.CaptureFixture[str]) -> None:
+    root.run(["keys", "rotate", "aaa"])
+    out, err = capsys.readouterr()
+    assert out == f"{SECRET}\n"
+    assert "good until 2026-11-25 10:11 UTC" in err
+    root.run(["keys", "rotate", "aaa", "--grace", "30m"])
+    assert desk.asked == [Rotation(86_400.0), Rotation(1800.0)]
+    assert root.run(["keys", "rotate", "aaa", "--grace", "soon"]) == 2
+
+
+def test_the_keys_of_an_account_are_listed(desk: FakeDesk) -> None:
+    root.run(["keys", "list", "--account", "acme"])
+    assert desk.asked == ["acme"]
+
+
+def test_accounts_are_shown_changed_disabled_and_enabled(desk: FakeDesk, capsys: pytest.CaptureFixture[str]) -> None:
+    root.run(["accounts", "show", "acme"])
+    rows = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert (rows["state"], rows["limits"], rows["metadata"]) == ("disabled", "monthly_tokens=1000", "floor=2")
+    root.run(["accounts", "update", "acme", "--name", "ACME", "--monthly-tokens", "5", "--metadata", "floor="])
+    changes = AccountChanges(name="ACME", limits=AccountLimitChanges(monthly_tokens=5), metadata={"floor": None})
+    assert desk.asked == [changes]
+    capsys.readouterr()
+    root.run(["accounts", "disable", "acme"])
+    root.run(["accounts", "enable", "acme"])
+    assert capsys.readouterr().out == "Account acme is disabled.\nAccount acme is enabled.\n"
+
+
+def test_the_audit_log_is_listed_and_gone_on_with(desk: FakeDesk, capsys: pytest.CaptureFixture[str]) -> None:
+    root.run(["audit", "list", "--target", "aaa", "--actor", "cli", "--after", "evt_9", "--limit", "5"])
+    assert desk.asked == [AuditQuery("evt_9", 5, "aaa", "cli")]
+    out, err = capsys.readouterr()
+    changes = "tier: free > pro, expires: none > 2027-01-31T00:00:00Z"
+    assert out == f"2026-11-25 10:11:00\tsocket:0\tkey.update\taaa\t{changes}\n"
+    assert "--after evt_1" in err
+    root.run(["--json", "audit", "list"])
+    document = json.loads(capsys.readouterr().out)
+    assert (document["rows"][0]["id"], document["next"]) == ("evt_1", "evt_1")
+
+
+def test_the_books_are_checked_with_an_exit_code(desk: FakeDesk, capsys: pytest.CaptureFixture[str]) -> None:
+    assert root.run(["ledger", "check"]) == 0
+    assert capsys.readouterr().out == "The books are right.\n"
+    desk.problems = ["Key aaa: off by one."]
+    assert root.run(["ledger", "check"]) == 1
+    assert capsys.readouterr().out == "Key aaa: off by one.\n"
+
+
+def test_the_state_says_whether_the_server_is_ready(desk: FakeDesk, capsys: pytest.CaptureFixture[str]) -> None:
+    assert root.run(["state"]) == 1
+    out = capsys.readouterr().out
+    assert "ready\tno: loading\n" in out
+    assert "policy problem\tdefault.yaml:3:1: no\n" in out

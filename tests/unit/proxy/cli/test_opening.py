@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from proxy.admin.actions import ServerState
+from proxy.admin.records import ServerState
 from proxy.cli import opening
 from proxy.cli.exits import CommandError
 from proxy.clock import SystemClock

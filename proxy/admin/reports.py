@@ -1,0 +1,82 @@
+"""What an operator looks at: usage, whether the books are right, and who did what. Nothing here changes anything."""
+
+import re
+from typing import Final
+
+from proxy.admin.accounts import named
+from proxy.admin.desk import Desk, Order, explained
+from proxy.admin.records import AuditEvent, AuditQuery, Listing, Nothing, Usage, UsageQuery, UsageRow
+from proxy.clock import month_of
+from proxy.policy.schema import Policy
+from proxy.store.ledger import UsageRow as LedgerRow
+from sidecar.wire.errors import bad_request
+
+_PERIOD: Final = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
+
+
+async def usage(desk: Desk, order: Order[UsageQuery]) -> Usage:
+    """By key's id. Raises ApiError 400 for a period that is not `YYYY-MM`, 404 for an unknown account."""
+    query = order.given
+    month = month_of(desk.clock.now()) if query.period is None else query.period
+    if not _PERIOD.fullmatch(month):
+        raise bad_request("'period' is a month, like 2026-11.", param="period", code="invalid_value")
+    account_id = None if query.account is None else (await named(desk, query.account)).id
+    with explained():
+        rows = await desk.ledger.usage(month, account_id=account_id, after=query.after, limit=query.limit)
+    shown = [_usage_row(row, desk.policy) for row in rows]
+    return Usage(month, shown, rows[-1].key_id if len(rows) == query.limit else None)
+
+
+async def current_usage(desk: Desk) -> list[UsageRow]:
+    """Of every key in the current month. Raises ApiError 503."""
+    with explained():
+        rows = await desk.ledger.usage(month_of(desk.clock.now()))
+    return [_usage_row(row, desk.policy) for row in rows]
+
+
+async def check_ledger(desk: Desk, _order: Order[Nothing]) -> Listing[str]:
+    """The ledger's broken invariants, each as a sentence; empty if the books are right."""
+    with explained():
+        return Listing(await desk.ledger.check())
+
+
+async def list_audit(desk: Desk, order: Order[AuditQuery]) -> Listing[AuditEvent]:
+    """The newest first."""
+    query = order.given
+    with explained():
+        found = await desk.audit.list(before=query.after, target=query.target, actor=query.actor, limit=query.limit)
+    events = [
+        AuditEvent(
+            id=event.id,
+            time=event.time,
+            actor=event.actor,
+            action=event.action,
+            target=event.target,
+            request_id=event.request_id,
+            address=event.address,
+            changes={name: list(pair) for name, pair in event.changes.items()},
+        )
+        for event in found
+    ]
+    return Listing(events, found[-1].id if len(found) == query.limit else None)
+
+
+def _usage_row(row: LedgerRow, policy: Policy) -> UsageRow:
+    # A tier that no policy file has any more limits nothing; its keys are refused before that matters.
+    tier = policy.tiers.get(row.tier)
+    own = tier.under(row.limits) if tier else None
+    return UsageRow(
+        key_id=row.key_id,
+        name=row.name,
+        account=row.account,
+        tier=row.tier,
+        requests=row.requests,
+        prompt_tokens=row.prompt_tokens,
+        cached_tokens=row.cached_tokens,
+        completion_tokens=row.completion_tokens,
+        total_tokens=row.total_tokens,
+        reserved_tokens=row.reserved_tokens,
+        reserved_requests=row.reserved_requests,
+        monthly_tokens=own.monthly_tokens if own else None,
+        monthly_requests=own.monthly_requests if own else None,
+    )
