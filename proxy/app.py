@@ -16,13 +16,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import prometheus_client
 from prometheus_client import CollectorRegistry
 
 from proxy import idempotency as idempotency_keys
-from proxy import memory, once, sockets, tls
+from proxy import listeners, memory, once, sockets, tls
 from proxy.addresses import Addresses
 from proxy.admin.callers import Callers, KeyCallers, SocketCallers
 from proxy.admin.desk import Desk
@@ -67,11 +67,8 @@ from proxy.upstream import Sidecar, Upstreams
 from sidecar.jsonlog import JsonLog
 
 FAILED: Final = 1
-BACKLOG: Final = 1024
 # The operator's own connections, to either admin listener.
 ADMIN_CONNECTIONS: Final = 64
-# How long a connection that does not end by itself may take to be closed.
-CLOSE_S: Final = 1.0
 # For how long a quota is taken as read that other processes move too.
 FRESH_S: Final = 1.0
 # The option's number in linux/prctl.h.
@@ -93,12 +90,6 @@ class Stop:
     def hang_up(self) -> None:
         self.reread.set()
         self.renew.set()
-
-
-class Closes(Protocol):
-    """A listener."""
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +136,7 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
     metrics = Metrics(clock, CollectorRegistry(), release)
     policy = PolicyWatch(policies, first, Reloads(metrics, clock, log))
     async with contextlib.AsyncExitStack() as stack:
-        public, admin, admin_unix = await _bind(settings, stack)
+        public, admin, admin_unix = await listeners.bind(settings, stack)
         stores = await stack.enter_async_context(open_stores(settings, clock, CommitWatch(metrics, log)))
         upstreams = Upstreams([Sidecar(upstream, settings.timeouts, log) for upstream in settings.upstreams])
         await stack.enter_async_context(upstreams)
@@ -164,7 +155,7 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
         for listening, callers in ((admin, house.by_key), (admin_unix, SocketCallers())):
             edge = _admin_edge(house, settings, place, callers, clock=clock, log=log)
             door = Door(edge.welcome, Places(ADMIN_CONNECTIONS), DIRECT)
-            await stack.enter_async_context(_listening(edge, door, listening))
+            await stack.enter_async_context(listeners.listening(edge, door, listening))
         await stack.enter_async_context(_beside(watch_loop(metrics.loop_lag), "event loop lag"))
         await stack.enter_async_context(_beside(watch_clock(clock, metrics.clock_steps, log), "clock"))
         await stack.enter_async_context(_beside(purge(stores.responses, clock), "purge"))
@@ -180,7 +171,7 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
             outer = SecureServer(public, house.door, certificate.context, settings.limits.head_timeout_s)
         await house.key_watch.begin()
         await stack.enter_async_context(_beside(house.key_watch.run(), "key watch"))
-        server = await stack.enter_async_context(_listening(house.edge, house.door, outer))
+        server = await stack.enter_async_context(listeners.listening(house.edge, house.door, outer))
         log.info(
             "ready",
             host=place.host,
@@ -335,43 +326,6 @@ async def _begin_boot(
     stack.callback(lambda: stores.boots.end(stores.boot_id, clock.now()))
 
 
-async def _bind(
-    settings: Proxy, stack: contextlib.AsyncExitStack
-) -> tuple[socket.socket, socket.socket, socket.socket]:
-    """The public, the admin and the Unix socket, bound. Raises ListenError."""
-    path = Path(settings.admin.socket)
-    public = await asyncio.to_thread(sockets.bind_tcp, settings.listen.host, settings.listen.port)
-    stack.callback(public.close)
-    admin = await asyncio.to_thread(sockets.bind_tcp, settings.admin.host, settings.admin.port)
-    stack.callback(admin.close)
-    unix = await asyncio.to_thread(sockets.bind_unix, path)
-    stack.push_async_callback(asyncio.to_thread, path.unlink, missing_ok=True)
-    stack.callback(unix.close)
-    return public, admin, unix
-
-
-@contextlib.asynccontextmanager
-async def _listening(edge: EdgeServer, door: Door, bound: socket.socket | SecureServer) -> AsyncIterator[Closes]:
-    loop = asyncio.get_running_loop()
-    server: Closes
-    if isinstance(bound, SecureServer):
-        server = bound
-        bound.listen(BACKLOG)
-    elif bound.family == socket.AF_UNIX:
-        server = await loop.create_unix_server(door, sock=bound, backlog=BACKLOG)
-    else:
-        server = await loop.create_server(door, sock=bound, backlog=BACKLOG)
-    try:
-        yield server
-    finally:
-        server.close()
-        if isinstance(server, SecureServer):
-            await server.wait_closed()
-        door.close()
-        edge.wind_down()
-        await edge.shutdown(CLOSE_S)
-
-
 @contextlib.asynccontextmanager
 async def _beside(work: Coroutine[None, None, None], name: str) -> AsyncIterator[None]:
     task = asyncio.create_task(work, name=name)
@@ -382,7 +336,7 @@ async def _beside(work: Coroutine[None, None, None], name: str) -> AsyncIterator
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _drain(house: House, server: Closes, limit_s: float, log: JsonLog, stop: Stop) -> None:
+async def _drain(house: House, server: listeners.Closes, limit_s: float, log: JsonLog, stop: Stop) -> None:
     """Take nothing new, and let what runs end."""
     log.info("draining", requests=house.front.in_progress, drain_s=limit_s)
     house.pages.draining = True
