@@ -30,12 +30,14 @@ from proxy.admin.listener import AdminFront
 from proxy.admin.pages import Pages, Place
 from proxy.admission.abuse import Abuse
 from proxy.admission.concurrency import Leases
+from proxy.admission.fleet import Shown, Together
 from proxy.admission.gate import Admission
 from proxy.admission.meters import Meters
 from proxy.admission.quota import QuotaBook
 from proxy.admission.rate import Allowance, Cells, Rate
 from proxy.admission.refusal_log import RefusalLog
 from proxy.admission.replay import Purge, Replay, authorities
+from proxy.admission.shared import SharedLimits
 from proxy.clock import Clock, SystemClock
 from proxy.connections import Places
 from proxy.door import Door, public_door
@@ -50,7 +52,7 @@ from proxy.pipeline import Pipeline
 from proxy.policy.load import load_policy
 from proxy.policy.schema import Policy
 from proxy.policy.watch import PolicyWatch, read
-from proxy.record import CommitWatch, Record
+from proxy.record import CommitWatch, Record, ValkeyWatch
 from proxy.recovery import recover
 from proxy.reloads import Reloads
 from proxy.responses import Responses, purge
@@ -141,8 +143,11 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
         upstreams = Upstreams([Sidecar(upstream, settings.timeouts, log) for upstream in settings.upstreams])
         await stack.enter_async_context(upstreams)
         await _begin_boot(stores, upstreams, clock, log, stack)
+        shared = await _shared(stores, ValkeyWatch(metrics, log), stack)
         port = public.getsockname()[1]
-        house = build(settings, policy, stores, upstreams, port=port, metrics=metrics, clock=clock, log=log)
+        house = build(
+            settings, policy, stores, upstreams, shared=shared, port=port, metrics=metrics, clock=clock, log=log
+        )
         place = Place(
             release=release,
             host=settings.listen.host,
@@ -210,6 +215,7 @@ def build(
     stores: Stores,
     upstreams: Upstreams,
     *,
+    shared: SharedLimits | None,
     port: int,
     metrics: Metrics,
     clock: Clock,
@@ -221,17 +227,18 @@ def build(
     identify = Identify(stores.keys, stores.smith, policy, failures, clock=clock, log=log)
     quotas = QuotaBook(stores.ledger, clock, FRESH_S if stores.shared else None)
     meters = Meters(Cells(clock), Cells(clock), Leases(), quotas)
+    storage_s = timeouts.storage_s
     admission = Admission(
         policy,
         meters,
         stores.ledger,
         clock,
-        storage_s=timeouts.storage_s,
+        storage_s=storage_s,
         queue=QueueMetrics(metrics),
         refusals=RefusalLog(Refusals(stores.writer, stores.boot_id), clock),
+        fleet=None if shared is None else Together(shared, Shown(meters.requests, meters.tokens)),
     )
     record = Record(metrics, stores.keys, log, clock)
-    storage_s = timeouts.storage_s
     responses = Responses(policy, stores.responses, clock, most_bytes=limits.max_body_bytes, storage_s=storage_s)
     replay = Replay(
         policy,
@@ -315,6 +322,13 @@ def _admin_edge(
     limits, timeouts = settings.limits, settings.timeouts
     front = AdminFront(house.pages, house.desk, place, callers, clock=clock, log=log, limits=limits, timeouts=timeouts)
     return EdgeServer(front.handle, front.refuse, limits, same_user=isinstance(callers, SocketCallers))
+
+
+async def _shared(stores: Stores, watch: ValkeyWatch, stack: contextlib.AsyncExitStack) -> SharedLimits | None:
+    """What all proxies count together, where there is a Valkey to count in."""
+    if stores.valkey is None:
+        return None
+    return await stack.enter_async_context(SharedLimits(stores.valkey, stores.boot_id, watch.told))
 
 
 async def _begin_boot(

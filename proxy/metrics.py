@@ -215,6 +215,12 @@ class Metrics:
             buckets=OVERHEAD_S,
             registry=registry,
         )
+        self.valkey_up = Gauge(
+            "tollhouse_proxy_valkey_up", "Whether limits are counted for all proxies together.", registry=registry
+        )
+        self.proxies = Gauge(
+            "tollhouse_proxy_proxies", "Proxies that share their limits, as last known.", registry=registry
+        )
         self.clock_steps = Counter(
             "tollhouse_proxy_clock_steps_total", "Times that the machine's clock was set.", registry=registry
         )

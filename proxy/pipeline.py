@@ -185,7 +185,7 @@ class Pipeline:
             async with client.present():
                 body = await _body(client, principal, notes)
                 question = read_question(endpoint, body, [model.id for model in usable(principal)])
-                with self._let_in(principal, question, notes) as headers:
+                with await self._let_in(client.arrival, principal, question, notes) as headers:
                     client.announce(headers)
                     await spent(notes.guard)
                     sidecar = notes.sidecar = self._upstreams.choose(question.model)
@@ -270,13 +270,13 @@ class Pipeline:
             notes.admit_s = (notes.admit_s or 0.0) + self._clock.monotonic() - begun_s
         return Admitted(call, sidecar, grant)
 
-    def _let_in(self, principal: Principal, question: Question, notes: Notes) -> Pass:
+    async def _let_in(self, arrival: Arrival, principal: Principal, question: Question, notes: Notes) -> Pass:
         begun_s = self._clock.monotonic()
         try:
             found = self._upstreams.find(question.model)
             if found is None:
                 self._upstreams.check_known(question.model)
-            passed = self._admission.admit_question(principal, question, found)
+            passed = await self._admission.admit_question(principal, question, arrival, found)
         finally:
             notes.admit_s = self._clock.monotonic() - begun_s
         notes.model, notes.admitted, notes.remarks = question.model, True, passed.remarks

@@ -209,3 +209,20 @@ class CommitWatch:
     def failed(self, error: Exception, operations: int) -> None:
         self._metrics.ledger_failures.inc(operations)
         self._log.exception("ledger_commit_failed", error, count=operations)
+
+
+class ValkeyWatch:
+    """Told when Valkey goes away and when it is back; see `proxy.admission.shared`. Stateless."""
+
+    def __init__(self, metrics: Metrics, log: JsonLog) -> None:
+        self._metrics = metrics
+        self._log = log
+
+    def told(self, up: bool, proxies: int) -> None:
+        """`proxies`: how many share their limits, as last known."""
+        self._metrics.valkey_up.set(up)
+        self._metrics.proxies.set(proxies)
+        if up:
+            self._log.info("valkey_reached", proxies=proxies)
+        else:
+            self._log.warning("valkey_lost", proxies=proxies, hint="Each proxy goes by its share of every limit.")

@@ -98,7 +98,9 @@ class Admits(Protocol):
         self, principal: Principal, call: Call, arrival: Arrival, model: ModelState | None, error: RefusedError
     ) -> None: ...
 
-    def admit_question(self, principal: Principal, question: Question, model: ModelState | None) -> Pass:
+    async def admit_question(
+        self, principal: Principal, question: Question, arrival: Arrival, model: ModelState | None
+    ) -> Pass:
         """Raises ApiError 403, 404 or 429; then nothing was consumed."""
 
 

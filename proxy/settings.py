@@ -110,6 +110,13 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_stored_bytes: Positive = 64 * 1024 * 1024
 
 
+class Valkey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What several proxies count together: limits a minute and at once. Without a `url` this proxy is the only one."""
+
+    url: Annotated[str, Meta(pattern="^(valkeys?|rediss?|unix)://.")] | None = None
+    timeout_s: Annotated[float, Meta(gt=0, le=5)] = 0.05
+
+
 class Replay(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How long it is remembered that a request was here, where a tier asks for that.
 
@@ -143,6 +150,7 @@ class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     database: Database = Database()
     policies: str = "policies"
     secret_file: str = "data/root.secret"
+    valkey: Valkey = Valkey()
     limits: Limits = Limits()
     replay: Replay = Replay()
     public_authorities: tuple[Annotated[str, Meta(pattern="^[^\\s/]+$", max_length=300)], ...] = ()

@@ -22,6 +22,7 @@ from proxy.store.keys import Keys
 from proxy.store.ledger import Ledger
 from proxy.store.nonces import Nonces
 from proxy.store.responses import StoredResponses
+from proxy.store.valkey import Valkey, open_valkey
 from proxy.store.writer import Observer, Writer
 
 
@@ -43,6 +44,7 @@ class Stores:
     nonces: Nonces
     idempotency: IdempotencyKeys
     idempotency_secret: bytes = field(repr=False)
+    valkey: Valkey | None
 
 
 @contextlib.asynccontextmanager
@@ -51,7 +53,7 @@ async def open_stores(settings: Proxy, clock: Clock, observer: Observer) -> Asyn
     root = await asyncio.to_thread(ensure_root_secret, Path(settings.secret_file))
     async with open_database(settings.database) as database:
         await asyncio.to_thread(migrate.require_head, settings.database)
-        async with Writer(database, clock, observer) as writer:
+        async with Writer(database, clock, observer) as writer, _valkey(settings) as valkey:
             boot_id = f"boot_{secrets.token_hex(12)}"
             yield Stores(
                 boot_id,
@@ -68,4 +70,10 @@ async def open_stores(settings: Proxy, clock: Clock, observer: Observer) -> Asyn
                 Nonces(writer),
                 IdempotencyKeys(writer),
                 root.derive(IDEMPOTENCY),
+                valkey,
             )
+
+
+def _valkey(settings: Proxy) -> contextlib.AbstractAsyncContextManager[Valkey | None]:
+    url = settings.valkey.url
+    return contextlib.nullcontext() if url is None else open_valkey(url, timeout_s=settings.valkey.timeout_s)

@@ -9,8 +9,10 @@ from collections.abc import Awaitable, Callable
 
 from proxy.admission import refusal
 from proxy.admission.estimate import Sizing
+from proxy.admission.fleet import Alone, Fleet, OverLimitError, Part
 from proxy.admission.grant import Books, Grant, Terms, storage_unavailable
 from proxy.admission.meters import NO_SIZE, Meters, Pass, Size, Subject, remarks
+from proxy.admission.rate import RateLook
 from proxy.admission.refusal_log import RefusalLog
 from proxy.admission.rules import Limit, Rulebook
 from proxy.admission.turn import QueueWatch, Turn, Unwatched, wait
@@ -40,8 +42,10 @@ class Admission:
         storage_s: float,
         queue: QueueWatch | None = None,
         refusals: RefusalLog | None = None,
+        fleet: Fleet | None = None,
     ) -> None:
-        self._rulebook = Rulebook(policy)
+        self._fleet = fleet or Alone()
+        self._rulebook = Rulebook(policy, lambda: self._fleet.share)
         self._meters = meters
         self._books = books
         self._clock = clock
@@ -129,16 +133,21 @@ class Admission:
         await self._prime(subject)
         sizing = Sizing(call, known, tier)
         estimate = await self._size(subject, sizing, counter)
-        # From this look to the taking no `await`: whatever else asks sees either both or neither.
-        size = Size(estimate.total, sizing.tried(estimate, subject.rules.tried))
-        shadows = self._shadows(subject, size)
-        tokens, period = estimate.total, subject.period
-        entry = _entry(principal, sizing, arrival, period=period, tokens=tokens, upstream=upstream)
-        # The ledger first: it may refuse, the meters do not.
-        reserved = self._books.reserve(entry, claims, subject.rules.monthly)
-        if reserved.done() and reserved.exception() is not None:
-            raise storage_unavailable() from reserved.exception()
-        hold = self._meters.take(subject, size, shadows, lease=turn.use())
+        estimate, part = await self._part(subject, sizing, estimate, counter, arrival.request_id)
+        if part is None:
+            # Who counts for all may have gone away just now: then this proxy decides by its share.
+            subject = self._subject(principal, call.model, placed=turn.held)
+        with part or contextlib.nullcontext():
+            # From this look to the taking no `await`: whatever else asks sees either both or neither.
+            size = _size_of(subject, sizing, estimate)
+            shadows = self._shadows(subject, size)
+            tokens, period = estimate.total, subject.period
+            entry = _entry(principal, sizing, arrival, period=period, tokens=tokens, upstream=upstream)
+            # The ledger first: it may refuse, the meters do not.
+            reserved = self._books.reserve(entry, claims, subject.rules.monthly)
+            if reserved.done() and reserved.exception() is not None:
+                raise storage_unavailable() from reserved.exception()
+            hold = self._meters.take(subject, size, shadows, lease=turn.use(), part=part and part.keep())
         warned = self._meters.warnings(subject) if subject.rules.soft else ()
         said = remarks(shadows, warned)
         terms = Terms(sizing, arrival, self._clock, self._storage_s, subject.rules.revision, said)
@@ -161,7 +170,9 @@ class Admission:
             entry = _entry(principal, sizing, arrival, period=subject.period, tokens=tokens, upstream=None)
             self._refusals.note(entry, error, arrival.monotonic_s)
 
-    def admit_question(self, principal: Principal, question: Question, model: ModelState | None) -> Pass:
+    async def admit_question(
+        self, principal: Principal, question: Question, arrival: Arrival, model: ModelState | None
+    ) -> Pass:
         """Let in what runs nothing: it counts for the minute and among those at once, and is in no ledger.
 
         Raises ApiError 403, 404 or 429.
@@ -169,8 +180,28 @@ class Admission:
         subject = self._subject(principal, question.model)
         if model is None or not _allows(principal, subject.rules.tier, question.model):
             raise refusal.model_not_found(question.model)
-        shadows = self._passed(subject, self._meters.unfit_pass(subject), NO_SIZE)
-        return self._meters.take_pass(subject, shadows)
+        try:
+            part = await self._fleet.take(subject, None, arrival.request_id)
+        except OverLimitError as over:
+            raise self._told(subject, over) from over
+        if part is None:
+            subject = self._subject(principal, question.model)
+        with part or contextlib.nullcontext():
+            shadows = self._passed(subject, self._meters.unfit_pass(subject), NO_SIZE)
+            return self._meters.take_pass(subject, shadows, part=part and part.keep())
+
+    async def _part(
+        self, subject: Subject, sizing: Sizing, estimate: Estimate, counter: Counter, request_id: str
+    ) -> tuple[Estimate, Part | None]:
+        """A request's part of what all proxies together allow. The exact number is asked for only if the bound is too
+        much, as in `_size`.
+        """
+        try:
+            return estimate, await self._fleet.take(subject, _size_of(subject, sizing, estimate), request_id)
+        except OverLimitError as over:
+            if over.limit.sized and not estimate.exact:
+                return await self._part(subject, sizing, await _counted(sizing, counter), counter, request_id)
+            raise self._told(subject, over) from over
 
     async def _size(self, subject: Subject, sizing: Sizing, counter: Counter) -> Estimate:
         """The bound costs nothing. Only if it does not fit is the exact number worth a round trip to the sidecar."""
@@ -219,6 +250,17 @@ class Admission:
         if limit.rule == "concurrency":
             return refusal.concurrency(limit, meters.concurrency_look(subject, limit), headers)
         return refusal.quota(limit, meters.quota_look(subject, limit, tokens), headers, self._clock.now())
+
+    def _told(self, subject: Subject, over: OverLimitError) -> RefusedError:
+        """The refusal of what all proxies together allow."""
+        headers = self._meters.headers(subject)
+        if isinstance(over.look, RateLook):
+            return refusal.rate(over.limit, over.look, headers)
+        return refusal.concurrency(over.limit, over.look, headers)
+
+
+def _size_of(subject: Subject, sizing: Sizing, estimate: Estimate) -> Size:
+    return Size(estimate.total, sizing.tried(estimate, subject.rules.tried))
 
 
 async def _counted(sizing: Sizing, counter: Counter) -> Estimate:

@@ -7,7 +7,7 @@ import datetime as dt
 from collections.abc import Collection
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final
+from typing import Final, Protocol
 
 from proxy.admission import refusal
 from proxy.admission.concurrency import ConcurrencyLook, Lease, Leases
@@ -86,24 +86,30 @@ class Meters:
         return [Warned(quota, used[quota.counts]) for quota in subject.rules.soft if used[quota.counts] > quota.most]
 
     def take(
-        self, subject: Subject, size: "Size", shadows: Collection[Limit] = (), *, lease: Lease | None = None
+        self,
+        subject: Subject,
+        size: "Size",
+        shadows: Collection[Limit] = (),
+        *,
+        lease: Lease | None = None,
+        part: "Beyond | None" = None,
     ) -> "Hold":
         """Take one request and its tokens from every limit. The caller has looked, and not awaited since.
 
-        `lease` is the one that the request has already, if it is `placed`.
+        `lease` is the one that the request has already, if it is `placed`; `part` what it has of all proxies' limits.
         `shadows` did not fit and let pass: in force they would have kept the request out, so they do not count it.
         """
         limit, tokens = subject.rules.tokens, None
         if limit is not None and limit not in shadows:
             tokens = self.tokens.commit(subject.cell(limit), limit.rate, size.under(limit))
         self.quotas.commit(subject, size.tokens)
-        taken = Taken(self._take_request(subject, shadows), tokens, lease or self._take_lease(subject, shadows))
+        taken = Taken(self._take_request(subject, shadows), tokens, lease or self._take_lease(subject, shadows), part)
         return Hold(self, subject, size.tokens, taken)
 
-    def take_pass(self, subject: Subject, shadows: Collection[Limit] = ()) -> "Pass":
+    def take_pass(self, subject: Subject, shadows: Collection[Limit] = (), *, part: "Beyond | None" = None) -> "Pass":
         """Take one request from the limits that hold for what runs nothing. The caller has looked, as above."""
-        charge, lease = self._take_request(subject, shadows), self._take_lease(subject, shadows)
-        return Pass(self.requests, charge, lease, self.headers(subject), remarks(shadows))
+        taken = Taken(self._take_request(subject, shadows), None, self._take_lease(subject, shadows), part)
+        return Pass(self.requests, taken, self.headers(subject), remarks(shadows))
 
     def headers(self, subject: Subject) -> dict[str, str]:
         """OpenAI's rate limit headers as they stand now, and the IETF pair for requests. A limit in shadow has none.
@@ -123,6 +129,8 @@ class Meters:
 
     def _fits(self, subject: Subject, limit: Limit, tokens: int) -> bool:
         rule = limit.rule
+        if limit.elsewhere:
+            return True
         if rule == "requests_per_minute":
             return self.requests.fits(subject.cell(limit), limit.rate, 1)
         if rule == "tokens_per_minute":
@@ -171,6 +179,14 @@ class Warned:
 NO_SIZE: Final = Size(0, 0)
 
 
+class Beyond(Protocol):
+    """What a request holds of what is counted for all proxies; see `proxy.admission.fleet.Part`."""
+
+    def charge_only(self, tokens: int) -> None: ...
+    def void(self) -> None: ...
+    def release(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """What a request took beside its quota; None is from a limit that is not there, or that did not count it."""
@@ -178,6 +194,7 @@ class Taken:
     requests: Charge | None
     tokens: Charge | None
     lease: Lease | None
+    part: Beyond | None = None
 
 
 class Hold:
@@ -216,6 +233,8 @@ class Hold:
             self._meters.tokens.commit(charge.subject, charge.rate, used - self._charged)
         self._charge_only(used)
         self._release()
+        if self._taken.part is not None:
+            self._taken.part.release()
 
     def exceeded(self, found: QuotaExceededError, now: dt.datetime) -> RefusedError:
         """The refusal of a quota that the ledger found used up, by other processes too: what is known here is old."""
@@ -231,9 +250,13 @@ class Hold:
         if self._taken.requests is not None:
             self._meters.requests.refund(self._taken.requests, 1)
         self._release()
+        if self._taken.part is not None:
+            self._taken.part.void()
 
     def _charge_only(self, tokens: int) -> None:
         """Give back what the minute was charged beyond this."""
+        if self._taken.part is not None:
+            self._taken.part.charge_only(tokens)
         if self._taken.tokens is not None and tokens < self._charged:
             self._meters.tokens.refund(self._taken.tokens, self._charged - tokens)
             self._charged = tokens
@@ -252,14 +275,12 @@ class Pass:
     def __init__(
         self,
         requests: Cells,
-        charge: Charge | None,
-        lease: Lease | None,
+        taken: Taken,
         headers: dict[str, str],
         remarks: tuple[Remark, ...],
     ) -> None:
         self._requests = requests
-        self._charge = charge
-        self._lease = lease
+        self._taken = taken
         self._headers = headers
         self.remarks = remarks
 
@@ -269,10 +290,13 @@ class Pass:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if exc is not None and self._charge is not None:
-            self._requests.refund(self._charge, 1)
-        if self._lease is not None:
-            self._lease.release()
+        taken = self._taken
+        if exc is not None and taken.requests is not None:
+            self._requests.refund(taken.requests, 1)
+        if taken.lease is not None:
+            taken.lease.release()
+        if taken.part is not None:
+            taken.part.release() if exc is None else taken.part.void()
 
 
 def remarks(shadows: Collection[Limit], warned: Collection[Warned] = ()) -> tuple[Remark, ...]:

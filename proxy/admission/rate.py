@@ -104,6 +104,11 @@ class Cells:
             self._purge()
         return Charge(subject, rate, units, until)
 
+    def show(self, subject: str, rate: Rate, reset_s: float) -> None:
+        """It is counted elsewhere, and will be full after this time."""
+        full_at = self._now_ns() * rate.limit + round(reset_s * _NS) * rate.limit
+        self._full_at[subject, rate] = full_at
+
     def refund(self, charge: Charge, units: int) -> None:
         """Give units of a charge back, except those that time has given back already.
 

@@ -4,10 +4,10 @@ Compiled once for each such pair and kept while the policy is the same. Nothing 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
-from msgspec.structs import replace
+from msgspec.structs import replace as struct_replace
 
 from proxy.admission.rate import Rate
 from proxy.exchange import Principal
@@ -32,13 +32,17 @@ OF_ACCOUNT: Final[dict[Rule, str]] = {
 }
 SOFT: Final = ("monthly_requests", "monthly_tokens")
 OUTPUT: Final = "max_output_tokens"
+# What several proxies count together. Who runs how much at once, each knows of its own requests, too.
+RATES: Final[tuple[Rule, ...]] = ("requests_per_minute", "tokens_per_minute")
+SHARED: Final[tuple[Rule, ...]] = (*RATES, "concurrency")
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
     """One limit that is there. `whose` says whose it is, in words. `shadow`: it decides and counts, and lets pass.
 
-    `apart` goes behind the key's id to name what is counted: it is empty, but for a model's own limits.
+    `apart` goes behind the key's id to name what is counted: it is empty, but for a model's own limits. `elsewhere`: it
+    is counted for all proxies together, which is more than is known here.
     """
 
     rule: Rule
@@ -46,6 +50,7 @@ class Limit:
     whose: str
     apart: str = ""
     shadow: bool = False
+    elsewhere: bool = False
 
     @property
     def most(self) -> int:
@@ -89,12 +94,17 @@ class Rules:
 
 
 class Rulebook:
-    """Compiles rules, and keeps them. Mutable: `_compiled`, by what they depend on, of the policy `_of`."""
+    """Compiles rules, and keeps them. Mutable: `_compiled`, by what they depend on, of the policy `_of`.
 
-    def __init__(self, policy: Callable[[], Policy]) -> None:
+    `share`: by how much the limits of a minute and at once are to be divided here; None where all proxies count
+    together.
+    """
+
+    def __init__(self, policy: Callable[[], Policy], share: Callable[[], int | None] = lambda: 1) -> None:
         self._policy = policy
+        self._share = share
         self._of: Policy | None = None
-        self._compiled: dict[tuple[str, Overrides, Overrides, str | None], Rules] = {}
+        self._compiled: dict[tuple[str, Overrides, Overrides, str | None, int | None], Rules] = {}
 
     def of(self, principal: Principal, model: str | None) -> Rules:
         """The rules for a key on a model, by its served name, or on none. Raises ApiError 403 if its tier is gone."""
@@ -104,12 +114,12 @@ class Rulebook:
         tier = policy.tier(principal.tier)
         # Models without rules of their own share an entry, so that names that clients make up fill nothing.
         apart = model if model in tier.per_model else None
-        key = (principal.tier, principal.limits, principal.account_limits, apart)
+        share = self._share()
+        key = (principal.tier, principal.limits, principal.account_limits, apart, share)
         found = self._compiled.get(key)
         if found is None:
-            found = self._compiled[key] = compiled(
-                policy.revision, tier, Own(principal.limits, principal.account_limits, apart)
-            )
+            own = Own(principal.limits, principal.account_limits, apart)
+            found = self._compiled[key] = compiled(policy.revision, tier, own, share)
         return found
 
 
@@ -125,12 +135,14 @@ class Own:
     model: str | None = None
 
 
-def compiled(revision: str, tier: Tier, own: Own) -> Rules:
+def compiled(revision: str, tier: Tier, own: Own, share: int | None = 1) -> Rules:
     of_model = tier.per_model[own.model] if own.model is not None else ModelRules()
-    effective = _under_account(tier.under(own.key).under(of_model), own.account)
+    effective = _divided(_under_account(tier.under(own.key).under(of_model), own.account), share or 1)
     limits = {rule: limit for rule in ORDER if (limit := _limit(rule, effective, own, of_model)) is not None}
+    if share is None:
+        limits |= {rule: replace(limits[rule], elsewhere=True) for rule in RATES if _binds(limits.get(rule))}
     not_in_force = {rule: None for rule in effective.shadow if rule in limits}
-    in_force = replace(effective, **not_in_force) if not_in_force else effective
+    in_force = struct_replace(effective, **not_in_force) if not_in_force else effective
     return Rules(
         tier=in_force,
         revision=revision,
@@ -146,10 +158,22 @@ def compiled(revision: str, tier: Tier, own: Own) -> Rules:
     )
 
 
+def _binds(limit: Limit | None) -> bool:
+    return limit is not None and not limit.shadow
+
+
+def _divided(tier: Tier, share: int) -> Tier:
+    """A proxy's share of what all of them allow: one at least, so that nobody is shut out."""
+    if share == 1:
+        return tier
+    whole = {rule: getattr(tier, rule) for rule in SHARED}
+    return struct_replace(tier, **{rule: max(1, most // share) for rule, most in whole.items() if most is not None})
+
+
 def _under_account(tier: Tier, account: Overrides) -> Tier:
     given = {rule: getattr(account, name) for rule, name in OF_ACCOUNT.items()}
     replaced = {rule: number(limit) for rule, limit in given.items() if limit is not None}
-    return replace(tier, **replaced) if replaced else tier
+    return struct_replace(tier, **replaced) if replaced else tier
 
 
 def _limit(rule: Rule, effective: Tier, own: Own, of_model: ModelRules) -> Limit | None:

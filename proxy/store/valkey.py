@@ -9,15 +9,16 @@ import hashlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
+from proxy.store.failure import StorageError
+
 MOST_CONNECTIONS: Final = 32
-SCHEMES: Final = ("valkey://", "valkeys://", "redis://", "rediss://", "unix://")
 
 
 class ValkeyAwayError(Exception):
     """Valkey does not answer, not in time, or with an error."""
 
 
-class ValkeyExtraError(Exception):
+class ValkeyExtraError(StorageError):
     """The client library is not installed. The message says what to do."""
 
 

@@ -72,7 +72,7 @@ class FakeAdmission:
             raise ApiError(404, f"no {call.model}", code="model_not_found", param="model")
         return model
 
-    def admit_question(self, _principal: Any, question: Any, model: Any) -> FakePass:
+    async def admit_question(self, _principal: Any, question: Any, _arrival: Any, model: Any) -> FakePass:
         self.check(_principal, question, model)
         if self.error is not None:
             raise self.error

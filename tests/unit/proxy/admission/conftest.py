@@ -113,6 +113,7 @@ class Gatehouse:
     ledger: FakeLedger = field(default_factory=FakeLedger)
     exact: int = 10
     of_account: Overrides = NO_OVERRIDES
+    name: str = "req"
     counted: int = 0
 
     def __post_init__(self) -> None:
@@ -144,7 +145,7 @@ class Gatehouse:
         number = len(self.ledger.told)
         trace = Trace("1" * 32, "2" * 16, sampled=False, tracestate="")
         now, utc = self.clock.monotonic(), self.clock.now()
-        return Arrival(f"req_{number}", "client-1", trace, "127.0.0.1", now, utc)
+        return Arrival(f"{self.name}_{number}", "client-1", trace, "127.0.0.1", now, utc)
 
     async def count(self, call: Call) -> Count:
         self.counted += 1
@@ -164,10 +165,10 @@ class Gatehouse:
             arrival = self.arrival()
             return await self.gate.admit(principal, call, arrival, model, self.count, turn=turn, upstream="local")
 
-    def ask(self, key_id: str = "k", models: frozenset[str] | None = None) -> Pass:
+    async def ask(self, key_id: str = "k", models: frozenset[str] | None = None) -> Pass:
         """Let a question in."""
         question = Question(TextEndpoint.TOKENIZE, self.model.id, b"{}")
-        return self.gate.admit_question(self.principal(key_id, models), question, self.model)
+        return await self.gate.admit_question(self.principal(key_id, models), question, self.arrival(), self.model)
 
     async def refused(self, **fields: Any) -> ApiError:
         """A refusal, which has consumed nothing."""

@@ -365,7 +365,7 @@ async def test_f10_the_month_is_the_one_at_admission(build: Build) -> None:
 async def test_a_question_counts_for_the_minute_and_is_in_no_ledger_and_no_quota(build: Build) -> None:
     house = build(requests_per_minute=3, monthly_requests=1)
     for left in ("2", "1"):
-        with house.ask() as headers:
+        with await house.ask() as headers:
             assert headers["x-ratelimit-remaining-requests"] == left
     assert (house.ledger.told, len(house.meters.leases)) == ([], 0)
     await house.admit()
@@ -373,22 +373,22 @@ async def test_a_question_counts_for_the_minute_and_is_in_no_ledger_and_no_quota
     error = await house.refused()
     assert (error.status, error.code) == (429, "rate_limit_exceeded")
     with pytest.raises(ApiError) as caught:
-        house.ask()
+        await house.ask()
     assert (caught.value.code, caught.value.type) == ("rate_limit_exceeded", "requests")
     assert caught.value.headers()["x-ratelimit-remaining-requests"] == "0"
     house.clock.advance(20)
-    with house.ask(), pytest.raises(ApiError):
-        house.ask()
+    with await house.ask(), pytest.raises(ApiError):
+        await house.ask()
 
 
 async def test_a_question_is_one_of_the_requests_at_once(build: Build) -> None:
     house = build(concurrency=1)
-    with house.ask():
+    with await house.ask():
         assert (await house.refused()).code == "concurrency_limit_exceeded"
         with pytest.raises(ApiError) as caught:
-            house.ask()
+            await house.ask()
         assert caught.value.code == "concurrency_limit_exceeded"
-        with house.ask(key_id="other") as headers:
+        with await house.ask(key_id="other") as headers:
             assert headers == {}
     await house.admit()
 
@@ -396,7 +396,7 @@ async def test_a_question_is_one_of_the_requests_at_once(build: Build) -> None:
 async def test_a_question_that_is_refused_after_all_costs_nothing(build: Build) -> None:
     house = build(requests_per_minute=1)
     before = house.consumed()
-    with pytest.raises(ZeroDivisionError), house.ask():
+    with pytest.raises(ZeroDivisionError), await house.ask():
         raise ZeroDivisionError
     assert house.consumed() == before
 
@@ -407,7 +407,7 @@ async def test_a_question_about_a_model_that_is_not_allowed_looks_as_if_there_we
     bodies = set()
     for models, gate in ((frozenset({"other"}), house), (None, build(models=frozenset({"other"})))):
         with pytest.raises(ApiError) as caught:
-            gate.ask(models=models)
+            await gate.ask(models=models)
         assert caught.value.status == 404
         bodies.add(caught.value.body())
     assert len(bodies) == 1

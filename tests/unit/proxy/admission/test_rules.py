@@ -93,7 +93,7 @@ async def test_the_headers_of_a_call_are_its_models(build: Build) -> None:
     assert grant.headers()["x-ratelimit-remaining-requests"] == "2"
     other = await house.admit(model="other")
     assert other.headers()["x-ratelimit-remaining-requests"] == "8"
-    with house.ask() as headers:
+    with await house.ask() as headers:
         assert headers["x-ratelimit-remaining-requests"] == "1"
 
 

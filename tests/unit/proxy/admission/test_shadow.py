@@ -123,10 +123,10 @@ async def test_a_models_and_a_keys_own_limits_are_in_shadow_with_their_rule(buil
 
 async def test_a_question_is_let_pass_too(build: Build) -> None:
     house = build(requests_per_minute=1, concurrency=1, shadow=shadow("requests_per_minute", "concurrency"))
-    first = house.ask()
-    with first as headers, house.ask() as others:
+    first = await house.ask()
+    with first as headers, await house.ask() as others:
         assert (first.remarks, headers, others) == ((), {}, {})
-    again = house.ask()
+    again = await house.ask()
     with again:
         assert again.remarks == (Remark("requests_per_minute", "shadow"),)
     assert len(house.meters.leases) == 0

@@ -69,7 +69,7 @@ async def test_a_question_does_not_pass_those_who_wait(build: Build) -> None:
     await step()
     await settle(house, running)
     with pytest.raises(ApiError) as caught:
-        house.ask()
+        await house.ask()
     assert caught.value.code == "concurrency_limit_exceeded"
     await second
 
