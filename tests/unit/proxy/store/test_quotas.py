@@ -94,3 +94,19 @@ async def test_f5_processes_that_share_a_server_do_not_go_beyond_a_quota_togethe
     standing = await postgres_store.ledger.account_standing("acc", make.period)
     assert 970 < standing.settled_tokens + standing.reserved_tokens <= 1000
     assert await postgres_store.ledger.check() == []
+
+
+async def test_of_processes_that_race_for_the_last_tokens_one_gets_them(
+    on_postgres: DatabaseSettings, postgres_store: Any, make: Any
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        ledgers = []
+        for process in range(PROCESSES):
+            database = await stack.enter_async_context(open_database(on_postgres))
+            writer = await stack.enter_async_context(Writer(database, postgres_store.writer._clock))
+            ledgers.append(Ledger(writer, f"boot_{process}"))
+        for room in range(1, 31):
+            limits = Monthly(monthly_tokens=30 * room)
+            entries = [make.entry(f"req_{room}_{process}", 30) for process in range(PROCESSES)]
+            racing = [ledger.reserve(entry, (), limits) for ledger, entry in zip(ledgers, entries, strict=True)]
+            assert await let_in(*racing) == 1
