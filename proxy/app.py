@@ -44,6 +44,7 @@ from proxy.door import Door, public_door
 from proxy.edge import DIRECT, EdgeServer
 from proxy.idempotency import Idempotency
 from proxy.identity import Identify
+from proxy.keeper import Keeper, Trade
 from proxy.keywatch import KeyWatch
 from proxy.memory import Memory
 from proxy.metrics import Metrics, QueueMetrics, watch_clock, watch_loop
@@ -53,13 +54,11 @@ from proxy.policy.load import load_policy
 from proxy.policy.schema import Policy
 from proxy.policy.watch import PolicyWatch, read
 from proxy.record import CommitWatch, Record, ValkeyWatch
-from proxy.recovery import recover
 from proxy.reloads import Reloads
 from proxy.responses import Responses, purge
 from proxy.routes import Front
 from proxy.running import Running
 from proxy.settings import Proxy
-from proxy.store.boots import Boot
 from proxy.store.recordings import Recordings
 from proxy.store.refusals import Refusals
 from proxy.store.writer import Unobserved
@@ -142,7 +141,12 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
         stores = await stack.enter_async_context(open_stores(settings, clock, CommitWatch(metrics, log)))
         upstreams = Upstreams([Sidecar(upstream, settings.timeouts, log) for upstream in settings.upstreams])
         await stack.enter_async_context(upstreams)
-        await _begin_boot(stores, upstreams, clock, log, stack)
+        keeper = Keeper(
+            stores.boot_id, Trade(stores.boots, stores.ledger, upstreams.sidecars, clock, log, stores.shared)
+        )
+        await keeper.begin()
+        stack.callback(keeper.end)
+        await stack.enter_async_context(_beside(keeper.run(), "keeper"))
         shared = await _shared(stores, ValkeyWatch(metrics, log), stack)
         port = public.getsockname()[1]
         house = build(
@@ -329,15 +333,6 @@ async def _shared(stores: Stores, watch: ValkeyWatch, stack: contextlib.AsyncExi
     if stores.valkey is None:
         return None
     return await stack.enter_async_context(SharedLimits(stores.valkey, stores.boot_id, watch.told))
-
-
-async def _begin_boot(
-    stores: Stores, upstreams: Upstreams, clock: Clock, log: JsonLog, stack: contextlib.AsyncExitStack
-) -> None:
-    await recover(stores.ledger, upstreams.sidecars, clock, log)
-    await stores.boots.begin(Boot(stores.boot_id, os.getpid(), clock.now()))
-    # Not waited for: the writer, which closes after this, sees it to the disk.
-    stack.callback(lambda: stores.boots.end(stores.boot_id, clock.now()))
 
 
 @contextlib.asynccontextmanager

@@ -1,7 +1,7 @@
-"""After a crash: the reservations that an earlier life of the proxy left open, each settled by what its sidecar says.
+"""After a crash: the reservations that a life of the proxy left open, each settled by what its sidecar says.
 
-Runs once at start, before the listeners open. A sidecar that is away cannot hold it up: its usage slots are read
-instead, and when the time is over what is left is settled at its estimate, marked as forced.
+Who is dead, and when this runs, is `keeper`'s to say. A sidecar that is away cannot hold it up: its usage slots are
+read instead, and when the time is over what is left is settled at its estimate, marked as forced.
 """
 
 import asyncio
@@ -42,9 +42,16 @@ class Recovered:
     forced: int = 0
 
 
-async def recover(books: Books, sidecars: Sequence[Sidecar], clock: Clock, log: JsonLog) -> Recovered:
-    """Settle every orphan, and return when that is on disk. Raises StorageError."""
-    orphans = await books.open_rows()
+async def recover(
+    books: Books, sidecars: Sequence[Sidecar], clock: Clock, log: JsonLog, *, patience_s: float = 0.0
+) -> Recovered:
+    """Settle every orphan, and return when that is on disk. Raises StorageError.
+
+    One of a sidecar that is none of these is left for `patience_s` to somebody who can ask it.
+    """
+    known, now = {sidecar.name for sidecar in sidecars}, clock.now()
+    left = now - dt.timedelta(seconds=patience_s)
+    orphans = [entry for entry in await books.open_rows() if entry.upstream in known or entry.created <= left]
     if not orphans:
         return Recovered()
     found = await _ask_all(orphans, sidecars)

@@ -64,7 +64,7 @@ async def open_stores(settings: Proxy, clock: Clock, observer: Observer) -> Asyn
                 Generations(writer),
                 AuditLog(writer),
                 Ledger(writer, boot_id),
-                Boots(writer),
+                Boots(writer, shared=database.shared),
                 Keysmith(root),
                 StoredResponses(writer, settings.limits.max_stored_bytes),
                 Nonces(writer),

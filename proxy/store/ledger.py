@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Row, bindparam, func, insert, select, update
+from sqlalchemy import Row, bindparam, exists, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.policy.schema import NO_OVERRIDES, Overrides
@@ -18,7 +18,7 @@ from proxy.store import audit, claims, quotas
 from proxy.store.claims import Claim
 from proxy.store.posting import COUNTERS, Booked, Entry, Operation, Posting, Reserved, Settled, Shrunk, State, Voided
 from proxy.store.standing import UNLIMITED, Monthly, Standing
-from proxy.store.tables import account, api_key, ledger, quota
+from proxy.store.tables import account, api_key, boot, ledger, quota
 from proxy.store.writer import Refusal, Writer
 
 ENTRY_COLUMNS: Final = tuple(field.name for field in fields(Entry))
@@ -103,9 +103,13 @@ class Ledger:
         return Standing(*map(int, (await self._writer.read(query))[0]))
 
     async def open_rows(self) -> list[Entry]:
-        """The reservations that other boots left open, oldest first."""
+        """The reservations that are open and nobody's, oldest first: no other boot lives that they belong to, and this
+        one has become the keeper of those that died.
+        """
         columns = [ledger.c[name] for name in ENTRY_COLUMNS]
-        orphans = select(*columns).where(ledger.c.state == State.RESERVED, ledger.c.boot_id != self._boot_id)
+        kept_here = boot.c.keeper.is_not_distinct_from(self._boot_id)
+        living = exists().where(boot.c.id == ledger.c.boot_id, boot.c.ended.is_(None), ~kept_here)
+        orphans = select(*columns).where(ledger.c.state == State.RESERVED, ledger.c.boot_id != self._boot_id, ~living)
         return [Entry(*tuple(row)) for row in await self._writer.read(orphans.order_by(ledger.c.created))]
 
     async def usage(

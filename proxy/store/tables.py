@@ -191,7 +191,8 @@ ledger: Final = Table(
     Index("ix_ledger_created", "created"),
 )
 
-# One row per life of a proxy process: whose open rows are orphans.
+# One row per life of a proxy process: whose open rows are orphans. `seen` is set by the database's clock; `keeper` is
+# the process that took a dead one's rows over.
 boot: Final = Table(
     "boot",
     metadata,
@@ -199,6 +200,9 @@ boot: Final = Table(
     Column("pid", Integer, nullable=False),
     Column("started", Utc, nullable=False),
     Column("ended", Utc),
+    Column("place", String(80)),
+    Column("seen", Utc),
+    Column("keeper", String(40)),
 )
 
 # The nonces that keys have used, each with the request that it was used for: `signed` ones for good, others for as long

@@ -77,7 +77,7 @@ async def test_f1_slots_settle_an_orphan_while_the_sidecar_is_away(
     [
         ("local", NOW + dt.timedelta(hours=1), "void"),
         ("local", NOW - dt.timedelta(hours=1), "forced"),
-        ("gone", NOW, "forced"),
+        ("gone", NOW - dt.timedelta(hours=1), "forced"),
     ],
     ids=["slots older than it: it never ran", "slots younger than it", "sidecar no longer known"],
 )
