@@ -7,13 +7,13 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Final, TypeVar
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from proxy.settings import Database as DatabaseSettings
-from proxy.store import address, postgres, sqlite
+from proxy.store import address, postgres, sqlite, visit
 from proxy.store.failure import StorageError, StorageRejectedError, translated
 from proxy.store.sqlite import WRITES, StorageLockedError
 
@@ -26,6 +26,7 @@ __all__ = [
     "translated",
 ]
 
+R = TypeVar("R")
 # Asks for nothing, but of the database itself: SQLite opens its file only when it must.
 _PROBE: Final = {True: "SELECT 1", False: "SELECT 1 FROM sqlite_master"}
 
@@ -53,6 +54,18 @@ class Database:
         with translated():
             async with self._writing.begin() as connection:
                 yield connection
+
+    async def transact(self, work: visit.Work[R]) -> R:
+        """Run `work` in a transaction that is on disk at the end, and undone if it raises. Raises StorageError.
+
+        It awaits nothing but the connection that it is given, and need not run on this thread.
+        """
+        if self.shared:
+            async with self.write() as connection:
+                return await work(connection)
+        with translated():
+            async with self._writing.connect() as connection:
+                return await visit.run(connection, work, sqlite.begin_writing)
 
 
 @contextlib.asynccontextmanager

@@ -79,8 +79,8 @@ class Ledger:
         return self._writer.submit(_post, Reserved(entry, self._boot_id, claimed, limits))
 
     def shrink(self, request_id: str, est_tokens: int) -> asyncio.Future[None]:
-        """The request needs no more than this; a greater number changes nothing."""
-        return self._writer.submit(_post, Shrunk(request_id, est_tokens))
+        """The request needs no more than this; a greater number changes nothing. It may take a little: nobody waits."""
+        return self._writer.submit(_post, Shrunk(request_id, est_tokens), patient=True)
 
     def settle(self, settled: Settled) -> asyncio.Future[None]:
         return self._writer.submit(_post, settled, retained=True)

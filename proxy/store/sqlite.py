@@ -74,6 +74,15 @@ def prepare(engine: Engine, settings: DatabaseSettings) -> None:
     event.listen(engine, "begin", begin)
 
 
+def begin_writing(engine: Engine) -> None:
+    """Have an engine on a connection that is set up already begin every transaction as one that will write."""
+
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    event.listen(engine, "begin", begin)
+
+
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[None]:
     """The lock, for as long as this lasts. Raises StorageLockedError, StorageError."""

@@ -6,9 +6,10 @@ are tried again until they are on disk.
 """
 
 import asyncio
+import functools
 import itertools
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,6 +25,7 @@ MAX_BATCH: Final = 256
 # Beyond this the storage is not keeping up, and what is not retained is refused at once. Retained operations need no
 # bound of their own: each ends a request that was let in by one that is not retained.
 MAX_QUEUE: Final = 16_384
+PATIENCE_S: Final = 0.05
 FIRST_RETRY_S: Final = 0.05
 LAST_RETRY_S: Final = 0.5
 STOPPED: Final = "The server stopped writing."
@@ -49,7 +51,7 @@ class Transactions(Protocol):
     """What the writer needs of a database; see `proxy.store.database.Database`."""
 
     def read(self) -> AbstractAsyncContextManager[AsyncConnection]: ...
-    def write(self) -> AbstractAsyncContextManager[AsyncConnection]: ...
+    async def transact(self, work: Callable[[AsyncConnection], Coroutine[Any, Any, R]]) -> R: ...
 
 
 class Observer(Protocol):
@@ -91,7 +93,7 @@ class Writer:
     """The only one that writes. Use it as `async with`: leaving it writes what is queued, for at most `drain_s`.
 
     Mutable: `_queue` (what is not yet tried, oldest first), `_batch` (what is being committed), `_wake` (set when there
-    is something to do), `_closing`, `_task` (the loop), `_reads` (those under way).
+    is something to do at once), `_closing`, `_task` (the loop), `_reads` (those under way).
     """
 
     def __init__(
@@ -146,13 +148,17 @@ class Writer:
         oldest = next(itertools.chain(self._batch, self._queue), None)
         return 0.0 if oldest is None else self._clock.monotonic() - oldest.since_s
 
-    def submit(self, apply: Apply[R], record: R, *, retained: bool = False) -> asyncio.Future[None]:
+    def submit(
+        self, apply: Apply[R], record: R, *, retained: bool = False, patient: bool = False
+    ) -> asyncio.Future[None]:
         """Queue an operation; the future is done when it is on disk.
 
         `apply` gets the records of all operations beside each other that share it, in order, and must bear being run
         again after a commit that failed: one may have reached the disk all the same. The future fails with StorageError
         or with what `apply` raised; it may be dropped, as the observer has been told. Or it fails with the error of a
         refusal that `apply` gave: that is a decision and no failure, and the observer is not told.
+
+        A `patient` one makes no commit of its own before `PATIENCE_S` are over, but goes with the next.
         """
         pending = _Pending(apply, record, retained, self._clock.monotonic(), asyncio.get_running_loop().create_future())
         pending.done.add_done_callback(_retrieve)
@@ -162,7 +168,10 @@ class Writer:
             pending.fail(StorageError(f"{MAX_QUEUE} operations wait for the database already."))
         else:
             self._queue.append(pending)
-            self._wake.set()
+            if patient:
+                asyncio.get_running_loop().call_later(PATIENCE_S, self._wake.set)
+            else:
+                self._wake.set()
         return pending.done
 
     async def read(self, statement: Executable) -> Sequence[Row[Any]]:
@@ -186,14 +195,15 @@ class Writer:
     async def _run(self) -> None:
         retry_s = FIRST_RETRY_S
         while self._queue or not self._closing:
-            if not self._queue:
-                self._wake.clear()
-                await self._wake.wait()
-                continue
+            await self._wake.wait()
+            self._wake.clear()
             self._batch = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
-            if await self._round():
+            if self._queue or self._closing:
+                self._wake.set()
+            if not self._batch or await self._round():
                 retry_s = FIRST_RETRY_S
             else:
+                self._wake.set()
                 await self._pause(retry_s)
                 retry_s = min(2 * retry_s, LAST_RETRY_S)
 
@@ -228,13 +238,8 @@ class Writer:
 
     async def _commit(self, batch: Sequence[_Pending]) -> Exception | None:
         began_s = self._clock.monotonic()
-        refused: list[tuple[_Pending, Exception]] = []
         try:
-            async with self._database.write() as connection:
-                for apply, grouped in itertools.groupby(batch, key=lambda pending: pending.apply):
-                    group = list(grouped)
-                    refusals = await apply(connection, [pending.record for pending in group])
-                    refused.extend((group[refusal.place], refusal.error) for refusal in refusals or ())
+            refused = await self._database.transact(functools.partial(_apply, batch))
         except Exception as exc:  # noqa: BLE001  whatever an operation raises is its caller's to handle
             self._observer.failed(exc, len(batch))
             return exc
@@ -251,6 +256,16 @@ class Writer:
         for pending in waiting:
             if not pending.retained:
                 pending.fail(error)
+
+
+async def _apply(batch: Sequence[_Pending], connection: AsyncConnection) -> list[tuple[_Pending, Exception]]:
+    """Apply a batch, and say what of it is refused. Runs in the transaction, wherever that does."""
+    refused: list[tuple[_Pending, Exception]] = []
+    for apply, grouped in itertools.groupby(batch, key=lambda pending: pending.apply):
+        group = list(grouped)
+        refusals = await apply(connection, [pending.record for pending in group])
+        refused.extend((group[refusal.place], refusal.error) for refusal in refusals or ())
+    return refused
 
 
 def _blames_one(error: Exception) -> bool:

@@ -1,8 +1,8 @@
 import asyncio
 import contextlib
 import gc
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import pytest
 from sqlalchemy import event, text
@@ -10,6 +10,8 @@ from sqlalchemy import event, text
 from proxy.settings import Database as DatabaseSettings
 from proxy.store.database import Database, StorageError, StorageRejectedError, open_database
 from proxy.store.writer import MAX_BATCH, MAX_QUEUE, Writer
+
+R = TypeVar("R")
 
 
 class FakeDatabase:
@@ -33,6 +35,10 @@ class FakeDatabase:
             raise fault
         yield batch
         self.batches.append(batch)
+
+    async def transact(self, work: Callable[[Any], Coroutine[Any, Any, R]]) -> R:
+        async with self.write() as batch:
+            return await work(batch)
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[Any]:
@@ -119,6 +125,33 @@ async def test_what_is_submitted_during_a_commit_makes_the_next_one(
     assert await outcomes(first, *others) == [None] * 4
     assert database.batches == [["first"], [0, 1, 2]]
     assert observed.sizes == [1, 3]
+
+
+async def test_what_is_patient_goes_with_the_next_commit(
+    database: FakeDatabase, writer: Writer, observed: Observed
+) -> None:
+    first = await held_up(database, writer)
+    patient = writer.submit(note, "patient", patient=True)
+    database.open.set()
+    await first
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not patient.done()
+    await writer.submit(note, "second")
+    assert patient.done()
+    assert database.batches == [["first"], ["patient", "second"]]
+
+
+async def test_what_is_patient_waits_for_no_other_for_ever(database: FakeDatabase, writer: Writer) -> None:
+    await writer.submit(note, "patient", patient=True)
+    assert database.batches == [["patient"]]
+
+
+async def test_what_is_patient_is_written_before_the_end(database: FakeDatabase, clock: Any) -> None:
+    async with Writer(database, clock) as writer:
+        patient = writer.submit(note, "patient", patient=True)
+    assert patient.done()
+    assert database.batches == [["patient"]]
 
 
 async def test_a_batch_is_bounded(database: FakeDatabase, writer: Writer, observed: Observed) -> None:
