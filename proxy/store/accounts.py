@@ -120,6 +120,8 @@ async def _patch(connection: AsyncConnection, patched: Sequence[_Patched]) -> No
             await _check_free(connection, str(values["name"]))
         await connection.execute(update(account).where(here).values(values))
         owned = api_key.c.account_id == change.account_id
+        # In order, so that two processes on Postgres cannot wait for each other.
+        await connection.execute(select(api_key.c.id).where(owned).order_by(api_key.c.id).with_for_update())
         await connection.execute(update(api_key).where(owned).values(generation=number))
         await events.log(connection, change.act, changes(row, values))
 

@@ -211,7 +211,9 @@ def _values(change: _Changed, row: Row[Any]) -> tuple[dict[str, object], events.
 
 
 async def _touch(connection: AsyncConnection, used: Sequence[_Used]) -> None:
-    statement = update(api_key).where(api_key.c.id == bindparam("of")).values(last_used=bindparam("at"))
+    """A row that another process on Postgres has locked is left: it is not worth waiting for, still less a deadlock."""
+    free = select(api_key.c.id).where(api_key.c.id == bindparam("of")).with_for_update(skip_locked=True, key_share=True)
+    statement = update(api_key).where(api_key.c.id == free.scalar_subquery()).values(last_used=bindparam("at"))
     await connection.execute(statement, [{"of": record.key_id, "at": record.last_used} for record in used])
 
 
