@@ -48,6 +48,10 @@ class Arrival:
     utc: dt.datetime
     anthropic: bool = False
 
+    def named(self) -> dict[str, str]:
+        """What every line of the log has of the request that it is about."""
+        return {"request_id": self.request_id, "trace_id": self.trace.trace_id, "span_id": self.trace.span_id}
+
     def error_body(self, error: ApiError) -> bytes:
         return anthropic.error_body(error, self.request_id) if self.anthropic else error.body()
 

@@ -126,7 +126,7 @@ class Pipeline:
             self._refused(client.arrival, error, notes)
             outcome = await _tell(client, own_place(error, notes.call), _ending_of(error), notes)
         except Exception as exc:  # noqa: BLE001 - the boundary: what nobody expected is told as a 500 and logged
-            self._log.exception("request_failed", exc, request_id=client.arrival.request_id)
+            self._log.exception("request_failed", exc, **client.arrival.named())
             outcome = await _tell(client, internal_error(), Ending.INTERNAL, notes)
         self._record.finish(ended(client.arrival, template, outcome, notes, timings))
 

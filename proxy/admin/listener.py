@@ -69,7 +69,7 @@ class AdminFront:
         except ApiError as error:
             return _response(arrival, Page(error.body(), error.status), error.headers())
         except Exception as exc:  # noqa: BLE001 - the boundary, as in `proxy.pipeline`
-            self._log.exception("admin_request_failed", exc, request_id=arrival.request_id)
+            self._log.exception("admin_request_failed", exc, **arrival.named())
             failure = internal_error()
             return _response(arrival, Page(failure.body(), failure.status), failure.headers())
         return _response(arrival, page, {})
