@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
 import aiosqlite
-from sqlalchemy import Connection, CursorResult, Engine, Executable, StaticPool, create_engine
+from sqlalchemy import Connection, CursorResult, Dialect, Engine, Executable, StaticPool, create_engine
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 R = TypeVar("R")
@@ -24,6 +24,10 @@ class AtHand:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+
+    @property
+    def dialect(self) -> Dialect:
+        return self._connection.dialect
 
     async def execute(self, statement: Executable, parameters: Parameters | None = None) -> CursorResult[Any]:
         return self._connection.execute(statement, parameters)
