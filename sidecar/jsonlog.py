@@ -36,10 +36,10 @@ FIELDS: Final = frozenset(
         "forward_ms", "fused", "hint", "host", "identify_ms", "key_id", "lag_s", "limit", "line", "load_s", "logger",
         "max_context", "max_sequences", "message", "method", "model", "models", "name", "origin", "parity", "path",
         "percent", "pid", "policy", "port", "precision", "problems", "prompt_tokens", "proxies", "queue", "reason",
-        "record_ms", "request_id", "requests", "restarts", "revision", "rows", "rule", "running", "seconds", "settle_ms",
-        "settled", "shadow", "signal", "slots", "socket", "span_id", "stage", "status", "step", "steps", "stream",
-        "threads", "tier", "tiers", "tokens", "total", "trace_id", "ttft_ms", "upstream", "upstreams", "url", "version", "voided",
-        "waiting", "weights_bytes"
+        "record_ms", "request_id", "requests", "restarts", "revision", "rows", "rule", "running", "seconds",
+        "settle_ms", "settled", "shadow", "signal", "slots", "socket", "span_id", "stage", "status", "step", "steps",
+        "stream", "threads", "tier", "tiers", "tokens", "total", "trace_id", "ttft_ms", "upstream", "upstreams", "url",
+        "version", "voided", "waiting", "weights_bytes"
     )
 )
 # fmt: on
