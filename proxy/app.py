@@ -241,6 +241,7 @@ def build(
         queue=QueueMetrics(metrics),
         refusals=RefusalLog(Refusals(stores.writer, stores.boot_id), clock),
         fleet=None if shared is None else Together(shared, Shown(meters.requests, meters.tokens)),
+        load=upstreams.load,
     )
     record = Record(metrics, stores.keys, log, clock)
     responses = Responses(policy, stores.responses, clock, most_bytes=limits.max_body_bytes, storage_s=storage_s)

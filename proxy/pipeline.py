@@ -341,6 +341,6 @@ async def _tell(client: Client, error: ApiError, ending: Ending, notes: Notes) -
 def _ending_of(error: ApiError) -> Ending:
     if isinstance(error, UpstreamRefusedError):
         return Ending.UPSTREAM_REFUSED
-    if error.status < 500:
+    if isinstance(error, RefusedError) or error.status < 500:
         return Ending.REFUSED
     return Ending.INTERNAL if error.code is None or error.code in OURS else Ending.UPSTREAM_FAILED

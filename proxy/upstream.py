@@ -6,7 +6,8 @@ began or was refused, and `UpstreamLostError` when it may have begun.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,13 +17,14 @@ import aiohttp
 import msgspec
 
 from proxy.exchange import Call, Question
+from proxy.load import Load, Workload, together
 from proxy.peers import OwnConnector
 from proxy.settings import Timeouts, Upstream
 from proxy.ticket import Ticket
 from sidecar.jsonlog import JsonLog
 from sidecar.wire import internal
 from sidecar.wire.errors import ApiError, parse_error, unavailable
-from sidecar.wire.internal import Count, ModelState, RequestState, State
+from sidecar.wire.internal import Count, Endpoint, ModelState, RequestState, State
 from sidecar.wire.slots import RequestUsage, SlotReader, embedding_slots
 
 POLL_READY_S: Final = 1.0
@@ -92,16 +94,19 @@ class Sidecar:
     """One sidecar behind one Unix socket.
 
     Mutable: `state` (the last one it told, or None while it cannot be reached), `models` (the last ones it named),
-    `slots_path` (where it last said they are), `outstanding_tokens` (reserved by the requests it runs for us), the
-    client session.
+    `slots_path` (where it last said they are), `outstanding_tokens` (reserved by the requests it runs for us),
+    `workload`, the client session.
     """
 
-    def __init__(self, settings: Upstream, timeouts: Timeouts, log: JsonLog) -> None:
+    def __init__(
+        self, settings: Upstream, timeouts: Timeouts, log: JsonLog, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.name = settings.name
         self.state: State | None = None
         self.models: Mapping[str, ModelState] | None = None
         self.slots_path: Path | None = None
         self.outstanding_tokens = 0
+        self.workload = Workload(clock)
         self._socket = settings.socket
         self._timeouts = timeouts
         self._log = log
@@ -159,6 +164,7 @@ class Sidecar:
             self.slots_path = Path(self.state.slots_path)
             if self.state.models or self.models is None:
                 self.models = {model.id: model for model in self.state.models}
+        self.workload.told(self.state)
         if self.ready != was_ready:
             self._log.info("upstream_ready" if self.ready else "upstream_lost", upstream=self.name, reason=self.reason)
 
@@ -211,13 +217,15 @@ class Sidecar:
         """
         self.outstanding_tokens += ticket.max_total_tokens
         try:
-            response = await self._post(call, ticket)
-            try:
-                if response.status != 200:
-                    raise await self._refusal(response)
-                yield Answer(response, self._timeouts.between_bytes_s)
-            finally:
-                response.close()
+            # An encoder has no queue, and the engine's is not filled by what is embedded.
+            with self.workload.running(0 if call.endpoint is Endpoint.EMBEDDINGS else call.choices):
+                response = await self._post(call, ticket)
+                try:
+                    if response.status != 200:
+                        raise await self._refusal(response)
+                    yield Answer(response, self._timeouts.between_bytes_s)
+                finally:
+                    response.close()
         except (UpstreamLostError, ApiError):
             self._asked.set()
             raise
@@ -322,6 +330,12 @@ class Upstreams:
         """Raises ApiError 503 if no sidecar has ever said what it serves."""
         if not any(sidecar.models for sidecar in self.sidecars):
             raise _not_ready({sidecar.reason for sidecar in self.sidecars})
+
+    def load(self, model: str) -> Load:
+        """What the ready sidecars that serve the model have to do, together."""
+        return together(
+            sidecar.workload.load for sidecar in self.sidecars if sidecar.models and model in sidecar.models
+        )
 
     def choose(self, model: str) -> Sidecar:
         """The ready sidecar that serves the model and has the least to do. Raises ApiError 503."""

@@ -7,7 +7,7 @@ says comes from its own module; what a refusal says from `refusal`.
 import contextlib
 from collections.abc import Awaitable, Callable
 
-from proxy.admission import refusal
+from proxy.admission import refusal, shedding
 from proxy.admission.estimate import Sizing
 from proxy.admission.fleet import Alone, Fleet, OverLimitError, Part
 from proxy.admission.grant import Books, Grant, Terms, storage_unavailable
@@ -18,13 +18,14 @@ from proxy.admission.rules import Limit, Rulebook
 from proxy.admission.turn import QueueWatch, Turn, Unwatched, wait
 from proxy.clock import Clock, month_of
 from proxy.exchange import Arrival, Call, Estimate, Principal, Question
+from proxy.load import Load
 from proxy.policy.schema import Policy, Tier
 from proxy.store.claims import Claim
 from proxy.store.database import StorageError
 from proxy.store.posting import Entry
 from proxy.verdict import RefusedError
 from sidecar.wire.errors import ApiError
-from sidecar.wire.internal import Count, ModelState
+from sidecar.wire.internal import Count, Endpoint, ModelState
 
 Counter = Callable[[Call], Awaitable[Count]]
 
@@ -43,6 +44,7 @@ class Admission:
         queue: QueueWatch | None = None,
         refusals: RefusalLog | None = None,
         fleet: Fleet | None = None,
+        load: Callable[[str], Load] | None = None,
     ) -> None:
         self._fleet = fleet or Alone()
         self._rulebook = Rulebook(policy, lambda: self._fleet.share)
@@ -52,6 +54,7 @@ class Admission:
         self._storage_s = storage_s
         self._queue = queue or Unwatched()
         self._refusals = refusals
+        self._load = load
 
     def allows(self, principal: Principal, model: str) -> bool:
         """Whether the key may use the model. Raises ApiError 403 if its tier is gone."""
@@ -132,12 +135,18 @@ class Admission:
         tier = subject.rules.tier
         await self._prime(subject)
         sizing = Sizing(call, known, tier)
+        # What would be refused whatever its size is not worth counting.
+        self._shadows(subject, NO_SIZE)
+        self._shed(subject, sizing)
         estimate = await self._size(subject, sizing, counter)
         estimate, part = await self._part(subject, sizing, estimate, counter, arrival.request_id)
         if part is None:
             # Who counts for all may have gone away just now: then this proxy decides by its share.
             subject = self._subject(principal, call.model, placed=turn.held)
         with part or contextlib.nullcontext():
+            if estimate.exact or part is not None:
+                # That took its time.
+                self._shed(subject, sizing)
             # From this look to the taking no `await`: whatever else asks sees either both or neither.
             size = _size_of(subject, sizing, estimate)
             shadows = self._shadows(subject, size)
@@ -205,8 +214,6 @@ class Admission:
 
     async def _size(self, subject: Subject, sizing: Sizing, counter: Counter) -> Estimate:
         """The bound costs nothing. Only if it does not fit is the exact number worth a round trip to the sidecar."""
-        # What would be refused whatever its size is not worth counting.
-        self._shadows(subject, NO_SIZE)
         bounded = sizing.bounded()
         if bounded is None:
             return await _counted(sizing, counter)
@@ -235,6 +242,17 @@ class Admission:
     def _shadows(self, subject: Subject, size: Size) -> list[Limit]:
         """The limits in shadow that a request of this size does not fit. Raises the refusal of the first in force."""
         return self._passed(subject, self._meters.unfit(subject, size), size)
+
+    def _shed(self, subject: Subject, sizing: Sizing) -> None:
+        """Raises ApiError 503 if the sidecars have so much to do that the tier's priority must give way.
+
+        What is embedded does not wait for the engine.
+        """
+        if self._load is None or sizing.call.endpoint is Endpoint.EMBEDDINGS:
+            return
+        wait_s = shedding.wait_s(self._load(sizing.model.id), subject.rules.queue_share)
+        if wait_s is not None:
+            raise refusal.overloaded(wait_s, self._meters.headers(subject))
 
     def _passed(self, subject: Subject, unfit: list[Limit], size: Size) -> list[Limit]:
         """The same of limits that are known not to fit."""

@@ -13,7 +13,7 @@ from proxy.admission.rate import RateLook
 from proxy.admission.rules import OUTPUT, Limit
 from proxy.clock import seconds_to_next_month
 from proxy.verdict import RefusedError
-from sidecar.wire.errors import ApiError, bad_request
+from sidecar.wire.errors import SERVICE_UNAVAILABLE, ApiError, bad_request
 
 REQUESTS: Final = "requests"
 TOKENS: Final = "tokens"
@@ -125,6 +125,19 @@ def quota(limit: Limit, look: QuotaLook, headers: dict[str, str], now: dt.dateti
         code=INSUFFICIENT_QUOTA,
         retry_after_s=renewed_in_s,
         should_retry=False,
+        headers=headers,
+    )
+
+
+def overloaded(wait_s: float, headers: dict[str, str]) -> RefusedError:
+    return RefusedError(
+        "overload",
+        503,
+        f"The server is overloaded. Please try again in {duration(wait_s)}.",
+        type=SERVICE_UNAVAILABLE,
+        code="server_is_overloaded",
+        retry_after_s=wait_s,
+        should_retry=True,
         headers=headers,
     )
 

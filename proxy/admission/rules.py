@@ -10,6 +10,7 @@ from typing import Final
 from msgspec.structs import replace as struct_replace
 
 from proxy.admission.rate import Rate
+from proxy.admission.shedding import queue_share
 from proxy.exchange import Principal
 from proxy.policy.schema import ModelRules, Overrides, Policy, Rule, Tier, number
 from proxy.store.standing import Monthly
@@ -77,7 +78,8 @@ class Rules:
 
     `limits` are in the order in which they refuse, those in shadow among them, and some by their names too. `tried` are
     the tokens of limits in shadow: as much as a request could ever hold if they were in force. `may_wait`: where too
-    many run at once, one more may wait for its turn. `monthly` are the quotas in force, for the ledger.
+    many run at once, one more may wait for its turn. `queue_share`: how much of the sidecars' queue it may fill.
+    `monthly` are the quotas in force, for the ledger.
     """
 
     tier: Tier
@@ -90,6 +92,7 @@ class Rules:
     tried: tuple[int, ...]
     soft: tuple[SoftQuota, ...]
     may_wait: bool
+    queue_share: float
     monthly: Monthly
 
 
@@ -119,7 +122,7 @@ class Rulebook:
         found = self._compiled.get(key)
         if found is None:
             own = Own(principal.limits, principal.account_limits, apart)
-            found = self._compiled[key] = compiled(policy.revision, tier, own, share)
+            found = self._compiled[key] = compiled(policy, tier, own, share)
         return found
 
 
@@ -135,7 +138,7 @@ class Own:
     model: str | None = None
 
 
-def compiled(revision: str, tier: Tier, own: Own, share: int | None = 1) -> Rules:
+def compiled(policy: Policy, tier: Tier, own: Own, share: int | None = 1) -> Rules:
     of_model = tier.per_model[own.model] if own.model is not None else ModelRules()
     effective = _divided(_under_account(tier.under(own.key).under(of_model), own.account), share or 1)
     limits = {rule: limit for rule in ORDER if (limit := _limit(rule, effective, own, of_model)) is not None}
@@ -145,7 +148,7 @@ def compiled(revision: str, tier: Tier, own: Own, share: int | None = 1) -> Rule
     in_force = struct_replace(effective, **not_in_force) if not_in_force else effective
     return Rules(
         tier=in_force,
-        revision=revision,
+        revision=policy.revision,
         limits=tuple(limits.values()),
         requests=limits.get("requests_per_minute"),
         tokens=limits.get("tokens_per_minute"),
@@ -154,6 +157,7 @@ def compiled(revision: str, tier: Tier, own: Own, share: int | None = 1) -> Rule
         tried=tuple(limit.most for limit in limits.values() if limit.shadow and limit.sized),
         may_wait=in_force.concurrency is not None and in_force.max_waiting > 0 and in_force.max_wait_s > 0,
         soft=tuple(quota for counts in SOFT if (quota := _soft(counts, in_force)) is not None),
+        queue_share=queue_share(tier.priority, {other.priority for other in policy.tiers.values()}),
         monthly=Monthly(**{field.name: getattr(in_force, field.name) for field in fields(Monthly)}),
     )
 

@@ -63,6 +63,9 @@ class FakeSidecar:
         self.slots_path = socket.with_suffix(".slots")
         self.ready = True
         self.reason = ""
+        # What it says it has room for, and has; it takes what it is given all the same.
+        self.max_sequences = self.max_queue = 1024
+        self.running = 0
         self.prompt_tokens = PROMPT_TOKENS
         self.script: Sequence[Step] = STREAM
         self.whole = WHOLE
@@ -156,10 +159,10 @@ class FakeSidecar:
                 ready=self.ready,
                 reason=self.reason,
                 models=self.models,
-                running=0,
+                running=self.running,
                 waiting=0,
-                max_sequences=8,
-                max_queue=8,
+                max_sequences=self.max_sequences,
+                max_queue=self.max_queue,
                 kv_used_tokens=0,
                 kv_capacity_tokens=4096,
                 steps=1,

@@ -39,6 +39,8 @@ TIERS = {
     "signed": OPEN | {"replay": "signed"},
     "keeping": OPEN | {"idempotency_bodies": True},
     "duplicate": OPEN | {"replay": "duplicate"},
+    "under": OPEN | {"priority": 0},
+    "upper": OPEN | {"priority": 99},
 }
 WAIT_S = 10.0
 
