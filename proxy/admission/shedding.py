@@ -26,7 +26,9 @@ def queue_share(priority: int, priorities: Collection[int]) -> float:
 
 
 def wait_s(load: Load, filled: float) -> float | None:
-    """None if one more request may come that may fill so much of the queue; else how long it takes, at the pace of late, until one may."""
+    """None if one more may come of those that may fill so much of the queue; else how long it takes, at the pace of
+    late, until one may.
+    """
     places = load.at_once + int(load.in_queue * filled)
     # Without a place there is no sidecar to be spared: that is said elsewhere.
     if load.sequences < places or not places:
