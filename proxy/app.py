@@ -30,6 +30,7 @@ from proxy.admin.listener import AdminFront
 from proxy.admin.pages import Pages, Place
 from proxy.admission.abuse import Abuse
 from proxy.admission.concurrency import Leases
+from proxy.admission.explain import Explain, Knowledge
 from proxy.admission.fleet import Shown, Together
 from proxy.admission.gate import Admission
 from proxy.admission.meters import Meters
@@ -38,6 +39,7 @@ from proxy.admission.rate import Allowance, Cells, Rate
 from proxy.admission.refusal_log import RefusalLog
 from proxy.admission.replay import Purge, Replay, authorities
 from proxy.admission.shared import SharedLimits
+from proxy.body import reading
 from proxy.clock import Clock, SystemClock
 from proxy.connections import Places
 from proxy.door import Door, public_door
@@ -206,7 +208,9 @@ async def open_desk(settings: Proxy) -> AsyncIterator[Desk]:
     clock = SystemClock()
     policy = await asyncio.to_thread(load_policy, Path(settings.policies))
     async with open_stores(settings, clock, Unobserved()) as stores:
-        yield _desk(stores, lambda: policy, clock, _unwatched)
+        meters = Meters(Cells(clock), Cells(clock), Leases(), QuotaBook(stores.ledger, clock))
+        explain = Explain(lambda: policy, meters, clock, Knowledge(lambda _model: None, None, reading(settings.limits)))
+        yield _desk(stores, lambda: policy, clock, _unwatched, explain)
 
 
 async def _unwatched() -> None:
@@ -287,7 +291,9 @@ def build(
         addresses=addresses,
     )
 
-    desk = _desk(stores, policy, clock, key_watch.look)
+    knowledge = Knowledge(upstreams.find, lambda call: upstreams.choose(call.model).count(call), reading(limits))
+    explain = Explain(policy, meters, clock, knowledge, lambda: 1 if shared is None else shared.share)
+    desk = _desk(stores, policy, clock, key_watch.look, explain)
     pages = Pages(
         desk,
         upstreams,
@@ -307,7 +313,13 @@ def build(
     return House(front, edge, door, spare, desk, pages, by_key, key_watch)
 
 
-def _desk(stores: Stores, policy: Callable[[], Policy], clock: Clock, changed: Callable[[], Awaitable[None]]) -> Desk:
+def _desk(
+    stores: Stores,
+    policy: Callable[[], Policy],
+    clock: Clock,
+    changed: Callable[[], Awaitable[None]],
+    explain: Explain,
+) -> Desk:
     return Desk(
         stores.accounts,
         stores.keys,
@@ -318,6 +330,7 @@ def _desk(stores: Stores, policy: Callable[[], Policy], clock: Clock, changed: C
         policy,
         clock,
         changed,
+        explain,
     )
 
 

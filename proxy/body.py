@@ -4,13 +4,15 @@ Those are read strictly; everything else in the body is the sidecar's to judge. 
 bytes, so nothing that two JSON readers could read differently (duplicate keys, odd whitespace, NaN) gets past here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from proxy.exchange import Call, Question, TextEndpoint
+from proxy.settings import Limits
 from sidecar.wire.errors import ApiError, bad_request
 from sidecar.wire.internal import Endpoint
 
@@ -49,6 +51,11 @@ _decoder: Final = msgspec.json.Decoder(dict[str, object])
 _raw_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _input_decoder: Final = msgspec.json.Decoder(_Input)
 _kind_decoder: Final = msgspec.json.Decoder(_Item)
+
+
+def reading(limits: Limits) -> Callable[[Endpoint, bytes], Call]:
+    """`read_call` within the limits of the settings."""
+    return partial(read_call, max_choices=limits.max_choices, max_prompts=limits.max_prompts)
 
 
 def read_call(endpoint: Endpoint, body: bytes, *, max_choices: int, max_prompts: int) -> Call:

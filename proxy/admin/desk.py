@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from proxy.admission.explain import Explain
 from proxy.clock import Clock
 from proxy.identity import MintedKey
 from proxy.policy.schema import Policy
@@ -43,6 +44,7 @@ class Desk:
     current_policy: Callable[[], Policy]
     clock: Clock
     changed: Callable[[], Awaitable[None]]
+    explain: Explain
 
     @property
     def policy(self) -> Policy:

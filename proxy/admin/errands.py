@@ -6,6 +6,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from proxy.admin import table
+from proxy.admin.explaining import Explanation, WantedExplanation
 from proxy.admin.recording import Recording, WantedRecording
 from proxy.admin.records import (
     Account,
@@ -106,6 +107,9 @@ class Errands(abc.ABC):
 
     async def recording(self, wanted: WantedRecording) -> Recording:
         return await self.do(table.RECORDING, wanted)
+
+    async def explain(self, wanted: WantedExplanation) -> Explanation:
+        return await self.do(table.EXPLAIN, wanted)
 
     async def list_audit(self, wanted: AuditQuery) -> Listing[AuditEvent]:
         return await self.do(table.LIST_AUDIT, wanted)

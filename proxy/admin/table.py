@@ -12,6 +12,7 @@ import msgspec
 
 from proxy.admin import accounts, keys, reports
 from proxy.admin.desk import Desk, Order
+from proxy.admin.explaining import Explanation, WantedExplanation, explain
 from proxy.admin.recording import Recording, WantedRecording, recording
 from proxy.admin.records import (
     Account,
@@ -223,6 +224,17 @@ RECORDING: Final = Action(
     recording,
     looks=True,
 )
+EXPLAIN: Final = Action(
+    "explain",
+    "policy explain",
+    "POST",
+    "/explain",
+    WantedExplanation,
+    Explanation,
+    "Say which rules a key meets, where each comes from, and what they say of a request now. Takes nothing.",
+    explain,
+    looks=True,
+)
 STATE: Final = Action("state", "state", "GET", "/state", Nothing, ServerState, "Show the running server.", None)
 ACTIONS: Final[tuple[Action[Any, Any], ...]] = (
     CREATE_ACCOUNT,
@@ -241,6 +253,7 @@ ACTIONS: Final[tuple[Action[Any, Any], ...]] = (
     CHECK_LEDGER,
     LIST_AUDIT,
     RECORDING,
+    EXPLAIN,
     STATE,
 )
 

@@ -5,7 +5,7 @@ Compiled once for each such pair and kept while the policy is the same. Nothing 
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Final
+from typing import Final, Literal
 
 from msgspec.structs import replace as struct_replace
 
@@ -33,6 +33,7 @@ OF_ACCOUNT: Final[dict[Rule, str]] = {
 }
 SOFT: Final = ("monthly_requests", "monthly_tokens")
 OUTPUT: Final = "max_output_tokens"
+Source = Literal["tier", "model", "key", "account"]
 # What several proxies count together. Who runs how much at once, each knows of its own requests, too.
 RATES: Final[tuple[Rule, ...]] = ("requests_per_minute", "tokens_per_minute")
 SHARED: Final[tuple[Rule, ...]] = (*RATES, "concurrency")
@@ -138,14 +139,27 @@ class Own:
     model: str | None = None
 
 
+def effective(tier: Tier, own: Own) -> Tier:
+    """The tier with what stands in the place of its limits: the key's, then the model's, and the account's."""
+    return _under_account(tier.under(own.key).under(_of_model(tier, own)), own.account)
+
+
+def source(rule: str, tier: Tier, own: Own) -> Source:
+    """Whose limit it is that counts."""
+    if rule in OF_ACCOUNT:
+        return "account" if getattr(own.account, OF_ACCOUNT[rule]) is not None else "tier"
+    if getattr(_of_model(tier, own), rule, None) is not None:
+        return "model"
+    return "key" if getattr(own.key, rule, None) is not None else "tier"
+
+
 def compiled(policy: Policy, tier: Tier, own: Own, share: int | None = 1) -> Rules:
-    of_model = tier.per_model[own.model] if own.model is not None else ModelRules()
-    effective = _divided(_under_account(tier.under(own.key).under(of_model), own.account), share or 1)
-    limits = {rule: limit for rule in ORDER if (limit := _limit(rule, effective, own, of_model)) is not None}
+    with_own = _divided(effective(tier, own), share or 1)
+    limits = {rule: limit for rule in ORDER if (limit := _limit(rule, with_own, tier, own)) is not None}
     if share is None:
         limits |= {rule: replace(limits[rule], elsewhere=True) for rule in RATES if _binds(limits.get(rule))}
-    not_in_force = {rule: None for rule in effective.shadow if rule in limits}
-    in_force = struct_replace(effective, **not_in_force) if not_in_force else effective
+    not_in_force = {rule: None for rule in with_own.shadow if rule in limits}
+    in_force = struct_replace(with_own, **not_in_force) if not_in_force else with_own
     return Rules(
         tier=in_force,
         revision=policy.revision,
@@ -153,7 +167,7 @@ def compiled(policy: Policy, tier: Tier, own: Own, share: int | None = 1) -> Rul
         requests=limits.get("requests_per_minute"),
         tokens=limits.get("tokens_per_minute"),
         concurrency=limits.get("concurrency"),
-        output_whose=_whose(OUTPUT, tier.name, own, of_model),
+        output_whose=_whose(OUTPUT, tier, own),
         tried=tuple(limit.most for limit in limits.values() if limit.shadow and limit.sized),
         may_wait=in_force.concurrency is not None and in_force.max_waiting > 0 and in_force.max_wait_s > 0,
         soft=tuple(quota for counts in SOFT if (quota := _soft(counts, in_force)) is not None),
@@ -180,13 +194,17 @@ def _under_account(tier: Tier, account: Overrides) -> Tier:
     return struct_replace(tier, **replaced) if replaced else tier
 
 
-def _limit(rule: Rule, effective: Tier, own: Own, of_model: ModelRules) -> Limit | None:
-    most: int | None = getattr(effective, rule)
+def _of_model(tier: Tier, own: Own) -> ModelRules:
+    return tier.per_model[own.model] if own.model is not None else ModelRules()
+
+
+def _limit(rule: Rule, with_own: Tier, tier: Tier, own: Own) -> Limit | None:
+    most: int | None = getattr(with_own, rule)
     if most is None:
         return None
     # A space is in no key's id: what is counted for a model is never taken for another key's.
-    apart = f" {own.model}" if getattr(of_model, rule, None) is not None else ""
-    return Limit(rule, Rate(most), _whose(rule, effective.name, own, of_model), apart, shadow=rule in effective.shadow)
+    apart = f" {own.model}" if source(rule, tier, own) == "model" else ""
+    return Limit(rule, Rate(most), _whose(rule, tier, own), apart, shadow=rule in tier.shadow)
 
 
 def _soft(counts: str, tier: Tier) -> SoftQuota | None:
@@ -194,12 +212,11 @@ def _soft(counts: str, tier: Tier) -> SoftQuota | None:
     return None if most is None else SoftQuota(counts, most, getattr(tier, counts))
 
 
-def _whose(rule: str, tier: str, own: Own, of_model: ModelRules) -> str:
+def _whose(rule: str, tier: Tier, own: Own) -> str:
+    whose = source(rule, tier, own)
     if rule in OF_ACCOUNT:
-        of_account = getattr(own.account, OF_ACCOUNT[rule]) is not None
-        return "for all keys of this account" if of_account else f"for all keys of an account in the tier '{tier}'"
-    if getattr(of_model, rule, None) is not None:
-        return f"for the model '{own.model}' in the tier '{tier}'"
-    if getattr(own.key, rule, None) is not None:
-        return "for this API key"
-    return f"in the tier '{tier}'"
+        of_account = whose == "account"
+        return "for all keys of this account" if of_account else f"for all keys of an account in the tier '{tier.name}'"
+    if whose == "model":
+        return f"for the model '{own.model}' in the tier '{tier.name}'"
+    return "for this API key" if whose == "key" else f"in the tier '{tier.name}'"

@@ -12,10 +12,11 @@ from rich.console import RenderableType
 
 from proxy.cli.exits import Exit
 from proxy.cli.invocation import HouseGroup, Invocation, pass_invocation
+from proxy.cli.policy_explain import explain
 from proxy.cli.policy_simulate import simulate
 from proxy.cli.screen import Screen, counted
 from proxy.policy import json_schema
-from proxy.policy.difference import Change, differences
+from proxy.policy.difference import Change, differences, words
 from proxy.policy.load import load_policy
 from proxy.policy.schema import Policy
 from sidecar.yamlfile import Problem
@@ -44,6 +45,7 @@ def policy() -> None:
     """Check, compare and try policies."""
 
 
+policy.add_command(explain)
 policy.add_command(simulate)
 
 
@@ -92,15 +94,7 @@ def _changes(screen: Screen, changes: Sequence[Change]) -> RenderableType:
 def _words(change: Change) -> tuple[str, str, str]:
     if not change.rule:
         return ("(the tier)", "", "added") if change.old is None else ("(the tier)", "removed", "")
-    return change.rule, _value(change.old), _value(change.new)
-
-
-def _value(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "not set" if value is None else str(value)
+    return change.rule, words(change.old), words(change.new)
 
 
 def _summary(screen: Screen, policy: Policy) -> RenderableType:

@@ -50,6 +50,15 @@ def shown(tier: Tier) -> dict[str, Shown]:
     return rules
 
 
+def words(value: Shown | None) -> str:
+    """A value for people."""
+    if isinstance(value, list):
+        return ", ".join(value) or "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "not set" if value is None else str(value)
+
+
 def _of_models(per_model: dict[str, ModelRules]) -> dict[str, Shown]:
     return {
         f"per_model.{model}.{rule}": limit

@@ -89,14 +89,27 @@ def _compile(name: str, rules: TierRules) -> Tier:
 
 
 def _places(document: Document[PolicyFile], tier: str) -> dict[str, str]:
-    """Where each field of a tier stands, as `file:line:column`; one that is left out has no place."""
+    """Where each rule of a tier stands, as `file:line:column`; one that is left out has no place.
+
+    Those of a model are named as `proxy.policy.difference` names them, headers alike.
+    """
     places: dict[str, str] = {}
     for field in TierRules.__struct_fields__:
         keys = ("tiers", tier, field)
         if document.has(keys):
-            line, column = document.key_position(keys)
-            places[field] = f"{document.path}:{line}:{column}"
+            places[field] = _place(document, keys)
+    for model, own in document.value.tiers[tier].per_model.items():
+        for rule in own.__struct_fields__:
+            if getattr(own, rule) is not None:
+                places[f"per_model.{model}.{rule}"] = _place(document, ("tiers", tier, "per_model", model, rule))
+    for name in document.value.tiers[tier].response_headers:
+        places[f"response_headers.{name.lower()}"] = _place(document, ("tiers", tier, "response_headers", name))
     return places
+
+
+def _place(document: Document[PolicyFile], keys: tuple[str, ...]) -> str:
+    line, column = document.key_position(keys)
+    return f"{document.path}:{line}:{column}"
 
 
 def _revision(read: dict[str, bytes]) -> str:
