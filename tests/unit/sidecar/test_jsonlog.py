@@ -56,7 +56,7 @@ def test_unknown_names_are_left_out_and_named(stream: io.StringIO) -> None:
     assert CANARY not in stream.getvalue()
 
 
-def test_strings_are_cut_and_escaped_onto_one_ascii_line(stream: io.StringIO) -> None:
+def test_a5_strings_are_cut_and_escaped_onto_one_ascii_line(stream: io.StringIO) -> None:
     JsonLog(stream).info("event", model='x\n{"event":"forged"}\u2028é' + "y" * 1000)
     assert stream.getvalue().count("\n") == 1
     assert stream.getvalue().isascii()

@@ -36,6 +36,7 @@ TIERS = {
     "storing": OPEN | {"response_retention_days": 30},
     "parrot": OPEN | {"equal_prompts_per_minute": 2, "addresses_per_hour": 2},
     "few": OPEN | {"monthly_tokens": 100},
+    "narrow": OPEN | {"concurrency": 40},
     "signed": OPEN | {"replay": "signed"},
     "keeping": OPEN | {"idempotency_bodies": True},
     "duplicate": OPEN | {"replay": "duplicate"},

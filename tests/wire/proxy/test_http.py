@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import tracemalloc
 
 import pytest
 
@@ -154,6 +155,50 @@ async def test_w4_a_body_of_nobody_is_not_asked_for(house: House) -> None:
     assert answer.status == 401
 
 
+async def test_w4_a_body_that_is_too_large_is_not_asked_for(build: Build) -> None:
+    async with build(Limits(max_body_bytes=100)) as house:
+        whole = request(await house.key(), b"a" * 101, headers={"expect": "100-continue"})
+        answer = await sent(house, whole[:-101])
+        assert (answer.status, answer.error["code"]) == (413, "request_too_large")
+
+
+async def test_w4_a_refusal_does_not_wait_for_the_body(build: Build) -> None:
+    async with build(Limits(max_body_bytes=100, body_timeout_s=60.0, body_idle_timeout_s=60.0)) as house:
+        for key in (None, await house.key()):
+            wire = await house.connect()
+            await wire.send(request(key, b"", headers={"content-length": "4000000000"}))
+            assert (await wire.answer()).status == (401 if key is None else 413)
+
+
+WRONG = {"model": "none", "messages": "none", "max_tokens": -1}
+
+
+@pytest.mark.parametrize(
+    ("lines", "body", "told"),
+    [
+        pytest.param({"host": "a b", "authorization": "x"}, b"a" * 200, (400, None), id="framing"),
+        pytest.param({"authorization": "Bearer sk-x"}, b"a" * 200, (401, "invalid_api_key"), id="key"),
+        pytest.param({"content-encoding": "br"}, b"a" * 200, (415, "unsupported_media_type"), id="encoding"),
+        pytest.param({}, b"a" * 200, (413, "request_too_large"), id="size"),
+        pytest.param({}, json.dumps(WRONG).encode()[:-1], (400, None), id="JSON"),
+        pytest.param({}, json.dumps(WRONG).encode(), (400, "integer_below_min_value"), id="schema"),
+        pytest.param({}, json.dumps(WRONG | {"max_tokens": 1}).encode(), (404, "model_not_found"), id="model"),
+    ],
+)
+async def test_c2_what_is_cheap_to_see_is_refused_first(
+    build: Build, lines: dict[str, str], body: bytes, told: tuple[int, str | None]
+) -> None:
+    """Each case is wrong in all that comes after it, too."""
+    async with build(Limits(max_body_bytes=150)) as house:
+        key = await house.key("one")
+        answer = await sent(house, request(key, body, headers=lines))
+        assert (answer.status, answer.error["code"]) == told
+        # Nothing was taken from the minute's only request, and nobody was asked to count.
+        assert house.sidecar.counted == []
+        good = json.dumps(chat(stream=False)).encode()
+        assert (await sent(house, request(key, good))).status == 200
+
+
 async def test_another_expectation_is_refused(house: House) -> None:
     answer = await sent(house, request(await house.key(), chat(), headers={"expect": "wonders"}))
     assert answer.status == 417
@@ -169,6 +214,26 @@ async def test_w5_a_gzip_bomb_is_refused(house: House) -> None:
     bomb = gzip.compress(b" " * 64 * 1024 * 1024)
     answer = await sent(house, request(await house.key(), bomb, headers={"content-encoding": "gzip"}))
     assert (answer.status, answer.error["code"]) == (413, "request_too_large")
+
+
+async def test_w5_a_bomb_is_not_inflated_beyond_what_a_body_may_have(house: House) -> None:
+    bomb = gzip.compress(b" " * 256 * 1024 * 1024, compresslevel=9)
+    key = await house.key()
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            answer = await sent(house, request(key, bomb, headers={"content-encoding": "gzip"}))
+            assert answer.status == 413
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 32 * 1024 * 1024
+
+
+async def test_w5_bombs_within_a_bomb_are_not_opened(house: House) -> None:
+    inner = gzip.compress(b" " * 64 * 1024 * 1024)
+    answer = await sent(house, request(await house.key(), gzip.compress(inner), headers={"content-encoding": "gzip"}))
+    assert (answer.status, answer.error["code"]) == (400, None)
 
 
 @pytest.mark.parametrize(
