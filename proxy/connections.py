@@ -15,7 +15,7 @@ FILE_RESERVE: Final = 64
 # A connection whose request runs has a second one, to the sidecar.
 FILES_EACH: Final = 2
 # How many of an address may wait for a seat, for each of those that may sit.
-WAITING_EACH: Final = 4
+WAITING_EACH: Final = 8
 
 
 class Full(enum.StrEnum):

@@ -1,8 +1,12 @@
 """Whose address counts: a client's own words never make it another's."""
 
+from pathlib import Path
+
 import pytest
 
 from proxy.addresses import Addresses, neighbourhood, network, within
+from proxy.settings import load_settings
+from sidecar.yamlfile import ConfigInvalidError
 
 TRUSTED = ("10.0.0.0/8", "192.0.2.9", "2001:db8:1::/48")
 
@@ -67,3 +71,11 @@ def test_an_address_is_within_networks_or_is_none() -> None:
 def test_what_is_no_network_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         network(text)
+
+
+@pytest.mark.parametrize("text", ["10.0.0.1/8", "proxy.example", "10.0.0.0/33"])
+def test_a_proxy_that_is_no_network_is_a_mistake_in_the_settings(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "proxy.yaml"
+    path.write_text(f"upstreams: [{{name: a, socket: s}}]\nlisten: {{trusted_proxies: ['{text}']}}\n")
+    with pytest.raises(ConfigInvalidError, match=r"listen\.trusted_proxies"):
+        load_settings(path, {})
