@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from proxy.policy.schema import Overrides
+from proxy.store import keys
 from proxy.store.accounts import Account
 from proxy.store.database import StorageRejectedError
 from proxy.store.keys import KeyExistsError, KeyRevokedError, NewSecret, UnknownKeyError
@@ -44,6 +45,17 @@ async def test_no_models_is_not_all_models(store: Any, make: Any) -> None:
 
 async def test_an_unknown_key_is_not_found(store: Any) -> None:
     assert await store.keys.lookup("key_z") is None
+
+
+@pytest.mark.parametrize("key_id", ["key_a", "key_b", "key_z", ""])
+async def test_a1_an_unknown_id_costs_the_database_and_us_what_a_known_one_does(
+    store: Any, monkeypatch: pytest.MonkeyPatch, key_id: str
+) -> None:
+    made, record = [], keys._record
+    monkeypatch.setattr(keys, "_record", lambda row: made.append(row.id) or record(row))
+    found = await store.keys.lookup(key_id)
+    assert (found is not None) is (key_id in {"key_a", "key_b"})
+    assert made == [key_id if found else "key_a"]
 
 
 async def test_keys_are_listed_oldest_first_and_by_account(store: Any, make: Any) -> None:
