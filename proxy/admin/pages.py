@@ -15,7 +15,7 @@ import msgspec
 from proxy.admin.desk import Desk
 from proxy.admin.openapi import merged
 from proxy.admin.records import ServerState, UpstreamState
-from proxy.admin.reports import current_usage
+from proxy.admin.reports import quota_shares
 from proxy.clock import Clock
 from proxy.metrics import Metrics, quota_bands
 from proxy.sockets import url
@@ -163,11 +163,9 @@ class Pages:
             return
         self._bands_s = now_s
         try:
-            rows = await current_usage(self._desk)
+            shares = await quota_shares(self._desk)
         except ApiError:
             # The page must come just when the storage does not; its failures are counted where they happen.
             return
-        shares = [(row.total_tokens + row.reserved_tokens) / row.monthly_tokens for row in rows if row.monthly_tokens]
-        unlimited = [0.0 for row in rows if not row.monthly_tokens]
-        for band, count in quota_bands(shares + unlimited).items():
+        for band, count in quota_bands(shares).items():
             self._metrics.keys.labels(band).set(count)

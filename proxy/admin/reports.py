@@ -27,11 +27,19 @@ async def usage(desk: Desk, order: Order[UsageQuery]) -> Usage:
     return Usage(month, shown, rows[-1].key_id if len(rows) == query.limit else None)
 
 
-async def current_usage(desk: Desk) -> list[UsageRow]:
-    """Of every key in the current month. Raises ApiError 503."""
+async def quota_shares(desk: Desk) -> list[float]:
+    """The share of its month's tokens that each key has used or set aside; 0 where there is no limit.
+
+    Raises ApiError 503.
+    """
     with explained():
-        rows = await desk.ledger.usage(month_of(desk.clock.now()))
-    return [_usage_row(row, desk.policy) for row in rows]
+        found = await desk.ledger.spread(month_of(desk.clock.now()))
+    shares: list[float] = []
+    for row in found:
+        tier = desk.policy.tiers.get(row.tier)
+        limit = tier.under(row.limits).monthly_tokens if tier else None
+        shares.extend([row.tokens / limit if limit else 0.0] * row.keys)
+    return shares
 
 
 async def check_ledger(desk: Desk, _order: Order[Nothing]) -> Listing[str]:

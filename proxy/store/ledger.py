@@ -17,6 +17,7 @@ from proxy.policy.schema import NO_OVERRIDES, Overrides
 from proxy.store import audit, claims, quotas
 from proxy.store.claims import Claim
 from proxy.store.posting import COUNTERS, Booked, Entry, Operation, Posting, Reserved, Settled, Shrunk, State, Voided
+from proxy.store.spread import Spread, spread
 from proxy.store.standing import UNLIMITED, Monthly, Standing
 from proxy.store.tables import account, api_key, boot, ledger, quota
 from proxy.store.writer import Refusal, Writer
@@ -133,6 +134,10 @@ class Ledger:
         if after is not None:
             query = query.where(api_key.c.id > after)
         return [_usage_row(row) for row in await self._writer.read(query)]
+
+    async def spread(self, period: str) -> list[Spread]:
+        """How all keys stand in the period, by tier and limits."""
+        return await spread(self._writer, period)
 
     async def check(self) -> list[str]:
         """What is wrong with the books, in words; empty when the invariants hold."""

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from proxy.policy.schema import Overrides
 from proxy.store.database import StorageRejectedError
 from proxy.store.ledger import Ledger, Standing
 from proxy.store.tables import ledger as table
@@ -146,3 +147,13 @@ async def test_what_was_asked_is_kept_in_numbers(store: Any, make: Any) -> None:
     other = Ledger(store.writer, "boot_other")
     (entry,) = await other.open_rows()
     assert entry == make.entry("req_a", **asked)
+
+
+async def test_how_all_keys_stand_is_told_in_few_rows(store: Any, make: Any) -> None:
+    for number in range(20):
+        limits = Overrides(monthly_tokens=1000) if number % 2 else Overrides()
+        await store.keys.create(make.key(f"key_{number:02}", limits=limits))
+    await store.ledger.reserve(make.entry("req_1", est_tokens=100, key_id="key_a"))
+    found = {(row.limits, row.tokens): row.keys for row in await store.ledger.spread(make.period)}
+    assert found == {(Overrides(), 100): 1, (Overrides(), 0): 11, (Overrides(monthly_tokens=1000), 0): 10}
+    assert sum(row.keys for row in await store.ledger.spread("2020-01")) == 22

@@ -1,0 +1,34 @@
+"""How the keys stand in a month, all together: few rows however many keys there are, for a page that is made often."""
+
+from dataclasses import dataclass
+
+import msgspec
+from sqlalchemy import Text, cast, func, select
+
+from proxy.policy.schema import Overrides
+from proxy.store.tables import api_key, quota
+from proxy.store.writer import Writer
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """So many keys of a tier, with the same limits of their own, have used or set aside so many tokens."""
+
+    tier: str
+    limits: Overrides
+    tokens: int
+    keys: int
+
+
+async def spread(writer: Writer, period: str) -> list[Spread]:
+    """Of every key. Raises StorageError."""
+    joined = api_key.outerjoin(quota, (quota.c.key_id == api_key.c.id) & (quota.c.period == period))
+    # As text: JSON of Postgres has no equality.
+    limits = cast(api_key.c.limits, Text)
+    tokens = func.coalesce(quota.c.settled_tokens + quota.c.reserved_tokens, 0)
+    alike = [api_key.c.tier, limits.label("own"), tokens.label("tokens")]
+    query = select(*alike, func.count().label("alike")).select_from(joined).group_by(api_key.c.tier, limits, tokens)
+    return [
+        Spread(row.tier, msgspec.json.decode(row.own or "{}", type=Overrides), row.tokens, row.alike)
+        for row in await writer.read(query)
+    ]
