@@ -61,6 +61,7 @@ from proxy.responses import Responses, purge
 from proxy.routes import Front
 from proxy.running import Running
 from proxy.settings import Proxy
+from proxy.store.notices import listen
 from proxy.store.recordings import Recordings
 from proxy.store.refusals import Refusals
 from proxy.store.writer import Unobserved
@@ -182,6 +183,7 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
             outer = SecureServer(public, house.door, certificate.context, settings.limits.head_timeout_s)
         await house.key_watch.begin()
         await stack.enter_async_context(_beside(house.key_watch.run(), "key watch"))
+        await stack.enter_async_context(_beside(listen(settings.database, house.key_watch.tell), "key notices"))
         server = await stack.enter_async_context(listeners.listening(house.edge, house.door, outer))
         log.info(
             "ready",

@@ -6,6 +6,7 @@ keeps them.
 """
 
 import asyncio
+import contextlib
 import datetime as dt
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -43,7 +44,9 @@ class Forgets(Protocol):
 
 
 class KeyWatch:
-    """Mutable: `_seen`, the last number that was acted on; `_away`, whether the database did not answer last time."""
+    """Mutable: `_seen`, the last number that was acted on; `_away`, whether the database did not answer last time;
+    `_told`, set when there may be something to see.
+    """
 
     def __init__(
         self, generations: Generations, keys: LooksUp, known: Forgets, running: Running, *, clock: Clock, log: JsonLog
@@ -56,6 +59,7 @@ class KeyWatch:
         self._log = log
         self._seen = 0
         self._away = False
+        self._told = asyncio.Event()
         # Two looks at once might act on what the other has not seen yet.
         self._one_at_a_time = asyncio.Lock()
 
@@ -64,10 +68,17 @@ class KeyWatch:
         self._seen = await self._generations.number()
 
     async def run(self) -> None:
-        """Look every second, for ever."""
+        """Look every second, and whenever told, for ever."""
         while True:
-            await asyncio.sleep(EVERY_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EVERY_S):
+                    await self._told.wait()
+            self._told.clear()
             await self.look()
+
+    def tell(self) -> None:
+        """There may be something to see now."""
+        self._told.set()
 
     async def look(self) -> None:
         """Act on what was changed since the last look. A database that is away is asked again the next time."""

@@ -11,6 +11,7 @@ from typing import Final
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.store import notices
 from proxy.store.tables import api_key, key_generation
 from proxy.store.writer import Writer
 
@@ -34,6 +35,7 @@ class Changed:
 async def advance(connection: AsyncConnection) -> int:
     """The number of the change that this transaction makes."""
     await connection.execute(NEXT)
+    await notices.notify(connection)
     return int((await connection.execute(NOW)).scalar_one())
 
 

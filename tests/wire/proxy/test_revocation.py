@@ -68,6 +68,46 @@ async def test_a12_it_stops_at_both_within_two_seconds(both: tuple[House, House]
     assert [await status(house, bystander) for house in both] == [200, 200]
 
 
+async def test_a12_word_of_it_comes_before_anybody_asks(
+    both: tuple[House, House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.keywatch.EVERY_S", 60.0)
+    one, two = both
+    # What was begun before is waited for.
+    await asyncio.sleep(1.0)
+    key = await one.key()
+    wire = await streaming(two, key)
+    begun_s = time.monotonic()
+    await one.revoke(key)
+    assert await end(wire) == "invalid_api_key"
+    assert time.monotonic() - begun_s < 2.0
+
+
+async def test_a12_after_the_database_was_away_word_comes_again(
+    both: tuple[House, House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = both
+    assert one.postgres is not None
+    await asyncio.to_thread(one.postgres.kill)
+    await asyncio.to_thread(one.postgres.start)
+    monkeypatch.setattr("proxy.keywatch.EVERY_S", 60.0)
+    async with asyncio.timeout(10.0):
+        while not await listening(one):
+            pass
+    key = await one.key()
+    wire = await streaming(two, key)
+    await one.revoke(key)
+    assert await end(wire) == "invalid_api_key"
+
+
+async def listening(house: House) -> bool:
+    """Whether both proxies listen."""
+    assert house.postgres is not None
+    query = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
+    found = await asyncio.to_thread(house.postgres.sql, query)
+    return found == [["2"]]
+
+
 async def test_a12_a_change_at_one_holds_at_the_other(both: tuple[House, House]) -> None:
     one, two = both
     key = await one.key()
