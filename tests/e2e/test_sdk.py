@@ -126,4 +126,4 @@ def test_a7_the_admin_listener_is_not_on_the_public_port(house: Any) -> None:
     admin = f"http://127.0.0.1:{house.admin_port}"
     assert httpx2.get(f"{admin}/livez").status_code == 200
     assert httpx2.get(f"{admin}/readyz").status_code == 200
-    assert httpx2.get(f"{admin}/admin/v1/keys").status_code == 404
+    assert httpx2.get(f"{admin}/admin/v1/keys").status_code == 401
