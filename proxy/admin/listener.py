@@ -90,7 +90,8 @@ class AdminFront:
             return Page(document.of_the_admin_api(self._place.release))
         url, id_ = _template(path)
         methods = {action.method: action for action in ACTIONS if action.url == url}
-        if not methods:
+        # Nothing has an id that cannot be written.
+        if not methods or not id_.isprintable():
             raise unknown_url()
         caller = await self._callers.caller(request, client.arrival)
         action = methods.get(request.method)

@@ -15,6 +15,8 @@ from proxy.store.events import Value
 
 T = TypeVar("T")
 Name = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
+# What is looked for. Postgres has no text with a NUL in it.
+Sought = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 # OpenAI's bounds of metadata: 16 pairs of 64 and 512 characters.
 Label = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Text = Annotated[str, Meta(max_length=512, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -34,7 +36,7 @@ class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Paging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which part of a list: `limit` entries, from behind the one that the part before named as `next`."""
 
-    after: str | None = None
+    after: Sought | None = None
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
 
 
@@ -184,7 +186,7 @@ class Rotation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class KeyQuery(Paging, frozen=True, forbid_unknown_fields=True):
     """`account`: only the keys of this one, by its name or id."""
 
-    account: str | None = None
+    account: Sought | None = None
 
 
 # --- reports ---
@@ -193,8 +195,8 @@ class KeyQuery(Paging, frozen=True, forbid_unknown_fields=True):
 class UsageQuery(Paging, frozen=True, forbid_unknown_fields=True):
     """`period`: a UTC calendar month as `2026-11`; the current one if not given."""
 
-    period: str | None = None
-    account: str | None = None
+    period: Sought | None = None
+    account: Sought | None = None
 
 
 class UsageRow(msgspec.Struct, frozen=True):
@@ -226,8 +228,8 @@ class Usage(msgspec.Struct, frozen=True):
 class AuditQuery(Paging, frozen=True, forbid_unknown_fields=True):
     """`target`: only what was done to the key or account of this id. `actor`: only what was done by this one."""
 
-    target: str | None = None
-    actor: str | None = None
+    target: Sought | None = None
+    actor: Sought | None = None
 
 
 class AuditEvent(msgspec.Struct, frozen=True):

@@ -185,6 +185,20 @@ async def test_a_name_with_anything_in_it_is_found(house: House) -> None:
             assert (await client.disable_account(name)).disabled
 
 
+@pytest.mark.parametrize(
+    "id_", ["%00", "a%00b", "%0a", "%ff", "%ed%a0%80", "'", "%27%20OR%201=1--", "x" * 4000, "%252e", "."]
+)
+async def test_a9_an_id_of_anything_is_no_fault(house: House, id_: str) -> None:
+    admin = await house.key(scopes=["admin"])
+    for action in ACTIONS:
+        if "{id}" in action.path:
+            answer = await asked(house, action.url.replace("{id}", id_), admin, {}, method=action.method)
+            assert answer.status == 404, action.name
+    for query in ("keys?account=", "keys?after=", "usage?period=", "usage?account=", "audit?target=", "audit?actor="):
+        answer = await asked(house, f"/admin/v1/{query}{id_}", admin)
+        assert answer.status in {200, 400, 404}, query
+
+
 async def test_two_changes_at_once_are_both_done(house: House) -> None:
     admin = await house.key(scopes=CHAT)
     secret = json.loads((await asked(house, KEYS, admin, new_key(scopes=["chat"]))).body)["secret"]
