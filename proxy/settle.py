@@ -16,10 +16,9 @@ from sidecar.wire.errors import ApiError, unavailable
 from sidecar.wire.internal import Usage
 from sidecar.wire.slots import SlotFileError
 
-# A killed sidecar's engine notices within a step; its slots stand still after that.
+# A killed sidecar's engine notices when its step is over, and lets go of the slots. Longer than this is not waited.
 SLOT_POLL_S: Final = 0.05
-SLOT_POLLS: Final = 20
-STILL_POLLS: Final = 4
+SLOT_POLLS: Final = 80
 NS: Final = 1_000_000_000
 
 
@@ -101,9 +100,8 @@ async def produced(sidecar: Sidecar, request_id: str, begun: dt.datetime) -> Usa
 
 
 async def _from_slots(sidecar: Sidecar, request_id: str, begun: dt.datetime) -> Usage | None:
-    """Read the slots until they stand still: the engine may outlive its front by a step."""
-    last: Usage | None = None
-    still = 0
+    """Read the slots until they cannot change any more: the engine may outlive its front by a step."""
+    used: Usage | None = None
     for _ in range(SLOT_POLLS):
         try:
             slots = await sidecar.slots(request_id)
@@ -115,10 +113,8 @@ async def _from_slots(sidecar: Sidecar, request_id: str, begun: dt.datetime) -> 
                 # The slots have forgotten requests as young as this one: no trace is no proof that it never ran.
                 raise UsageUnknownError
             return None
-        now = Usage(slot.prompt_tokens, slot.completion_tokens)
-        still = still + 1 if now == last else 0
-        last = now
-        if not slot.running or still >= STILL_POLLS:
+        used = Usage(slot.prompt_tokens, slot.completion_tokens)
+        if not (slot.running and slots.written):
             break
         await asyncio.sleep(SLOT_POLL_S)
-    return last
+    return used

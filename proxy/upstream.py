@@ -48,10 +48,14 @@ class UpstreamRefusedError(ApiError):
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """What the usage slots hold of a request; nothing at all of one that ended before `evicted_ns` (UTC)."""
+    """What the usage slots hold of a request; nothing at all of one that ended before `evicted_ns` (UTC).
+
+    `written`: an engine has them, so that they may change.
+    """
 
     usage: RequestUsage | None
     evicted_ns: int
+    written: bool = True
 
 
 class Answer:
@@ -380,9 +384,11 @@ def _read_slots(paths: Sequence[Path], request_id: str) -> Slots:
     if found.usage is not None or not encoder.exists():
         return found
     other = _read_file(encoder, request_id)
-    return Slots(other.usage, max(found.evicted_ns, other.evicted_ns))
+    return Slots(other.usage, max(found.evicted_ns, other.evicted_ns), found.written or other.written)
 
 
 def _read_file(path: Path, request_id: str) -> Slots:
     with SlotReader(path) as reader:
-        return Slots(reader.usage(request_id), reader.heartbeat().evicted_ns)
+        # In this order: what is read after the writer's end is the last word.
+        written = reader.is_written
+        return Slots(reader.usage(request_id), reader.heartbeat().evicted_ns, written)

@@ -4,9 +4,12 @@ The engine process writes it each step; the front and the proxy read it, also af
 word on what a request cost when no final usage could be delivered. Rules:
 - one writer, the engine process; a record is claimed, counted up, then ended; only `end` may lower a count;
 - an ended record stays readable until its place is needed; places are reused oldest-ended first;
+- the writer holds the file's lock (flock(2)) as long as it lives: what nobody holds will not change any more;
 - `evicted_ns` tells the latest end time among overwritten records, so a reader can tell "never ran" from "forgotten".
 """
 
+import contextlib
+import fcntl
 import mmap
 import os
 import struct
@@ -20,6 +23,9 @@ import msgspec
 MAGIC: Final = b"THSLOTS1"
 REQUEST_ID_BYTES: Final = 40
 DEFAULT_CAPACITY: Final = 4096
+# An engine outlives its front by the step that it is in. One that hangs is not waited for.
+HANDOVER_S: Final = 5.0
+_TRY_AGAIN_S: Final = 0.05
 
 # magic, capacity, engine pid, step number, heartbeat (CLOCK_MONOTONIC ns), evicted_ns (UTC ns)
 _HEADER: Final = struct.Struct("<8sIIQQQ")
@@ -85,7 +91,9 @@ class SlotWriter:
             path.unlink(missing_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
+            _take_over(file)
             os.ftruncate(file, _HEADER_BYTES + capacity * _RECORD_BYTES)
+            # It keeps the file open for itself, and with it the lock.
             self._map = mmap.mmap(file, 0)
         finally:
             os.close(file)
@@ -147,14 +155,26 @@ class SlotReader:
     """The readers' side: a read-only view that follows the writer, across restarts of the engine too."""
 
     def __init__(self, path: Path) -> None:
+        with contextlib.ExitStack() as stack:
+            try:
+                self._file = stack.enter_context(path.open("rb"))
+                self._map = stack.enter_context(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
+            except (OSError, ValueError) as exc:
+                raise SlotFileError(f"{path}: {exc}") from exc
+            if len(self._map) < _HEADER_BYTES or self._map[: len(MAGIC)] != MAGIC:
+                raise SlotFileError(f"{path}: not a usage slot file")
+            stack.pop_all()
+
+    @property
+    def is_written(self) -> bool:
+        """Whether an engine has the file. If none has, what is read after this is the last word."""
         try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as exc:
-            raise SlotFileError(f"{path}: {exc}") from exc
-        if len(self._map) < _HEADER_BYTES or self._map[: len(MAGIC)] != MAGIC:
-            self._map.close()
-            raise SlotFileError(f"{path}: not a usage slot file")
+            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            # Held; or a file system without locks, where nobody can tell.
+            return True
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        return False
 
     def heartbeat(self) -> Heartbeat:
         _, _, pid, step, monotonic_ns, evicted_ns = _HEADER.unpack_from(self._map, 0)
@@ -186,12 +206,30 @@ class SlotReader:
 
     def close(self) -> None:
         self._map.close()
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _take_over(file: int) -> None:
+    """Have the file's lock, once whoever wrote before is gone."""
+    until_s = time.monotonic() + HANDOVER_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until_s:
+                return
+            time.sleep(_TRY_AGAIN_S)
+        except OSError:
+            # A file system without locks: readers wait a while instead.
+            return
+        else:
+            return
 
 
 def _is_slot_file(path: Path, capacity: int) -> bool:

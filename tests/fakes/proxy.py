@@ -212,6 +212,8 @@ class FakeUpstream:
         self.cancel_answer: RequestState | Exception = RequestState(False, False, 0, 0)
         self.slot_answers: list[RequestUsage | SlotFileError | None] = [None]
         self.evicted_ns = 0
+        # Whether an engine has the slots once they were read as often as there are answers.
+        self.slots_written = True
 
     @contextlib.asynccontextmanager
     async def open(self, _call: Call, ticket: Ticket) -> AsyncIterator[FakeAnswer]:
@@ -243,10 +245,11 @@ class FakeUpstream:
         return self.cancel_answer
 
     async def slots(self, _request_id: str) -> Slots:
+        written = self.slots_written or len(self.slot_answers) > 1
         answer = self.slot_answers.pop(0) if len(self.slot_answers) > 1 else self.slot_answers[0]
         if isinstance(answer, SlotFileError):
             raise answer
-        return Slots(answer, self.evicted_ns)
+        return Slots(answer, self.evicted_ns, written)
 
 
 class FakeSettling:

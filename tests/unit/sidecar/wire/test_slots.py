@@ -89,6 +89,51 @@ def test_the_heartbeat_tells_pid_step_and_time(tmp_path: Path) -> None:
     assert before <= beat.monotonic_ns <= time.monotonic_ns()
 
 
+def test_f2_the_last_word_is_said_when_no_engine_has_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "slots"
+    writer = SlotWriter(path, capacity=2)
+    with SlotReader(path) as reader, SlotReader(path) as other:
+        # Looking does not get in each other's way, nor in the writer's.
+        assert (reader.is_written, other.is_written) == (True, True)
+        writer.claim("req_a", 0, prompt_tokens=3)
+        writer.close()
+        assert (reader.is_written, other.is_written) == (False, False)
+        assert reader.usage("req_a") == RequestUsage(3, 0, running=True)
+        later = SlotWriter(path, capacity=2)
+        assert reader.is_written
+        later.close()
+
+
+def test_f2_an_engine_takes_over_when_the_one_before_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "slots"
+    old = SlotWriter(path, capacity=2)
+    place = old.claim("req_a", 0, prompt_tokens=3)
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:
+        """The old one's last step, while the new one waits."""
+        naps.append(seconds)
+        old.count(place, len(naps))
+        if len(naps) == 3:
+            old.close()
+
+    monkeypatch.setattr("sidecar.wire.slots.time.sleep", nap)
+    SlotWriter(path, capacity=2).close()
+    assert len(naps) == 3
+    with SlotReader(path) as reader:
+        assert reader.usage("req_a") == RequestUsage(3, 3, running=False)
+
+
+def test_an_engine_does_not_wait_for_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidecar.wire.slots.HANDOVER_S", 0.0)
+    old = SlotWriter(tmp_path / "slots", capacity=2)
+    old.claim("req_a", 0, prompt_tokens=3)
+    SlotWriter(tmp_path / "slots", capacity=2).close()
+    with SlotReader(tmp_path / "slots") as reader:
+        assert reader.usage("req_a") == RequestUsage(3, 0, running=False)
+    old.close()
+
+
 @pytest.mark.parametrize("content", [b"", b"short", b"NOTSLOTS" + bytes(120)])
 def test_another_file_is_not_read_as_slots(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "slots"
