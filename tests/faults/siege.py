@@ -69,7 +69,7 @@ async def check_at_rest(house: Besieged, seen: list[Seen]) -> int:
     assert running == 0
     for request_id, row in rows.items():
         charged = row["prompt_tokens"], row["completion_tokens"]
-        assert row["state"] in {"settled", "void"}, row
+        assert row["state"] in {"settled", "void", "refused"}, row
         assert charged == generated.get(request_id, (0, 0)), (generated.get(request_id), row)
     for one in seen:
         # What has begun to be answered was on disk.
