@@ -25,6 +25,15 @@ NAMED = re.compile(r"test_([wacf]\d+|r)_")
 REPLAY = {"R": "A13"}
 
 
+# Attacks, repetitions and rules that are smaller than a row, each with its tests by their whole names.
+SMALLER = [
+    *(f"R{number}" for number in range(1, 10)),
+    *(f"I{number}" for number in range(1, 7)),
+    *(f"K{number}" for number in range(1, 5)),
+    *(f"L{number}" for number in range(1, 6)),
+]
+
+
 def rows_of_the_page() -> dict[str, list[str]]:
     """The files that each row names."""
     found = re.findall(r"^\| ([A-Z]\d+) \|(?: [^|]+ \|){2} ([^|]*) \|$", PAGE.read_text(), re.MULTILINE)
@@ -41,6 +50,16 @@ def named_tests() -> dict[str, set[str]]:
                 row = named[1].upper()
                 found[REPLAY.get(row, row)].add(str(path.relative_to(ROOT / "tests").with_suffix("")))
     return found
+
+
+def functions() -> set[str]:
+    """The names of all tests."""
+    return {
+        node.name
+        for path in ROOT.glob("tests/**/test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
 
 
 PAGE_ROWS = rows_of_the_page()
@@ -60,3 +79,11 @@ def test_a_row_s_tests_are_in_the_files_that_it_names(row: str) -> None:
 
 def test_every_test_that_is_named_after_a_row_has_one() -> None:
     assert set(TESTS) <= set(ROWS)
+
+
+def test_every_smaller_row_names_tests_that_are_there() -> None:
+    found = re.findall(r"^\| ([RIKL]\d+) [^|]+ \| [^|]+ \| ([^|]*) \|$", PAGE.read_text(), re.MULTILINE)
+    assert [row for row, _ in found] == SMALLER
+    named = {row: set(re.findall(r"`(test_\w+)`", tests)) for row, tests in found}
+    assert [row for row, tests in named.items() if not tests] == []
+    assert set().union(*named.values()) - functions() == set()
