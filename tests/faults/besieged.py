@@ -53,7 +53,7 @@ class Besieged:
     `timeouts` are the proxy's, `sidecar` is the whole of `conf/sidecar.yaml`.
 
     Mutable: the running processes, `port` (0 while no proxy is ready), `starts`, `ready_s` (how long each start of the
-    proxy took), `_engine` (the tests' own connections).
+    proxy took), `_engine` (the tests' own connections), `_killed` (the engine that was killed last).
     """
 
     folder: Path
@@ -68,6 +68,7 @@ class Besieged:
     ready_s: list[float] = field(default_factory=list)
     url: str = ""
     _engine: AsyncEngine | None = None
+    _killed: int = 0
 
     async def set_up(self) -> dict[str, str]:
         """Everything runs; a key of each tier."""
@@ -132,10 +133,10 @@ class Besieged:
             await asyncio.to_thread(self.postgres.kill)
             return
         if name == ENGINE:
-            pid = (await self.state())["engine_pid"]
+            self._killed = (await self.state())["engine_pid"]
             # Zero, or nobody, while one is being started: then there is none to kill.
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid or 2**22, signal.SIGKILL)
+                os.kill(self._killed or 2**22, signal.SIGKILL)
             return
         if name == PROXY:
             self.port = 0
@@ -161,7 +162,9 @@ class Besieged:
                 return {"ready": False, "engine_pid": 0}
 
     async def serves(self) -> bool:
-        return bool((await self.state())["ready"])
+        state = await self.state()
+        # A front takes a moment to see that its engine is gone.
+        return bool(state["ready"]) and state["engine_pid"] != self._killed
 
     async def is_ready(self) -> bool:
         """Whether the proxy says that it would answer a request."""
