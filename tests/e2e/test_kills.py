@@ -22,4 +22,4 @@ async def test_f2_kills_with_the_default_model_charge_what_was_generated(
 ) -> None:
     command = (BIN / "tollhouse-sidecar", "serve", "--config", "conf/sidecar.yaml")
     house = Besieged(tmp_path_factory.mktemp("k"), command, sidecar={"model": {"id": MODEL, "source": MODEL}})
-    await besiege(house, [SIDECAR, ENGINE, PROXY], KILLS, MODEL, embedder="")
+    await besiege(house, [SIDECAR, ENGINE, PROXY], KILLS, MODEL, embedder="", pause_s=(5.0, 10.0))

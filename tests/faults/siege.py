@@ -17,16 +17,22 @@ GAUGES = ("tollhouse_proxy_requests_in_progress", "tollhouse_proxy_open_streams"
 
 
 async def besiege(
-    house: Besieged, victims: Sequence[str], kills: int, model: str = MODEL, embedder: str = MODEL
+    house: Besieged,
+    victims: Sequence[str],
+    kills: int,
+    model: str = MODEL,
+    *,
+    embedder: str = MODEL,
+    pause_s: tuple[float, float] = (0.1, 1.0),
 ) -> None:
-    """Kill one of the victims, start it again, and look; and so on."""
+    """Kill one of the victims after a pause of so long, start it again, and look; and so on."""
     chance = random.Random(SEED)
     killed: Counter[str] = Counter()
     try:
         keys = await house.set_up()
         async with Crowd(model, lambda: house.port, keys, CLIENTS, SEED, embedder=embedder) as crowd:
             for number in range(1, kills + 1):
-                await asyncio.sleep(chance.uniform(0.1, 1.0))
+                await asyncio.sleep(chance.uniform(*pause_s))
                 victim = chance.choice(victims)
                 killed[victim] += 1
                 await house.kill(victim)
