@@ -29,6 +29,13 @@ def check_policy(case: Case) -> Check:
     except ConfigInvalidError as exc:
         first, more = exc.problems[0], len(exc.problems) - 1
         return failed("policy", str(first) + (f" (and {more} more)" if more else ""), "Run: tollhouse policy check")
+    signed = sorted(tier.name for tier in policy.tiers.values() if tier.replay == "signed")
+    if signed and not case.settings.public_authorities:
+        return warning(
+            "policy",
+            f"requests of the tier {signed[0]} are signed for a server's name, and none is configured",
+            "List the names by which clients reach this server: public_authorities.",
+        )
     return ok("policy", f"{folder}: {counted(len(policy.tiers), 'tier')}, revision {policy.revision}")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from proxy.cli import doctor as room
 from proxy.cli import root
@@ -90,6 +91,16 @@ def test_a_policy_s_first_mistake_is_told_with_its_place(here: Path) -> None:
     check = house.check_policy(a_case())
     assert check.status is Status.FAILED
     assert check.message.startswith("policies/default.yaml:1:10: ")
+
+
+def test_signed_requests_want_the_server_s_names(here: Path) -> None:
+    policy = here / "policies/default.yaml"
+    policy.write_text(policy.read_text().replace("    priority: 10\n", "    priority: 10\n    replay: signed\n"))
+    check = house.check_policy(a_case())
+    assert (check.status, "tier pro" in check.message) == (Status.WARNING, True)
+    case = a_case()
+    named = structs.replace(case.settings, public_authorities=("api.example.com",))
+    assert house.check_policy(structs.replace(case, settings=named)).status is Status.OK
 
 
 def test_files_that_others_may_read_are_a_failure_with_the_remedy(here: Path) -> None:

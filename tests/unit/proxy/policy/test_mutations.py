@@ -1,6 +1,6 @@
 """A good policy file spoilt in many ways, under a watch: it never runs what `policy check` refuses, and never ends.
 
-The number of mutations is POLICY_MUTATIONS, the first seed POLICY_SEED; a failure names its own seed.
+TOLLHOUSE_POLICY_MUTATIONS are their number, TOLLHOUSE_POLICY_SEED the first seed; a failure names its own.
 """
 
 import os
@@ -20,8 +20,8 @@ from proxy.policy.schema import Policy, number
 from proxy.policy.watch import PolicyWatch, read
 from sidecar.yamlfile import ConfigInvalidError, Problem
 
-COUNT = int(os.environ.get("POLICY_MUTATIONS", "1500"))
-SEED = int(os.environ.get("POLICY_SEED", "1"))
+COUNT = int(os.environ.get("TOLLHOUSE_POLICY_MUTATIONS", "1500"))
+SEED = int(os.environ.get("TOLLHOUSE_POLICY_SEED", "1"))
 # Each refusal costs the reading again: of those only some are told to the command, too.
 REFUSALS_CHECKED = 20
 GOOD = """\
