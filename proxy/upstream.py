@@ -1,6 +1,6 @@
 """The sidecars: who is there and ready, which one runs a request, and every byte that is exchanged with them.
 
-Foreign exceptions (aiohttp's, the socket's, time-outs) end here: what leaves is an `ApiError` when the request never
+Foreign exceptions (the socket's, time-outs) end here: what leaves is an `ApiError` when the request never
 began or was refused, and `UpstreamLostError` when it may have begun.
 """
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-import aiohttp
 import msgspec
 
+from proxy import uplink
+from proxy.answers import Head
 from proxy.exchange import Call, Question
 from proxy.load import Load, Workload, together
-from proxy.peers import OwnConnector
 from proxy.settings import Timeouts, Upstream
 from proxy.ticket import Ticket
 from sidecar.jsonlog import JsonLog
@@ -61,26 +61,28 @@ class Slots:
 class Answer:
     """An answer under way: its head is here, its body is read piece by piece."""
 
-    def __init__(self, response: aiohttp.ClientResponse, between_bytes_s: float) -> None:
-        self._response = response
+    def __init__(self, connection: uplink.Uplink, head: Head, between_bytes_s: float) -> None:
+        self.head = head
+        self._connection = connection
         self._between_bytes_s = between_bytes_s
 
     @property
     def prompt_tokens(self) -> int | None:
         """The exact prompt, if the sidecar said it."""
-        text = self._response.headers.get(internal.PROMPT_TOKENS, "")
+        text = self.head.headers.get(internal.PROMPT_TOKENS, "")
         return int(text) if text.isascii() and text.isdigit() else None
 
     @property
     def ignored(self) -> str | None:
         """The fields of the body that the sidecar ignored, for the client's eyes."""
-        return self._response.headers.get(internal.IGNORED)
+        return self.head.headers.get(internal.IGNORED)
 
     async def piece(self) -> bytes:
         """What has come since the last call, at least a byte; empty at a proper end. Raises UpstreamLostError."""
-        with _translated():
-            async with asyncio.timeout(self._between_bytes_s):
-                return await self._response.content.readany()
+        try:
+            return await self._connection.piece(self._between_bytes_s)
+        except OSError as exc:
+            raise UpstreamLostError(timed_out=isinstance(exc, TimeoutError)) from exc
 
     async def whole(self) -> bytes:
         """The whole body. Raises UpstreamLostError, also when it is larger than `MAX_BODY_BYTES`."""
@@ -99,7 +101,7 @@ class Sidecar:
 
     Mutable: `state` (the last one it told, or None while it cannot be reached), `models` (the last ones it named),
     `slots_path` (where it last said they are), `outstanding_tokens` (reserved by the requests it runs for us),
-    `workload`, the client session.
+    `workload`, `_asked` (set when the state is to be looked at now).
     """
 
     def __init__(
@@ -115,7 +117,6 @@ class Sidecar:
         self._timeouts = timeouts
         self._log = log
         self._asked = asyncio.Event()
-        self._session: aiohttp.ClientSession | None = None
 
     @property
     def ready(self) -> bool:
@@ -129,23 +130,11 @@ class Sidecar:
         return "" if self.state.ready else self.state.reason
 
     async def __aenter__(self) -> Self:
-        # A connection for each request: a kept one may be half closed by a sidecar that restarted, and a POST on it
-        # could not be told from one that ran. A Unix socket connects in some 0.1 ms.
-        self._session = aiohttp.ClientSession(
-            "http://sidecar",
-            connector=OwnConnector(self._socket, limit=0, force_close=True),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect_s),
-            auto_decompress=False,
-            trust_env=False,
-            skip_auto_headers=("accept", "accept-encoding", "user-agent"),
-        )
         await self.refresh()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await self._session.close()
+        """Nothing is kept open between requests."""
 
     async def watch(self) -> None:
         """Keep `state` fresh, for ever."""
@@ -219,37 +208,40 @@ class Sidecar:
 
         Raises ApiError if nothing ran, UpstreamLostError if something may have run.
         """
+        # An answer that is not streamed has its head when it is complete.
+        headers = ticket.headers(None if call.stream else self._timeouts.first_byte_s)
         self.outstanding_tokens += ticket.max_total_tokens
         try:
             # An encoder has no queue, and the engine's is not filled by what is embedded.
             with self.workload.running(0 if call.endpoint is Endpoint.EMBEDDINGS else call.choices):
-                response = await self._post(call, ticket)
+                with _translated():
+                    sent = await self._send("POST", call.endpoint.value, call.body, headers)
                 try:
-                    if response.status != 200:
-                        raise await self._refusal(response)
-                    yield Answer(response, self._timeouts.between_bytes_s)
+                    yield await self._heard(sent, self._timeouts.first_byte_s)
                 finally:
-                    response.close()
+                    sent.close()
         except (UpstreamLostError, ApiError):
             self._asked.set()
             raise
         finally:
             self.outstanding_tokens -= ticket.max_total_tokens
 
-    async def _post(self, call: Call, ticket: Ticket) -> aiohttp.ClientResponse:
-        limit_s = self._timeouts.first_byte_s
-        # An answer that is not streamed has its head when it is complete.
-        headers = ticket.headers(None if call.stream else limit_s)
-        with _translated():
-            async with asyncio.timeout(limit_s):
-                return await self._client.post(
-                    call.endpoint.value, data=call.body, headers=headers, allow_redirects=False
-                )
+    async def _send(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> uplink.Uplink:
+        """Raises AbsentError; then nothing was sent."""
+        return await uplink.send(self._socket, uplink.request(method, path, headers, body), self._timeouts.connect_s)
 
-    async def _refusal(self, response: aiohttp.ClientResponse) -> ApiError:
-        body = await Answer(response, self._timeouts.between_bytes_s).whole()
-        error = parse_error(response.status if response.status >= 400 else 502, body)
-        kept = {name: response.headers[name] for name in RETRY_HEADERS if name in response.headers}
+    async def _heard(self, sent: uplink.Uplink, limit_s: float) -> Answer:
+        """The answer, whose head is here. Raises UpstreamRefusedError, UpstreamLostError."""
+        with _translated():
+            answer = Answer(sent, await sent.head(limit_s), self._timeouts.between_bytes_s)
+        if answer.head.status != 200:
+            raise await self._refusal(answer)
+        return answer
+
+    async def _refusal(self, answer: Answer) -> ApiError:
+        status, headers = answer.head.status, answer.head.headers
+        error = parse_error(status if status >= 400 else 502, await answer.whole())
+        kept = {name: headers[name] for name in RETRY_HEADERS if name in headers}
         return UpstreamRefusedError(
             error.status, error.message, type=error.type, code=error.code, param=error.param, headers=kept
         )
@@ -267,19 +259,12 @@ class Sidecar:
         if body is not None:
             headers = {"content-type": "application/json", **headers}
         with _translated():
-            async with (
-                asyncio.timeout(limit_s),
-                self._client.request(method, path, data=body, headers=headers, allow_redirects=False) as response,
-            ):
-                if response.status != 200:
-                    raise await self._refusal(response)
-                yield Answer(response, limit_s)
-
-    @property
-    def _client(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            raise RuntimeError("a sidecar is used inside its `async with`")
-        return self._session
+            async with asyncio.timeout(limit_s):
+                sent = await self._send(method, path, body, headers)
+                try:
+                    yield await self._heard(sent, limit_s)
+                finally:
+                    sent.close()
 
 
 class Upstreams:
@@ -368,11 +353,11 @@ def _not_ready(reasons: set[str]) -> ApiError:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
+    except uplink.AbsentError as exc:
         raise _absent() from exc
     except TimeoutError as exc:
         raise UpstreamLostError(timed_out=True) from exc
-    except (aiohttp.ClientError, OSError) as exc:
+    except OSError as exc:
         raise UpstreamLostError from exc
 
 
