@@ -7,13 +7,16 @@ exchange by `leave`: what runs under `present` is interrupted, and everything af
 import asyncio
 import contextlib
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 
 from aiohttp import web
 
 from proxy.clock import Clock
 from proxy.edge import EdgeProtocol, common_headers
 from proxy.exchange import Arrival, Ending
+from proxy.patience import Stretch, unless_late
 from proxy.settings import Limits, Timeouts
 from sidecar.wire.errors import ApiError, bad_request
 
@@ -35,7 +38,7 @@ class Client:
     """The client's end of one exchange: its body, its answer, and whether it is still there.
 
     Mutable: `_headers` (of the answer to come), `_response` (the answer under way, or None), `_left` (why the exchange
-    is over early), `_scope` (what is interrupted when it is).
+    is over early), `_scope` (what is interrupted when it is), `_stalled` (whether a write took too long).
     """
 
     def __init__(
@@ -49,7 +52,8 @@ class Client:
         self._headers: dict[str, str] = {}
         self._response: web.StreamResponse | None = None
         self._left: Ending | None = None
-        self._scope: asyncio.Timeout | None = None
+        self._scope: Stretch | None = None
+        self._stalled = False
 
     @property
     def answered(self) -> bool:
@@ -89,25 +93,20 @@ class Client:
         if self._left is None:
             self._left = ending
             if self._scope is not None:
-                self._scope.reschedule(asyncio.get_running_loop().time())
+                self._scope.cut()
 
-    @contextlib.asynccontextmanager
-    async def present(self) -> AsyncIterator[None]:
+    def present(self) -> AbstractAsyncContextManager[None]:
         """A stretch that ends with LeftError as soon as the exchange is over early."""
-        self._check_present()
-        try:
-            async with asyncio.timeout(None) as self._scope:
-                yield
-        except TimeoutError:
-            # Ours only if someone left; other time-outs in here have names of their own by now.
-            self._check_present()
-            raise
-        finally:
-            self._scope = None
+        return _Presence(self)
 
-    def _check_present(self) -> None:
+    def check_present(self) -> None:
+        """Raises LeftError."""
         if self._left is not None:
             raise LeftError(self._left)
+
+    def cut_by_leaving(self, scope: Stretch | None) -> None:
+        """What `leave` cuts from now on."""
+        self._scope = scope
 
     async def body(self, check: Callable[[bytes], None] | None = None) -> bytes:
         """The request's body, inflated. Raises ApiError 400, 408, 413 or 415, or LeftError.
@@ -145,12 +144,16 @@ class Client:
 
     async def _read(self) -> bytes:
         """All of the body, within the time for the whole and for each pause. Raises TimeoutError."""
+        content = self._request.content
+        if content.is_eof() and content.total_bytes <= self._limits.max_body_bytes:
+            # It came with its head.
+            return content.read_nowait()
         pieces: list[bytes] = []
         size = 0
         now_s = asyncio.get_running_loop().time
         end_s, idle_s = now_s() + self._limits.body_timeout_s, self._limits.body_idle_timeout_s
         async with asyncio.timeout_at(min(end_s, now_s() + idle_s)) as limit:
-            while piece := await self._request.content.readany():
+            while piece := await content.readany():
                 size += len(piece)
                 if size > self._limits.max_body_bytes:
                     raise self._too_large()
@@ -182,12 +185,11 @@ class Client:
         if not self._request.content.is_eof():
             response.force_close()
         self._response = response
-        await self._deliver(self._prepare(response))
-        await self._deliver(response.write_eof())
+        await self._deliver(self._whole(response))
 
     async def send(self, events: bytes) -> None:
         """Send whole server-sent events, the head with the first ones. Raises LeftError."""
-        stream = await self._stream()
+        stream = await self._stream() if self._response is None else self._response
         await self._deliver(stream.write(events))
 
     async def finish(self, events: bytes) -> None:
@@ -226,15 +228,46 @@ class Client:
     async def _prepare(self, response: web.StreamResponse) -> None:
         await response.prepare(self._request)
 
+    async def _whole(self, response: web.StreamResponse) -> None:
+        await response.prepare(self._request)
+        await response.write_eof()
+
     async def _deliver(self, writing: Awaitable[None]) -> None:
         """Write, for as long as the limit allows. Raises LeftError."""
         try:
-            async with asyncio.timeout(self._timeouts.client_write_s):
-                await writing
-        except TimeoutError as exc:
-            transport = self._request.transport
-            if transport is not None:
-                transport.abort()
-            raise LeftError(Ending.CLIENT_STALLED) from exc
+            await unless_late(writing, self._timeouts.client_write_s, self._stall)
         except ConnectionError as exc:
-            raise LeftError(Ending.CLIENT_GONE) from exc
+            raise LeftError(Ending.CLIENT_STALLED if self._stalled else Ending.CLIENT_GONE) from exc
+        if self._stalled:
+            raise LeftError(Ending.CLIENT_STALLED)
+
+    def _stall(self) -> None:
+        """The client does not read. Without a connection the write ends, one way or the other."""
+        self._stalled = True
+        self.leave(Ending.CLIENT_STALLED)
+        transport = self._request.transport
+        if transport is not None:
+            transport.abort()
+
+
+class _Presence:
+    """A client's presence, as a stretch. Mutable: nothing of its own."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._stretch = Stretch()
+
+    async def __aenter__(self) -> None:
+        self._client.check_present()
+        await self._stretch.__aenter__()
+        self._client.cut_by_leaving(self._stretch)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.cut_by_leaving(None)
+        try:
+            await self._stretch.__aexit__(kind, exc, trace)
+        except TimeoutError:
+            self._client.check_present()
+            raise

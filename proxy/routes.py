@@ -24,6 +24,7 @@ from proxy.edge import DIRECT, address_of, common_headers
 from proxy.exchange import Arrival, Ending, Outcome, Principal, TextEndpoint
 from proxy.identity import bearer
 from proxy.metrics import OTHER, Metrics
+from proxy.patience import done
 from proxy.pipeline import Pipeline
 from proxy.policy.schema import POLICY_HEADER, Policy
 from proxy.record import Ended, Record
@@ -119,10 +120,12 @@ class Front:
         self._exchanges[task] = client
         task.add_done_callback(self._exchanges.pop)
         try:
-            await asyncio.shield(task)
+            # As `asyncio.shield`, which takes three times as long.
+            await done(task)
         except asyncio.CancelledError:
             client.leave(Ending.CLIENT_GONE)
             raise
+        task.result()
         return client.response
 
     def refuse(self, error: ApiError, address: str) -> web.Response:

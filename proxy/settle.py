@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 from proxy.clock import Clock
 from proxy.exchange import Arrival, Ending, Estimate, Outcome
+from proxy.patience import done_within
 from proxy.upstream import Sidecar, UpstreamLostError
 from sidecar.wire.errors import ApiError, unavailable
 from sidecar.wire.internal import Usage
@@ -86,8 +87,7 @@ class Settlement:
                 forced=forced,
             )
         )
-        done, _ = await asyncio.wait({settling}, timeout=self.storage_s)
-        return settling in done and settling.exception() is None
+        return await done_within(settling, self.storage_s) and settling.exception() is None
 
 
 async def produced(sidecar: Sidecar, request_id: str, begun: dt.datetime) -> Usage | None:

@@ -15,6 +15,7 @@ from proxy.admission.estimate import Sizing
 from proxy.admission.meters import Hold
 from proxy.clock import Clock
 from proxy.exchange import Arrival, Ending, Estimate, Outcome
+from proxy.patience import done_within
 from proxy.policy.schema import POLICY_HEADER, CacheScope
 from proxy.store.claims import Claim, ClaimTakenError
 from proxy.store.posting import Entry, Settled, Voided
@@ -104,8 +105,7 @@ class Grant:
         """Return when the reservation is on disk. Raises ApiError 503 if that fails or takes too long, 429 if another
         process has used up the quota meanwhile, or says what was claimed already.
         """
-        await asyncio.wait({self._reserved}, timeout=self._terms.storage_s)
-        if not self._reserved.done() or self._reserved.cancelled():
+        if not await done_within(self._reserved, self._terms.storage_s) or self._reserved.cancelled():
             raise storage_unavailable()
         exc = self._reserved.exception()
         if isinstance(exc, QuotaExceededError):
