@@ -1,4 +1,4 @@
-"""Log lines as JSON, one object a line, for both processes. A leaf: stdlib only, and no opinion on what is logged.
+"""Log lines as JSON, one object a line, for both processes. A leaf, with no opinion on what is logged.
 
 Secrets stay out by construction: only the field names listed here are written, strings are cut and ASCII-escaped, and
 an exception is its type and the places it passed, never its message, whose bytes may be a stranger's.
@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from types import TracebackType
 from typing import Final, Self, TextIO
+
+import msgspec
 
 Field = str | int | float | bool | None
 _Value = Field | list[str]
@@ -109,7 +111,7 @@ class JsonLog:
         if refused:
             line["refused"] = _cut(" ".join(refused))
         try:
-            self._stream.write(json.dumps(line, ensure_ascii=True, separators=(",", ":")) + "\n")
+            self._stream.write(_encoded(line) + "\n")
             self._stream.flush()
         except (OSError, ValueError):
             # A full disk or a closed pipe must not end a request.
@@ -130,6 +132,17 @@ def capture_stdlib(log: JsonLog) -> None:
 def stderr_log(level: str = "info", **bound: Field) -> JsonLog:
     """The usual log of a server process."""
     return JsonLog(sys.stderr, level, **bound)
+
+
+def _encoded(line: dict[str, _Value]) -> str:
+    """One line of ASCII. Nearly every line is ASCII as it stands, and then msgspec writes it in a tenth of the time."""
+    try:
+        raw = msgspec.json.encode(line)
+    except (OverflowError, UnicodeEncodeError):
+        raw = None
+    if raw is None or not raw.isascii():
+        return json.dumps(line, ensure_ascii=True, separators=(",", ":"))
+    return raw.decode("ascii")
 
 
 def _cut(value: Field) -> Field:
