@@ -13,10 +13,13 @@ from typing import Any, Final
 
 from jinja2 import Environment, TemplateError, TemplateSyntaxError
 
+from sidecar.tokenizer.deadline import DeadlineError, Deadlines
 from sidecar.tokenizer.messages import PLAIN, Message, Rendering, Scalar, ToolCall
 from sidecar.tokenizer.tools import Place, Shown, described, in_system_message, shown_tool, written_out
 from sidecar.wire.errors import bad_request
 
+# For one chat, which takes a template some milliseconds.
+RENDER_S: Final = 2.0
 MAX_RENDERED_CHARS: Final = 8 * 1024 * 1024
 # What a template may come to over values that it did not expect, beside errors of its own.
 _RENDERING_ERRORS: Final = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -69,11 +72,12 @@ _CALLING: Final = (
 
 
 class ChatTemplate:
-    """Immutable. Without a template nothing is to be rendered."""
+    """Without a template nothing is to be rendered. Mutable: its deadlines."""
 
     def __init__(self, tokenizer: Any, control: frozenset[str]) -> None:
         """`tokenizer` is Transformers'; `control`: the texts of its control tokens."""
         self.exists = bool(tokenizer.chat_template)
+        self._deadlines = Deadlines()
         self._tokenizer = tokenizer
         self._knows_developer = "developer" in json.dumps(tokenizer.chat_template or "")
         self.source = _source(tokenizer)
@@ -110,15 +114,20 @@ class ChatTemplate:
         documents = [_mapped(document, shown) for document in rendering.documents]
         tools = [_mapped_object(shown_tool(tool), shown) for tool in rendering.tools]
         try:
-            rendered: str = self._tokenizer.apply_chat_template(
-                self._conversation(messages, tools, put_on),
-                tools=(tools or None) if self._place is Place.VARIABLE else None,
-                documents=documents or None,
-                add_generation_prompt=rendering.add_generation_prompt,
-                continue_final_message=rendering.continue_final_message,
-                tokenize=False,
-                **variables,
-            )
+            with self._deadlines.within(RENDER_S):
+                rendered: str = self._tokenizer.apply_chat_template(
+                    self._conversation(messages, tools, put_on),
+                    tools=(tools or None) if self._place is Place.VARIABLE else None,
+                    documents=documents or None,
+                    add_generation_prompt=rendering.add_generation_prompt,
+                    continue_final_message=rendering.continue_final_message,
+                    tokenize=False,
+                    **variables,
+                )
+        except DeadlineError as exc:
+            raise bad_request(
+                f"The model's chat template cannot render these messages within {RENDER_S:g} s.", param="messages"
+            ) from exc
         except TemplateError as exc:
             raise bad_request(f"The model's chat template refuses these messages: {exc}", param="messages") from exc
         except _RENDERING_ERRORS as exc:

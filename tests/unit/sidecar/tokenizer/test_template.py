@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from sidecar.tokenizer import template as rendering_room
 from sidecar.tokenizer.messages import PLAIN, Message, Rendering, ToolCall
 from sidecar.tokenizer.model_tokenizer import ModelTokenizer
 from sidecar.tokenizer.template import read_words
@@ -108,6 +109,19 @@ def test_what_a_template_says_of_a_variable_is_told(made: Made) -> None:
 @pytest.mark.parametrize("expression", ["1 // thinking", "thinking.x.y", "thinking + 'a'", "range(1000000 - thinking)"])
 def test_c4_a_variable_that_breaks_a_template_is_the_client_s_mistake(made: Made, expression: str) -> None:
     assert refused(made("{{ " + expression + " }}"), ASKED, Rendering(variables={"thinking": 0})).param == "messages"
+
+
+def test_c4_a_template_without_an_end_is_given_up_and_the_next_chat_is_rendered(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendering_room, "RENDER_S", 0.2)
+    model = made(
+        "{% if forever %}{% for _ in range(99999) %}{% for _ in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
+        + TURN
+    )
+    error = refused(model, ASKED, Rendering(variables={"forever": True}))
+    assert "within 0.2 s" in error.message
+    assert "the cat" in text(model, ASKED)
 
 
 # --- documents ---
