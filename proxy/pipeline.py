@@ -124,10 +124,10 @@ class Pipeline:
             outcome = await self._left(client, left.ending, notes)
         except ApiError as error:
             self._refused(client.arrival, error, notes)
-            outcome = await _tell(client, own_place(error, notes.call), _ending_of(error), notes)
+            outcome = await self._tell(client, own_place(error, notes.call), _ending_of(error), notes)
         except Exception as exc:  # noqa: BLE001 - the boundary: what nobody expected is told as a 500 and logged
             self._log.exception("request_failed", exc, **client.arrival.named())
-            outcome = await _tell(client, internal_error(), Ending.INTERNAL, notes)
+            outcome = await self._tell(client, internal_error(), Ending.INTERNAL, notes)
         self._record.finish(ended(client.arrival, template, outcome, notes, timings))
 
     def _refused(self, arrival: Arrival, error: ApiError, notes: Notes) -> None:
@@ -145,6 +145,7 @@ class Pipeline:
             async with client.present():
                 body = await _body(client, principal, notes)
                 if (given := await answered(notes.guard, endpoint.value, body)) is not None:
+                    client.announce(self._limits_of(notes))
                     await client.answer(200, given, REPLAYED)
                     return Outcome(200, Ending.COMPLETE, None, "")
                 admitted = await self._admitted(client, endpoint, principal, body, notes)
@@ -152,7 +153,7 @@ class Pipeline:
             async with admitted.grant, held(notes.guard, admitted.grant):
                 delivery = await self._forwarded(client, principal, admitted, timings, notes.guard)
         if delivery.error is not None:
-            await _tell(client, delivery.error, delivery.outcome.ending, notes)
+            await self._tell(client, delivery.error, delivery.outcome.ending, notes)
         return delivery.outcome
 
     async def _shown(
@@ -168,7 +169,9 @@ class Pipeline:
             if notes.guard is not None:
                 await _body(client, principal, notes)
                 await notes.guard.spend()
-            await client.answer(200, await page(principal))
+            shown = await page(principal)
+            client.announce(self._limits_of(notes))
+            await client.answer(200, shown)
         return Outcome(200, Ending.COMPLETE, None, "")
 
     async def _answered(
@@ -308,7 +311,25 @@ class Pipeline:
         error = told_on_leaving(ending)
         if error is None:
             return Outcome(CLIENT_CLOSED, ending, None, "")
-        return await _tell(client, error, ending, notes)
+        return await self._tell(client, error, ending, notes)
+
+    async def _tell(self, client: Client, error: ApiError, ending: Ending, notes: Notes) -> Outcome:
+        """The boundary: the one place where an error becomes an answer, or an event in one that has begun."""
+        notes.error = error
+        if client.answered:
+            await client.fail(client.arrival.error_event(error))
+            return Outcome(200, ending, None, "", error.code)
+        client.announce(self._limits_of(notes))
+        with contextlib.suppress(LeftError):
+            await client.answer(error.status, client.arrival.error_body(error), error.headers())
+        return Outcome(error.status, ending, None, "", error.code)
+
+    def _limits_of(self, notes: Notes) -> dict[str, str]:
+        """The rate limit headers of an answer that no grant stands behind; of a key, once it is known whose it is."""
+        if notes.principal is not None:
+            with contextlib.suppress(RefusedError):  # of a key whose tier is gone there is nothing to tell
+                return self._admission.headers(notes.principal, notes.model)
+        return {}
 
 
 async def _body(client: Client, principal: Principal, notes: Notes) -> bytes:
@@ -325,17 +346,6 @@ def _scope(kind: CacheScope, principal: Principal) -> str:
 
 async def _raised(error: ApiError) -> Outcome:
     raise error
-
-
-async def _tell(client: Client, error: ApiError, ending: Ending, notes: Notes) -> Outcome:
-    """The boundary: the one place where an error becomes an answer, or an event in one that has begun."""
-    notes.error = error
-    if client.answered:
-        await client.fail(client.arrival.error_event(error))
-        return Outcome(200, ending, None, "", error.code)
-    with contextlib.suppress(LeftError):
-        await client.answer(error.status, client.arrival.error_body(error), error.headers())
-    return Outcome(error.status, ending, None, "", error.code)
 
 
 def _ending_of(error: ApiError) -> Ending:

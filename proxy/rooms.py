@@ -71,6 +71,9 @@ class Guards(Protocol):
 class Admits(Protocol):
     """See `proxy.admission.gate.Admission`."""
 
+    def headers(self, principal: Principal, model: str | None) -> dict[str, str]:
+        """The rate limit headers as they stand now. Raises RefusedError 403."""
+
     def check(self, principal: Principal, call: Call, model: ModelState | None) -> ModelState:
         """Raises ApiError 400, 403 or 404."""
 

@@ -60,9 +60,12 @@ class Admission:
         """Whether the key may use the model. Raises ApiError 403 if its tier is gone."""
         return _allows(principal, self._rulebook.of(principal, model).tier, model)
 
-    def headers(self, principal: Principal) -> dict[str, str]:
-        """The rate limit headers of a key as they stand now, for answers that no grant stands behind."""
-        return self._meters.headers(self._subject(principal, None))
+    def headers(self, principal: Principal, model: str | None = None) -> dict[str, str]:
+        """The rate limit headers of a key, on a model if one is known, for answers that no grant stands behind.
+
+        Raises ApiError 403 if its tier is gone.
+        """
+        return self._meters.headers(self._subject(principal, model))
 
     def check(self, principal: Principal, call: Call, model: ModelState | None) -> ModelState:
         """What needs no counting: the model and the output asked for. Raises ApiError 403, 404 or 400.

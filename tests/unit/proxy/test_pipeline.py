@@ -79,6 +79,9 @@ class FakeAdmission:
         self.passes += 1
         return FakePass(self)
 
+    def headers(self, _principal: Any, _model: str | None) -> dict[str, str]:
+        return {"x-ratelimit-limit-requests": "10"}
+
     def refused(self, _principal: Any, _call: Any, _arrival: Any, _model: Any, error: RefusedError) -> None:
         self.refusals.append(error.rule)
 

@@ -41,6 +41,8 @@ TIERS = {
     "keeping": OPEN | {"idempotency_bodies": True},
     "duplicate": OPEN | {"replay": "duplicate"},
     "under": OPEN | {"priority": 0},
+    "unlike": OPEN | {"requests_per_minute": 50, "per_model": {"org/tiny": {"requests_per_minute": 1}}},
+    "upto": OPEN | {"requests_per_minute": 50, "tokens_per_minute": 90, "max_output_tokens": 100},
     "upper": OPEN | {"priority": 99},
 }
 WAIT_S = 10.0
