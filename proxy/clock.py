@@ -50,7 +50,8 @@ class StepWatch:
 
 def month_of(moment: dt.datetime) -> str:
     """The quota period of a moment: its UTC calendar month as `2026-11`."""
-    return moment.astimezone(dt.UTC).strftime("%Y-%m")
+    utc = moment.astimezone(dt.UTC)
+    return f"{utc.year:04}-{utc.month:02}"
 
 
 def seconds_to_next_month(moment: dt.datetime) -> float:

@@ -138,13 +138,10 @@ class Admission:
         tier = subject.rules.tier
         await self._prime(subject)
         sizing = Sizing(call, known, tier)
-        # What would be refused whatever its size is not worth counting.
-        self._shadows(subject, NO_SIZE)
-        self._shed(subject, sizing)
         estimate = await self._size(subject, sizing, counter)
         estimate, part = await self._part(subject, sizing, estimate, counter, arrival.request_id)
-        if part is None:
-            # Who counts for all may have gone away just now: then this proxy decides by its share.
+        if part is None and self._rulebook.of(principal, call.model) is not subject.rules:
+            # Who counts for all has gone away just now: then this proxy decides by its share.
             subject = self._subject(principal, call.model, placed=turn.held)
         with part or contextlib.nullcontext():
             if estimate.exact or part is not None:
@@ -216,12 +213,18 @@ class Admission:
             raise self._told(subject, over) from over
 
     async def _size(self, subject: Subject, sizing: Sizing, counter: Counter) -> Estimate:
-        """The bound costs nothing. Only if it does not fit is the exact number worth a round trip to the sidecar."""
+        """The bound costs nothing. Only if it does not fit is the exact number worth a round trip to the sidecar.
+
+        Raises what refuses a request of any size, or one more at all: that is not worth counting.
+        """
         bounded = sizing.bounded()
+        unfit = [] if bounded is None else self._meters.unfit(subject, Size(bounded.total, bounded.total))
+        if unfit or bounded is None:
+            self._shadows(subject, NO_SIZE)
+        self._shed(subject, sizing)
+        sized = [limit for limit in unfit if limit.sized]
         if bounded is None:
             return await _counted(sizing, counter)
-        unfit = self._meters.unfit(subject, Size(bounded.total, bounded.total))
-        sized = [limit for limit in unfit if limit.sized]
         if not sized:
             return bounded
         if all(limit.shadow for limit in sized):
