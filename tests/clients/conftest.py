@@ -52,7 +52,7 @@ def house(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory)
             # It asks GitHub for prices otherwise.
             environment.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "true")
             yield house
-            until(lambda: {row["state"] for row in house.ledger().values()} <= {"settled", "void"})
+            until(lambda: {row["state"] for row in house.ledger().values()} <= {"settled", "void", "refused"})
             state = house.state()
             assert (state["running"], state["waiting"]) == (0, 0)
         finally:

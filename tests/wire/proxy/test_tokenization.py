@@ -45,6 +45,7 @@ async def test_it_counts_for_the_minute_as_a_chat_does(house: House) -> None:
         assert (refused.status, refused.error["type"]) == (429, "requests")
         assert int(refused.headers["retry-after"]) > 0
     # Of what a tokenizer is asked there is nothing.
+    await house.until(house.rows)
     assert [(row["state"], row["endpoint"]) for row in house.rows()] == [("refused", "/v1/chat/completions")]
 
 
