@@ -37,7 +37,7 @@ from proxy.admission.meters import Meters
 from proxy.admission.quota import QuotaBook
 from proxy.admission.rate import Allowance, Cells, Rate
 from proxy.admission.refusal_log import RefusalLog
-from proxy.admission.replay import Purge, Replay, authorities
+from proxy.admission.replay import NonceStore, Purge, Replay, authorities
 from proxy.admission.shared import SharedLimits
 from proxy.body import reading
 from proxy.clock import Clock, SystemClock
@@ -50,6 +50,7 @@ from proxy.keeper import Keeper, Trade
 from proxy.keywatch import KeyWatch
 from proxy.memory import Memory
 from proxy.metrics import Metrics, QueueMetrics, watch_clock, watch_loop
+from proxy.nonces import open_nonces
 from proxy.once import Once
 from proxy.pipeline import Pipeline
 from proxy.policy.load import load_policy
@@ -152,8 +153,9 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
         await stack.enter_async_context(_beside(keeper.run(), "keeper"))
         shared = await _shared(stores, ValkeyWatch(metrics, log), stack)
         port = public.getsockname()[1]
+        nonces = await stack.enter_async_context(open_nonces(settings, stores.nonces, clock, log, shared=stores.shared))
         house = build(
-            settings, policy, stores, upstreams, shared=shared, port=port, metrics=metrics, clock=clock, log=log
+            settings, policy, stores, upstreams, nonces, shared=shared, port=port, metrics=metrics, clock=clock, log=log
         )
         place = Place(
             release=release,
@@ -172,7 +174,7 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
         await stack.enter_async_context(_beside(watch_clock(clock, metrics.clock_steps, log), "clock"))
         await stack.enter_async_context(_beside(purge(stores.responses, clock), "purge"))
         await stack.enter_async_context(_beside(policy.run(stop.reread), "policy watch"))
-        forgetting = once.purge(stores.nonces, Purge(stores.nonces, settings.replay, clock), metrics.replay_entries)
+        forgetting = once.purge(nonces, Purge(nonces, settings.replay, clock), metrics.replay_entries)
         await stack.enter_async_context(_beside(forgetting, "nonces"))
         purging = idempotency_keys.purge(stores.idempotency, clock)
         await stack.enter_async_context(_beside(purging, "idempotency keys"))
@@ -224,6 +226,7 @@ def build(
     policy: PolicyWatch,
     stores: Stores,
     upstreams: Upstreams,
+    nonces: NonceStore,
     *,
     shared: SharedLimits | None,
     port: int,
@@ -253,7 +256,7 @@ def build(
     responses = Responses(policy, stores.responses, clock, most_bytes=limits.max_body_bytes, storage_s=storage_s)
     replay = Replay(
         policy,
-        stores.nonces,
+        nonces,
         settings.replay,
         clock,
         identify.failed,

@@ -194,7 +194,9 @@ class Metrics:
         )
 
         self.replay_entries = Gauge(
-            "tollhouse_proxy_replay_entries", "Nonces that are remembered as used.", registry=registry
+            "tollhouse_proxy_replay_entries",
+            "Nonces that are remembered as used, but for those in a Valkey.",
+            registry=registry,
         )
 
     def _ledger(self, registry: CollectorRegistry) -> None:

@@ -6,7 +6,7 @@ Relative paths are relative to the working directory. Units are in the names.
 import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -121,10 +121,15 @@ class Replay(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """How long it is remembered that a request was here, where a tier asks for that.
 
     A request may be as old as `window_s`, and `ahead_s` ahead of our clock; a nonce is remembered for both together.
+    `store`: where; `max_entries` of them at most in `memory`, which is for one process alone.
     """
 
     window_s: Annotated[int, Meta(ge=1, le=86400)] = 300
     ahead_s: Annotated[int, Meta(ge=0, le=3600)] = 30
+    store: Literal["database", "memory", "valkey"] = "database"
+    max_entries: Positive = 200_000
+    valkey_url: Annotated[str, Meta(pattern="^(valkeys?|rediss?|unix)://.")] | None = None
+    valkey_timeout_s: Seconds = 0.5
 
 
 class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

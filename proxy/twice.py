@@ -131,9 +131,9 @@ def idempotency_stream_done() -> ApiError:
     )
 
 
-def store_unavailable() -> ApiError:
+def store_unavailable(wait_s: float = 1.0) -> ApiError:
     return unavailable(
         "Whether this request was received before cannot be told now.",
         code="replay_store_unavailable",
-        retry_after_s=1,
+        retry_after_s=wait_s,
     )

@@ -22,7 +22,7 @@ from proxy.policy.schema import Policy
 from proxy.settings import Replay as Settings
 from proxy.signature import Signature, SignatureError, read_signature
 from proxy.signing import PUBLIC_PREFIX, authority
-from proxy.store.claims import Claim, ClaimTakenError, Nonce
+from proxy.store.claims import Claim, ClaimTakenError, Nonce, NotRememberedError
 from proxy.store.database import StorageError
 from sidecar.wire.errors import ApiError
 
@@ -37,7 +37,7 @@ class NonceStore(Protocol):
     def in_reservation(self) -> bool: ...
 
     async def seen(self, new: Nonce) -> bool:
-        """Whether it was used, or may have been. Raises StorageError."""
+        """Whether it was used, or may have been. Raises StorageError, and NotRememberedError if that cannot be told."""
 
     async def spend(self, new: Nonce, request_id: str) -> None:
         """Raises ClaimTakenError or StorageError."""
@@ -88,6 +88,8 @@ class Seal:
                 yield
         except ClaimTakenError as exc:
             raise twice.taken(exc) from exc
+        except NotRememberedError as exc:
+            raise twice.store_unavailable(exc.wait_s) from exc
         except (StorageError, TimeoutError) as exc:
             raise twice.store_unavailable() from exc
 

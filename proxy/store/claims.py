@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 from sqlalchemy import Delete, Row, Select, Table, bindparam, delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.store.failure import StorageError
 from proxy.store.tables import idempotency, ledger, nonce
 
 Found = Row[*tuple[Any, ...]]
@@ -57,6 +58,16 @@ class ClaimTakenError(Exception):
     def __init__(self, claim: Claim) -> None:
         super().__init__(f"another request has claimed the same {type(claim).__name__}")
         self.claim = claim
+
+
+class NotRememberedError(StorageError):
+    """Whether another request has it cannot be told: it may be older than what is remembered. `wait_s`: how long until
+    a claim that is made then can be judged.
+    """
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__("what was used before is not remembered")
+        self.wait_s = wait_s
 
 
 class Claimant(Protocol):

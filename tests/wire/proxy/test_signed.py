@@ -1,5 +1,6 @@
 """Signed requests in bytes: what is taken once, what an attacker makes of it, and what that costs whom."""
 
+import asyncio
 import datetime as dt
 import gzip
 import json
@@ -7,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from proxy.settings import Limits
+from proxy.settings import Limits, Replay
 from proxy.signing import Signer, content_digest
-from tests.wire.proxy.house import Answer, House, chat, request
+from tests.fakes.valkey import running
+from tests.wire.proxy.house import WAIT_S, Answer, House, chat, request
 
 PATH = "/v1/chat/completions"
 BODY = json.dumps(chat(stream=False)).encode()
@@ -157,3 +159,61 @@ async def test_a3_the_database_has_the_public_key_only(house: House, secret: str
     (row,) = house.rows("api_key")
     assert (len(row["mac"]), row["mac_version"]) == (32, 2)
     assert secret[15:47].encode() not in b"".join(str(value).encode() for value in row.values())
+
+
+def signed_now(secret: str) -> bytes:
+    told = Signer(secret).headers("POST", f"https://api.example.com{PATH}", BODY)
+    return request(None, BODY, headers={"host": "api.example.com", **told})
+
+
+async def taken(house: House, secret: str) -> bytes:
+    """The first request that is let in, once the store remembers for long enough: no clock is ahead here."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            raw = signed_now(secret)
+            answer = await answered(house, raw)
+            if answer.status == 200:
+                return raw
+            assert (answer.status, answer.error["code"]) == (503, "replay_store_unavailable")
+            assert answer.headers["x-should-retry"] == "true"
+            await asyncio.sleep(0.1)
+
+
+async def test_r_memory_refuses_after_a_restart_what_was_signed_before_it(build: Any) -> None:
+    settings = {"public_authorities": ("api.example.com",), "replay": Replay(store="memory", ahead_s=0)}
+    async with build(**settings) as house:
+        secret = await house.key("signed", signed=True)
+        raw = await taken(house, secret)
+        assert (await answered(house, raw)).error["code"] == "nonce_replayed"
+        assert len(house.sidecar.received) == 1
+    async with build(**settings) as house:
+        assert (await answered(house, raw)).error["code"] == "replay_store_unavailable"
+        await taken(house, secret)
+        assert len(house.sidecar.received) == 1
+
+
+async def test_r_a_full_memory_is_a_503_and_nothing_runs(build: Any) -> None:
+    async with build(replay=Replay(store="memory", max_entries=1)) as house:
+        key = await house.key("duplicate")
+        for nonce, status in (("a" * 16, 200), ("a" * 16, 409), ("b" * 16, 503)):
+            answer = await (await house.ask(key, chat(stream=False), headers={"x-request-nonce": nonce})).answer()
+            assert answer.status == status
+        assert answer.error["code"] == "replay_store_unavailable"
+        assert len(house.sidecar.received) == 1
+        await house.until(lambda: sorted(row["state"] for row in house.rows()) == ["settled", "void"])
+
+
+async def test_f8_a_valkey_that_is_killed_is_a_503_and_the_rest_goes_on(build: Any) -> None:
+    with running() as server:
+        replay = Replay(store="valkey", valkey_url=server.url, ahead_s=0)
+        async with build(replay=replay, public_authorities=("api.example.com",)) as house:
+            secret, plain = await house.key("signed", signed=True), await house.key()
+            raw = await taken(house, secret)
+            assert (await answered(house, raw)).error["code"] == "nonce_replayed"
+            server.kill()
+            assert (await answered(house, signed_now(secret))).error["code"] == "replay_store_unavailable"
+            assert (await (await house.ask(plain)).answer()).status == 200
+            server.start()
+            # It has forgotten everything.
+            assert (await answered(house, raw)).error["code"] == "replay_store_unavailable"
+            await taken(house, secret)
