@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from sqlalchemy import Delete, Row, Select, Table, bindparam, delete, insert, select
+from sqlalchemy import Delete, Row, Select, Table, TextClause, bindparam, delete, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.store.failure import StorageError
@@ -97,8 +97,8 @@ class _Kind:
     """One kind of claims: its table, and the statements."""
 
     claim: type[Claim]
-    table: Table
     find: Select[*tuple[Any, ...]]
+    add: TextClause
     drop: Delete
     holds: Callable[[Found, Any], bool]
     row: Callable[[Any], dict[str, object]]
@@ -107,11 +107,15 @@ class _Kind:
 def _kind(
     claim: type[Claim], table: Table, holds: Callable[[Found, Any], bool], row: Callable[[Any], dict[str, object]]
 ) -> _Kind:
-    named = table.c.id.in_(bindparam("ids", expanding=True))
     ends = (ledger.c.state, ledger.c.reason, ledger.c.stream)
     beside = table.outerjoin(ledger, ledger.c.request_id == table.c.request_id)
-    find = select(table, *ends).select_from(beside).where(named)
-    return _Kind(claim, table, find, delete(table).where(named), holds, row)
+    find = select(table, *ends).select_from(beside).where(table.c.id.in_(bindparam("ids", expanding=True)))
+    # The same words in SQLite and in Postgres, for which SQLAlchemy has two constructs.
+    names, places = (", ".join(column) for column in zip(*((c.name, f":{c.name}") for c in table.c), strict=True))
+    adding = f"INSERT INTO {table.name} ({names}) VALUES ({places}) ON CONFLICT (id) DO NOTHING"  # noqa: S608 ours
+    add = text(adding).bindparams(*(bindparam(column.name, type_=column.type) for column in table.c))
+    drop = delete(table).where(table.c.id == bindparam("of"), table.c.request_id == bindparam("by"))
+    return _Kind(claim, find, add, drop, holds, row)
 
 
 NONCES: Final = _kind(
@@ -125,48 +129,66 @@ IDEMPOTENCY_KEYS: Final = _kind(
 )
 
 
-async def taken(connection: AsyncConnection, claimants: Sequence[Claimant]) -> dict[str, ClaimTakenError]:
-    """Which of new requests want what another has, by their ids. Of those that want the same the first may have it.
+async def take(connection: AsyncConnection, claimants: Sequence[Claimant]) -> dict[str, ClaimTakenError]:
+    """Write the claims of new requests, and say by their ids which of them want what another has.
 
-    Runs in the writer's transaction. Two processes on one Postgres may both be told that something is free: only one of
-    them can write it.
+    Of those that want the same the first gets it. Runs in the writer's transaction, as its first writing: of two
+    processes on one Postgres one waits here for the other, and both take things in one order.
     """
     refused: dict[str, ClaimTakenError] = {}
     for kind in (NONCES, IDEMPOTENCY_KEYS):
-        wanted = _wanted(kind, claimants)
-        rows = await _rows(connection, kind, wanted)
-        for claim_id, pairs in wanted.items():
-            row, first = rows.get(claim_id), pairs[0][1]
-            for claim, request_id in pairs:
-                held = row is not None and row.request_id != request_id and kind.holds(row, claim)
-                if held or request_id != first:
-                    refused[request_id] = ClaimTakenError(claim)
+        wanted: dict[str, tuple[Claim, str]] = {}
+        for claimant in claimants:
+            for claim in claimant.claims:
+                if isinstance(claim, kind.claim):
+                    _want(wanted, claim, claimant.request_id, refused)
+        if wanted:
+            await _take(connection, kind, dict(sorted(wanted.items())), refused)
     return refused
 
 
-async def write(connection: AsyncConnection, claimants: Sequence[Claimant]) -> None:
-    """Write the claims of requests that are let in, in the place of those that hold no more."""
+def _want(
+    wanted: dict[str, tuple[Claim, str]], claim: Claim, request_id: str, refused: dict[str, ClaimTakenError]
+) -> None:
+    if wanted.setdefault(claim.id, (claim, request_id))[1] != request_id:
+        refused[request_id] = ClaimTakenError(claim)
+
+
+async def _take(
+    connection: AsyncConnection,
+    kind: _Kind,
+    wanted: dict[str, tuple[Claim, str]],
+    refused: dict[str, ClaimTakenError],
+) -> None:
+    rows = await _rows(connection, kind, wanted)
+    free = {claim_id: pair for claim_id, pair in wanted.items() if not _is_anothers(kind, rows.get(claim_id), *pair)}
+    if stale := [{"of": claim_id, "by": rows[claim_id].request_id} for claim_id in free if claim_id in rows]:
+        await connection.execute(kind.drop, stale)
+    if free:
+        await connection.execute(kind.add, [{"request_id": by, **kind.row(claim)} for claim, by in free.values()])
+        # Another process may have been a moment quicker.
+        rows |= await _rows(connection, kind, free)
+    for claim_id, (claim, request_id) in wanted.items():
+        if claim_id not in rows or rows[claim_id].request_id != request_id:
+            refused[request_id] = ClaimTakenError(claim)
+
+
+async def give_back(connection: AsyncConnection, claimants: Sequence[Claimant]) -> None:
+    """Unmake the claims of requests that are not let in after all. Runs in the transaction that took them."""
     for kind in (NONCES, IDEMPOTENCY_KEYS):
-        # Sorted, so that two writers on Postgres cannot wait for each other.
-        wanted = dict(sorted(_wanted(kind, claimants).items()))
-        if not wanted:
-            continue
-        await connection.execute(kind.drop, {"ids": list(wanted)})
-        rows = [{"request_id": pairs[0][1], **kind.row(pairs[0][0])} for pairs in wanted.values()]
-        await connection.execute(insert(kind.table), rows)
+        drops = [
+            {"of": claim.id, "by": claimant.request_id}
+            for claimant in claimants
+            for claim in claimant.claims
+            if isinstance(claim, kind.claim)
+        ]
+        if drops:
+            await connection.execute(kind.drop, drops)
 
 
-def _wanted(kind: _Kind, claimants: Sequence[Claimant]) -> dict[str, list[tuple[Claim, str]]]:
-    """The claims of a kind by their ids, each with who wants it, in their order."""
-    wanted: dict[str, list[tuple[Claim, str]]] = {}
-    for claimant in claimants:
-        for claim in claimant.claims:
-            if isinstance(claim, kind.claim):
-                wanted.setdefault(claim.id, []).append((claim, claimant.request_id))
-    return wanted
+def _is_anothers(kind: _Kind, row: Found | None, claim: Claim, request_id: str) -> bool:
+    return row is not None and row.request_id != request_id and kind.holds(row, claim)
 
 
 async def _rows(connection: AsyncConnection, kind: _Kind, ids: Collection[str]) -> dict[str, Found]:
-    if not ids:
-        return {}
     return {row.id: row for row in await connection.execute(kind.find, {"ids": list(ids)})}

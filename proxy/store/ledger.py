@@ -152,14 +152,15 @@ async def _post(connection: AsyncConnection, operations: Sequence[Operation]) ->
     new = [
         operation for operation in operations if isinstance(operation, Reserved) and operation.request_id not in rows
     ]
+    taken = await claims.take(connection, new)
     if new:
         await quotas.opened(connection, list({(reserved.entry.key_id, reserved.entry.period) for reserved in new}))
-    taken = await claims.taken(connection, new)
     posting = Posting(rows, *await quotas.standings(connection, new, rows), taken)
     for operation in operations:
         posting.post(operation)
+    if posting.refused:
+        await claims.give_back(connection, [reserved for reserved in new if reserved.request_id in posting.refused])
     if posting.reserved:
-        await claims.write(connection, posting.reserved)
         await connection.execute(INSERT, [_inserted(reserved) for reserved in posting.reserved])
     if posting.shrunk:
         await connection.execute(SHRINK, [{"of": of, "to": to} for of, to in posting.shrunk.items()])

@@ -69,8 +69,8 @@ class Nonces:
 
 
 async def _spend(connection: AsyncConnection, spent: Sequence[Spent]) -> list[Refusal]:
-    taken = await claims.taken(connection, spent)
-    await claims.write(connection, [one for one in spent if one.request_id not in taken])
+    taken = await claims.take(connection, spent)
+    # A request uses one nonce, so there is nothing to give back of one that is refused.
     return [Refusal(place, taken[one.request_id]) for place, one in enumerate(spent) if one.request_id in taken]
 
 

@@ -47,4 +47,35 @@ async def test_a_refusal_of_the_ledger_costs_nothing_and_is_logged_as_a_refusal(
     assert (await answer(two, key)).status == 429
     line = await two.line(count=2)
     assert (line["ending"], line["status"], line["rule"]) == ("refused", 429, "monthly_tokens")
-    assert {row["state"] for row in two.rows()} == {"settled", "refused"}
+    # Its row is written when the writer comes to it.
+    await two.until(lambda: {row["state"] for row in two.rows()} == {"settled", "refused"})
+
+
+async def test_r_a_nonce_that_one_proxy_has_seen_is_seen_by_the_other(both: tuple[House, House]) -> None:
+    key = await both[0].key("duplicate")
+
+    async def ask(house: House, nonce: str) -> int:
+        headers = {"x-request-nonce": nonce}
+        return (await (await house.ask(key, chat(stream=False), headers=headers)).answer()).status
+
+    assert [await ask(house, "a" * 16) for house in both] == [200, 409]
+    for number in range(8):
+        nonce = f"{number}" * 16
+        assert sorted(await asyncio.gather(*(ask(house, nonce) for house in both))) == [200, 409]
+    assert sum(len(house.sidecar.received) for house in both) == 9
+
+
+async def test_an_idempotency_key_is_one_for_all_proxies(both: tuple[House, House]) -> None:
+    key = await both[0].key("keeping")
+
+    async def ask(house: House, word: str) -> Answer:
+        headers = {"idempotency-key": word}
+        return await (await house.ask(key, chat(stream=False), headers=headers)).answer()
+
+    for number in range(8):
+        answers = await asyncio.gather(*(ask(house, f"order-{number}") for house in both))
+        # The second one comes while the first runs, or after it.
+        assert {answer.status for answer in answers} <= {200, 409}
+        again = [await ask(house, f"order-{number}") for house in both]
+        assert [answer.headers["idempotent-replayed"] for answer in again] == ["true", "true"]
+    assert sum(len(house.sidecar.received) for house in both) == 8

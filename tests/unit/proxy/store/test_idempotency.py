@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from proxy.store.claims import ClaimTakenError, IdempotencyKey
+from proxy.store.claims import ClaimTakenError, IdempotencyKey, Nonce
 from proxy.store.database import StorageError
 from proxy.store.idempotency import Earlier
+from proxy.store.standing import Monthly, QuotaExceededError
 
 NOW = dt.datetime(2026, 11, 25, 12, 0, tzinfo=dt.UTC)
 DAY = dt.timedelta(days=1)
@@ -36,6 +37,22 @@ async def test_of_many_at_once_one_has_the_key(store: Any, make: Any) -> None:
     tried = [store.ledger.reserve(make.entry(f"req_{n}"), (key(),)) for n in range(10)]
     done = await asyncio.gather(*tried, return_exceptions=True)
     assert [type(one) for one in done if one is not None] == [ClaimTakenError] * 9
+
+
+async def test_a_request_that_is_refused_by_its_quota_claims_nothing(store: Any, make: Any) -> None:
+    limits = Monthly(monthly_tokens=50, monthly_requests=None)
+    nonce = Nonce("key_a", "n" * 16, NOW, NOW + DAY, signed=True)
+    with pytest.raises(QuotaExceededError):
+        await store.ledger.reserve(make.entry("req_1", 51), (key(), nonce), limits)
+    assert await store.idempotency.find(key()) is None
+    assert not await store.nonces.seen(nonce)
+    await store.ledger.reserve(make.entry("req_2", 50), (key(), nonce), limits)
+    # Nor does one whose nonce is free and whose key is not.
+    other = Nonce("key_a", "m" * 16, NOW, NOW + DAY, signed=True)
+    with pytest.raises(ClaimTakenError):
+        await store.ledger.reserve(make.entry("req_3", 0), (other, key()), limits)
+    assert not await store.nonces.seen(other)
+    await store.nonces.spend(other, "req_4")
 
 
 @pytest.mark.parametrize("end", ["void", "broken off"])
