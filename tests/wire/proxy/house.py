@@ -41,6 +41,8 @@ TIERS = {
     "keeping": OPEN | {"idempotency_bodies": True},
     "duplicate": OPEN | {"replay": "duplicate"},
     "under": OPEN | {"priority": 0},
+    "waiting": OPEN | {"concurrency": 1, "max_waiting": 2, "max_wait_s": 30},
+    "wary": OPEN | {"concurrency": 1, "max_waiting": 2, "max_wait_s": 0.05},
     "unlike": OPEN | {"requests_per_minute": 50, "per_model": {"org/tiny": {"requests_per_minute": 1}}},
     "upto": OPEN | {"requests_per_minute": 50, "tokens_per_minute": 90, "max_output_tokens": 100},
     "upper": OPEN | {"priority": 99},
