@@ -15,7 +15,7 @@ from proxy.store import events, generation
 from proxy.store.events import HOUSE, Act, Actor
 from proxy.store.patches import Patch, changes
 from proxy.store.tables import account, api_key
-from proxy.store.writer import Writer
+from proxy.store.writer import Refusal, Writer, each
 
 
 class AccountExistsError(Exception):
@@ -89,41 +89,47 @@ class Accounts:
         await self._writer.submit(_patch, _Patched(account_id, patch, events.begin(by, action, account_id, now)))
 
 
-async def _insert(connection: AsyncConnection, new: Sequence[_Created]) -> None:
+async def _insert(connection: AsyncConnection, new: Sequence[_Created]) -> list[Refusal]:
+    return await each(connection, new, _insert_one, (AccountExistsError,))
+
+
+async def _insert_one(connection: AsyncConnection, created: _Created) -> None:
     """A row that is there already, all the same, was written by a commit that seemed to fail."""
-    for created in new:
-        record = created.account
-        found = (await connection.execute(select(account).where(account.c.name == record.name))).first()
-        if found is None:
-            row = _row(record)
-            await connection.execute(insert(account), [row])
-            told = {name: row[name] for name in ("name", "limits", "metadata") if row[name] is not None}
-            await events.log(connection, created.act, {name: (None, value) for name, value in told.items()})
-        elif _account(found) != record:
-            raise AccountExistsError(f"There is an account {record.name!r} already.")
+    record = created.account
+    found = (await connection.execute(select(account).where(account.c.name == record.name))).first()
+    if found is None:
+        row = _row(record)
+        await connection.execute(insert(account), [row])
+        given = {name: row[name] for name in ("name", "limits", "metadata") if row[name] is not None}
+        await events.log(connection, created.act, {name: (None, value) for name, value in given.items()})
+    elif _account(found) != record:
+        raise AccountExistsError(f"There is an account {record.name!r} already.")
 
 
-async def _patch(connection: AsyncConnection, patched: Sequence[_Patched]) -> None:
-    for change in patched:
-        if await events.logged(connection, change.act):
-            continue
-        # The number is taken first, for keys and accounts alike: that way no two changes wait for each other.
-        number = await generation.advance(connection)
-        here = account.c.id == change.account_id
-        row = (await connection.execute(select(account).where(here))).first()
-        if row is None:
-            raise UnknownAccountError(f"There is no account {change.account_id}.")
-        values = change.patch.values(row)
-        if not values:
-            continue
-        if "name" in values:
-            await _check_free(connection, str(values["name"]))
-        await connection.execute(update(account).where(here).values(values))
-        owned = api_key.c.account_id == change.account_id
-        # In order, so that two processes on Postgres cannot wait for each other.
-        await connection.execute(select(api_key.c.id).where(owned).order_by(api_key.c.id).with_for_update())
-        await connection.execute(update(api_key).where(owned).values(generation=number))
-        await events.log(connection, change.act, changes(row, values))
+async def _patch(connection: AsyncConnection, patched: Sequence[_Patched]) -> list[Refusal]:
+    return await each(connection, patched, _patch_one, (UnknownAccountError, AccountExistsError))
+
+
+async def _patch_one(connection: AsyncConnection, change: _Patched) -> None:
+    if await events.logged(connection, change.act):
+        return
+    # The number is taken first, for keys and accounts alike: that way no two changes wait for each other.
+    number = await generation.advance(connection)
+    here = account.c.id == change.account_id
+    row = (await connection.execute(select(account).where(here))).first()
+    if row is None:
+        raise UnknownAccountError(f"There is no account {change.account_id}.")
+    values = change.patch.values(row)
+    if not values:
+        return
+    if "name" in values:
+        await _check_free(connection, str(values["name"]))
+    await connection.execute(update(account).where(here).values(values))
+    owned = api_key.c.account_id == change.account_id
+    # In order, so that two processes on Postgres cannot wait for each other.
+    await connection.execute(select(api_key.c.id).where(owned).order_by(api_key.c.id).with_for_update())
+    await connection.execute(update(api_key).where(owned).values(generation=number))
+    await events.log(connection, change.act, changes(row, values))
 
 
 async def _check_free(connection: AsyncConnection, name: str) -> None:

@@ -19,7 +19,7 @@ from proxy.store import events, generation
 from proxy.store.events import HOUSE, Act, Actor
 from proxy.store.patches import Patch, changes, told
 from proxy.store.tables import account, api_key
-from proxy.store.writer import Writer
+from proxy.store.writer import Refusal, Writer, each
 
 # What of a key the audit log is told. Never a MAC.
 TOLD: Final = (
@@ -173,38 +173,44 @@ def _one_or_another() -> Select[Any]:
 _ONE_OR_ANOTHER: Final = _one_or_another()
 
 
-async def _insert(connection: AsyncConnection, new: Sequence[_Created]) -> None:
+async def _insert(connection: AsyncConnection, new: Sequence[_Created]) -> list[Refusal]:
+    return await each(connection, new, _insert_one, (KeyExistsError,))
+
+
+async def _insert_one(connection: AsyncConnection, created: _Created) -> None:
     """A row that is there already, all the same, was written by a commit that seemed to fail."""
-    for created in new:
-        record = created.key
-        found = (await connection.execute(_query().where(api_key.c.id == record.key_id))).first()
-        if found is None:
-            row = _row(record)
-            await connection.execute(insert(api_key), [row])
-            given = {name: told(row[name]) for name in TOLD if row[name] is not None}
-            await events.log(connection, created.act, {name: (None, value) for name, value in given.items()})
-        elif _row(_record(found)) != _row(record):
-            raise KeyExistsError(f"There is a key {record.key_id} already.")
+    record = created.key
+    found = (await connection.execute(_query().where(api_key.c.id == record.key_id))).first()
+    if found is None:
+        row = _row(record)
+        await connection.execute(insert(api_key), [row])
+        given = {name: told(row[name]) for name in TOLD if row[name] is not None}
+        await events.log(connection, created.act, {name: (None, value) for name, value in given.items()})
+    elif _row(_record(found)) != _row(record):
+        raise KeyExistsError(f"There is a key {record.key_id} already.")
 
 
-async def _change(connection: AsyncConnection, changed: Sequence[_Changed]) -> None:
-    for change in changed:
-        if await events.logged(connection, change.act):
-            continue
-        # The number is taken first, for keys and accounts alike: that way no two changes wait for each other.
-        number = await generation.advance(connection)
-        here = api_key.c.id == change.key_id
-        row = (await connection.execute(select(api_key).where(here))).first()
-        if row is None:
-            raise UnknownKeyError(f"There is no key {change.key_id}.")
-        if row.revoked is not None:
-            if change.patch is None and change.secret is None:
-                continue
-            raise KeyRevokedError(f"Key {change.key_id} is revoked; it cannot be changed any more.")
-        values, seen = _values(change, row)
-        if values:
-            await connection.execute(update(api_key).where(here).values({**values, "generation": number}))
-            await events.log(connection, change.act, seen)
+async def _change(connection: AsyncConnection, changed: Sequence[_Changed]) -> list[Refusal]:
+    return await each(connection, changed, _change_one, (UnknownKeyError, KeyRevokedError))
+
+
+async def _change_one(connection: AsyncConnection, change: _Changed) -> None:
+    if await events.logged(connection, change.act):
+        return
+    # The number is taken first, for keys and accounts alike: that way no two changes wait for each other.
+    number = await generation.advance(connection)
+    here = api_key.c.id == change.key_id
+    row = (await connection.execute(select(api_key).where(here))).first()
+    if row is None:
+        raise UnknownKeyError(f"There is no key {change.key_id}.")
+    if row.revoked is not None:
+        if change.patch is None and change.secret is None:
+            return
+        raise KeyRevokedError(f"Key {change.key_id} is revoked; it cannot be changed any more.")
+    values, seen = _values(change, row)
+    if values:
+        await connection.execute(update(api_key).where(here).values({**values, "generation": number}))
+        await events.log(connection, change.act, seen)
 
 
 def _values(change: _Changed, row: Row[Any]) -> tuple[dict[str, object], events.Changes]:

@@ -47,6 +47,22 @@ class Refusal:
 Apply = Callable[[AsyncConnection, Sequence[R]], Awaitable[Sequence[Refusal] | None]]
 
 
+async def each(
+    connection: AsyncConnection,
+    records: Sequence[R],
+    apply_one: Callable[[AsyncConnection, R], Awaitable[None]],
+    refusals: tuple[type[Exception], ...],
+) -> list[Refusal]:
+    """A batch of operations that have nothing to do with each other. One that raises a refusal has written nothing."""
+    refused: list[Refusal] = []
+    for place, record in enumerate(records):
+        try:
+            await apply_one(connection, record)
+        except refusals as exc:
+            refused.append(Refusal(place, exc))
+    return refused
+
+
 class Transactions(Protocol):
     """What the writer needs of a database; see `proxy.store.database.Database`."""
 

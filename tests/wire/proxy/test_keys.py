@@ -183,3 +183,5 @@ async def test_what_cannot_be_done_to_a_key_is_said(house: House) -> None:
         with pytest.raises(ApiError) as taken:
             await client.update_account("account-1", AccountChanges(name=account.name))
         assert (taken.value.status, taken.value.code) == (409, "account_exists")
+    # These are no failures of the database.
+    assert house.lines("ledger_commit_failed") == []
