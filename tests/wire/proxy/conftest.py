@@ -35,7 +35,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path, sqlite_template: Pa
         return found
     (tmp_path / "data").mkdir(mode=0o700)
     shutil.copyfile(sqlite_template, tmp_path / "data/t.db")
-    return Database(url=f"sqlite+aiosqlite:///{tmp_path / 'data/t.db'}", synchronous="NORMAL")
+    return Database(url=f"sqlite+aiosqlite:///{tmp_path / 'data/t.db'}", synchronous="NORMAL", busy_timeout_s=0.5)
 
 
 # For a module's `pytestmark`: its tests run on both databases.

@@ -106,6 +106,13 @@ class Wire:
             pieces.append(chunk)
         return Answer(status, headers, b"".join(pieces), whole=chunk == b"")
 
+    async def answer_rest(self) -> bytes:
+        """What is left of a chunked body, whether it has its proper end or not."""
+        pieces: list[bytes] = []
+        while chunk := await self.chunk():
+            pieces.append(chunk)
+        return b"".join(pieces)
+
     async def closed(self) -> bool:
         async with asyncio.timeout(WAIT_S):
             try:

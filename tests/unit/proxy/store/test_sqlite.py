@@ -101,7 +101,7 @@ async def test_a_read_is_not_overtaken_by_the_next_write(on_sqlite: DatabaseSett
     assert order == ["write", "read", "write", "write"]
 
 
-async def test_a_foreign_lock_stops_writes_and_no_reads(on_sqlite: DatabaseSettings) -> None:
+async def test_f6_a_foreign_lock_stops_writes_and_no_reads(on_sqlite: DatabaseSettings) -> None:
     async with open_database(on_sqlite) as database:
         foreign = sqlite3.connect(file_of(on_sqlite), isolation_level=None)
         foreign.execute("BEGIN IMMEDIATE")
@@ -136,7 +136,7 @@ async def test_a_database_that_is_a_folder_is_a_storage_error(tmp_path: Path) ->
             pass
 
 
-async def test_while_the_file_is_locked_reservations_fail_and_settlements_wait(
+async def test_f6_while_the_file_is_locked_reservations_fail_and_settlements_wait(
     sqlite_store: Any, make: Any, on_sqlite: DatabaseSettings
 ) -> None:
     await sqlite_store.ledger.reserve(make.entry("req_a", 100))
