@@ -266,7 +266,9 @@ def build(
     idempotency = Idempotency(policy, stores.idempotency, stores.idempotency_secret, clock, storage_s=storage_s)
     abuse = Abuse(policy, metrics, clock, log)
     running = Running()
-    key_watch = KeyWatch(stores.generations, stores.keys, identify, running, clock=clock, log=log)
+    key_watch = KeyWatch(
+        stores.generations, stores.keys, identify, running, checked=metrics.keys_checked.set, clock=clock, log=log
+    )
     pipeline = Pipeline(
         identify,
         admission,

@@ -44,17 +44,28 @@ class Forgets(Protocol):
 
 
 class KeyWatch:
-    """Mutable: `_seen`, the last number that was acted on; `_away`, whether the database did not answer last time;
+    """`checked` is told when the database last answered, in seconds since 1970.
+
+    Mutable: `_seen`, the last number that was acted on; `_away`, whether the database did not answer last time;
     `_told`, set when there may be something to see.
     """
 
     def __init__(
-        self, generations: Generations, keys: LooksUp, known: Forgets, running: Running, *, clock: Clock, log: JsonLog
+        self,
+        generations: Generations,
+        keys: LooksUp,
+        known: Forgets,
+        running: Running,
+        *,
+        checked: Callable[[float], None],
+        clock: Clock,
+        log: JsonLog,
     ) -> None:
         self._generations = generations
         self._keys = keys
         self._known = known
         self._running = running
+        self._checked = checked
         self._clock = clock
         self._log = log
         self._seen = 0
@@ -92,6 +103,7 @@ class KeyWatch:
                 self._away = True
                 return
         self._away = False
+        self._checked(self._clock.now().timestamp())
 
     async def _act(self, changed: Changed) -> None:
         if changed.number < self._seen:

@@ -226,6 +226,11 @@ class Metrics:
             ["quota_band"],
             registry=registry,
         )
+        self.keys_checked = Gauge(
+            "tollhouse_proxy_keys_last_check_timestamp_seconds",
+            "When the database last said which keys were changed.",
+            registry=registry,
+        )
         self.policy = Gauge(
             "tollhouse_proxy_policy_info", "The policy revision in force.", ["revision"], registry=registry
         )

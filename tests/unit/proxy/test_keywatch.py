@@ -73,7 +73,9 @@ class Post:
         self.store, self.known, self.running = FakeStore(), FakeKnown(), Running()
         self.clock, self.log = FakeClock(), io.StringIO()
         store: Any = self.store
-        self.watch = KeyWatch(store, store, self.known, self.running, clock=self.clock, log=JsonLog(self.log))
+        rooms = (store, store, self.known, self.running)
+        self.checked: list[float] = []
+        self.watch = KeyWatch(*rooms, checked=self.checked.append, clock=self.clock, log=JsonLog(self.log))
         self.store.records["k"] = KeyRecord("k", "a", "n", "open", None, MAC, 1, NOON)
 
     @contextlib.contextmanager
@@ -160,6 +162,8 @@ async def test_a12_while_the_database_is_away_nothing_is_forgotten_and_it_is_ask
         await post.watch.look()
         assert one.ending is Ending.REVOKED
     assert post.store.asked == [7, 7, 7]
+    # Only the look that was answered.
+    assert post.checked == [NOON.timestamp()]
     assert post.log.getvalue().count("keys_unwatched") == 1
 
 
