@@ -25,6 +25,7 @@ from proxy.cli.options import (
 from proxy.cli.screen import Screen
 from proxy.policy.schema import Overrides
 from proxy.scopes import EVERY
+from proxy.signing import PUBLIC_PREFIX, SECRET_PREFIX
 
 LIMITS: Final = KeyLimitChanges.__struct_fields__
 SCOPE: Final = click.Choice(EVERY)
@@ -78,6 +79,8 @@ def _created(screen: Screen, made: CreatedKey) -> RenderableType:
     screen.remark(f"Key {made.key_id} ({made.name}) of account {made.account}, tier {made.tier}.")
     if made.old_until is not None:
         screen.remark(f"The secret before it is good until {minute(made.old_until)} UTC.")
+    if made.secret.startswith(SECRET_PREFIX):
+        screen.remark(f"It signs requests, and they show {PUBLIC_PREFIX}{made.key_id}: see docs/replay.md.")
     screen.remark(Text("Keep it: it is not shown again.", "bold"))
     return made.secret
 

@@ -87,7 +87,8 @@ class FakeDesk:
 
     async def create_key(self, wanted: NewKey) -> CreatedKey:
         self.asked.append(wanted)
-        return CreatedKey(SECRET, "0123456789", wanted.name, wanted.account, wanted.tier)
+        secret = "ths_0123456789_abc" if wanted.signed else SECRET
+        return CreatedKey(secret, "0123456789", wanted.name, wanted.account, wanted.tier)
 
     async def list_keys(self, account: str | None = None) -> list[Key]:
         self.asked.append(account)
@@ -174,6 +175,14 @@ def test_a_new_key_s_secret_is_all_of_stdout(desk: FakeDesk, capsys: pytest.Capt
     assert "not shown again" in err
     assert SECRET not in err
     assert desk.asked == [NewKey(account="acme", tier="free", name="web")]
+
+
+def test_a_key_that_signs_says_what_its_requests_show(desk: FakeDesk, capsys: pytest.CaptureFixture[str]) -> None:
+    assert root.run([*NEW, "--signed"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "ths_0123456789_abc\n"
+    assert "thp_0123456789" in err
+    assert desk.asked == [NewKey(account="acme", tier="free", name="web", signed=True)]
 
 
 def test_a_new_key_is_a_document_for_a_program(desk: FakeDesk, capsys: pytest.CaptureFixture[str]) -> None:
