@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.store import claims
@@ -24,7 +24,6 @@ FORGET: Final = delete(nonce).where(_FORGOTTEN)
 RAISE: Final = (
     update(nonce).where(nonce.c.id == FLOOR, nonce.c.expires < bindparam("to")).values(expires=bindparam("to"))
 )
-FLOOR_IS_THERE: Final = select(nonce.c.id).where(nonce.c.id == FLOOR)
 COUNT: Final = select(func.count()).select_from(nonce).where(nonce.c.id != FLOOR)
 
 
@@ -79,7 +78,7 @@ async def _forget(connection: AsyncConnection, moments: Sequence[dt.datetime]) -
     latest = (await connection.execute(LATEST, before)).scalar_one()
     if latest is None:
         return
-    if (await connection.execute(FLOOR_IS_THERE)).first() is None:
-        await connection.execute(insert(nonce), [{"id": FLOOR, "request_id": "", "expires": latest, "signed": True}])
+    floor = {"id": FLOOR, "request_id": "", "expires": latest, "signed": True}
+    await connection.execute(claims.NONCES.add, [floor])
     await connection.execute(RAISE, {"to": latest})
     await connection.execute(FORGET, before)
