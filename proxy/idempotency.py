@@ -64,7 +64,7 @@ class Idempotency:
         if len(given) != 1 or _WORD.fullmatch(given[0]) is None:
             raise twice.bad_idempotency_key()
         scope = [principal.key_id.encode(), template.encode(), given[0].encode()]
-        fingerprint = self._digest(head.method.encode(), head.target.encode(), _canonical(body))
+        fingerprint = self._digest(head.method.encode(), head.target.encode(errors="surrogateescape"), _canonical(body))
         now = self._clock.now()
         new = IdempotencyKey(self._digest(*scope).hex(), fingerprint, now, now + LIFE)
         async with self._storage():

@@ -70,6 +70,8 @@ def read_signature(method: str, target: str, values: Values) -> Signature:
     covered = _covered(signed, with_idempotency=bool(values(IDEMPOTENCY_KEY)))
     fields = {name: _field(values, name) for name in covered if not name.startswith("@")}
     host = _field(values, "host")
+    if not target.isascii():
+        raise SignatureError("The URL is not in ASCII.")
     if fields["authorization"] != f"Bearer {key_id}":
         raise SignatureError("'keyid' and the Authorization header name different keys.")
     if len(digests.get(DIGEST, b"")) != hashlib.sha256().digest_size:

@@ -123,6 +123,12 @@ async def test_the_same_request_is_the_same_whatever_its_blanks_and_order() -> N
     assert len({first.fingerprint, *(one.fingerprint for one in others)}) == 6
 
 
+async def test_bytes_of_a_url_that_are_no_text_are_part_of_the_request() -> None:
+    room = Room()
+    odd = await room.new(target=f"{CHAT}?x=\udcff")
+    assert odd.fingerprint != (await room.new(target=CHAT)).fingerprint
+
+
 async def repeated(**earlier: Any) -> tuple[Room, ApiError]:
     room = Room()
     same = (await room.new()).fingerprint

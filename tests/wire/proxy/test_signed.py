@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from proxy.admin.client import AdminClient
+from proxy.admin.records import Rotation
 from proxy.settings import Limits, Replay
 from proxy.signing import Signer, content_digest
 from tests.fakes.valkey import running
@@ -116,6 +118,13 @@ async def test_r_pages_and_questions_are_signed_too(house: House, secret: str) -
     assert (await answered(house, bare)).error["code"] == "invalid_signature"
 
 
+@pytest.mark.parametrize("query", [b"?x=\xff", b"?x=\xc3\xa9", b"?\x80"])
+async def test_r_bytes_in_a_url_that_nobody_signs_are_refused(house: House, secret: str, query: bytes) -> None:
+    raw = signed(house, secret).replace(PATH.encode(), PATH.encode() + query, 1)
+    answer = await answered(house, raw)
+    assert answer.status in {400, 401}
+
+
 async def test_r_an_old_request_is_refused_with_our_time(house: House, secret: str) -> None:
     url = f"http://127.0.0.1:{house.ready['port']}{PATH}"
     for ahead_s in (-301, 40):
@@ -140,6 +149,17 @@ async def test_an_unknown_or_revoked_id_is_a_wrong_key_like_any_other(house: Hou
     await house.revoke(f"sk-th_{secret[4:]}")
     revoked = await answered(house, raw)
     assert (revoked.status, revoked.error) == (401, wrong.error)
+
+
+async def test_a_key_that_signs_is_rotated_like_any_other(house: House, secret: str) -> None:
+    async with AdminClient(house.settings.admin.socket) as client:
+        new = (await client.rotate_key(secret[4:14], Rotation())).secret
+        assert new.startswith(f"ths_{secret[4:14]}_")
+        # Until its grace ends the old one signs, too.
+        assert [(await answered(house, signed(house, each))).status for each in (secret, new)] == [200, 200]
+        newest = (await client.rotate_key(secret[4:14], Rotation(grace_s=0))).secret
+    for each, status in ((secret, 401), (new, 401), (newest, 200)):
+        assert (await answered(house, signed(house, each))).status == status
 
 
 async def test_r_a_restart_forgets_no_signature(build: Any) -> None:

@@ -149,6 +149,7 @@ ATTACKS: dict[str, Change] = {
     ),
     "no body": attribute("posted", b""),
     "changed query": attribute("target", f"{PATH}?x=2"),
+    "a query that is no text": attribute("target", f"{PATH}?x=1\udcff"),
     "no query": attribute("target", PATH),
     "changed path": attribute("target", "/v1/completions?x=1"),
     "changed method": attribute("method", "PUT"),
