@@ -6,10 +6,7 @@ the command line needs when no server runs.
 
 import asyncio
 import contextlib
-import ctypes
-import ipaddress
 import os
-import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -18,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-import prometheus_client
 from prometheus_client import CollectorRegistry
 
 from proxy import idempotency as idempotency_keys
@@ -56,6 +52,7 @@ from proxy.pipeline import Pipeline
 from proxy.policy.load import load_policy
 from proxy.policy.schema import Policy
 from proxy.policy.watch import PolicyWatch, read
+from proxy.process import harden
 from proxy.record import CommitWatch, Record, ValkeyWatch
 from proxy.reloads import Reloads
 from proxy.responses import Responses, purge
@@ -76,8 +73,6 @@ FAILED: Final = 1
 ADMIN_CONNECTIONS: Final = 64
 # For how long a quota is taken as read that other processes move too.
 FRESH_S: Final = 1.0
-# The option's number in linux/prctl.h.
-_PR_SET_DUMPABLE: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +112,7 @@ async def serve(settings: Proxy, log: JsonLog) -> int:
     Raises what the operator must mend first: ConfigInvalidError, SecretFileError, SchemaError, StorageError,
     StorageLockedError, TlsFileError.
     """
-    _harden(log)
+    harden(log)
     stop = Stop()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -200,7 +195,7 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
             upstreams=len(settings.upstreams),
             pid=os.getpid(),
         )
-        if certificate is None and not _is_loopback(settings.listen.host):
+        if certificate is None and not sockets.is_loopback(settings.listen.host):
             log.warning("plain_http", host=settings.listen.host, hint="Keys travel unencrypted: see listen.tls.")
         await stop.told.wait()
         await _drain(house, server, settings.timeouts.drain_s, log, stop)
@@ -373,21 +368,3 @@ async def _drain(house: House, server: listeners.Closes, limit_s: float, log: Js
     server.close()
     house.edge.wind_down()
     await house.front.drain(limit_s, stop.hurry)
-
-
-def _harden(log: JsonLog) -> None:
-    """What the process itself wants: no core dump or debugger that could show keys, and enough files."""
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        log.warning("dumpable", reason=os.strerror(ctypes.get_errno()))
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    # A creation time for each series doubles the page and says nothing.
-    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types here
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -5,6 +5,7 @@ A Unix socket is 0600 in a 0700 folder; one that was left behind is removed only
 
 import contextlib
 import errno
+import ipaddress
 import os
 import socket
 import stat
@@ -90,3 +91,11 @@ def _explained(where: str) -> Iterator[None]:
     except OSError as exc:
         reason = _REASONS.get(exc.errno or 0, exc.strerror or str(exc))
         raise ListenError(f"Cannot listen on {where}: {reason}.") from exc
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

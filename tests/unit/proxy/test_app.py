@@ -122,10 +122,3 @@ def test_a_stop_is_told_twice_to_hurry() -> None:
     assert (stop.told.is_set(), stop.hurry.is_set()) == (True, False)
     stop.tell()
     assert stop.hurry.is_set()
-
-
-@pytest.mark.parametrize(
-    ("host", "loopback"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("192.0.2.1", False), ("x", False)]
-)
-def test_a_loopback_address_is_known(host: str, loopback: bool) -> None:
-    assert app._is_loopback(host) is loopback

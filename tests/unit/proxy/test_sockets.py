@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.sockets import ListenError, bind_tcp, bind_unix, url
+from proxy.sockets import ListenError, bind_tcp, bind_unix, is_loopback, url
 
 
 def test_f14_a_unix_socket_is_private_and_so_is_its_folder(tmp_path: Path) -> None:
@@ -72,3 +72,10 @@ def test_an_ipv6_address_works_where_there_is_ipv6() -> None:
 )
 def test_an_address_is_one_that_a_client_here_can_use(host: str, expected: str) -> None:
     assert url(host, 80) == expected
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("192.0.2.1", False), ("x", False)]
+)
+def test_a_loopback_address_is_known(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback

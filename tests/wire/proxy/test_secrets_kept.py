@@ -131,9 +131,9 @@ async def test_a4_a_fault_of_ours_is_logged_by_its_place_and_not_by_its_words(
 def test_a4_the_process_makes_no_core_file_and_is_not_traced() -> None:
     asked = (
         "import ctypes, io\n"
-        "from proxy import app\n"
+        "from proxy.process import harden\n"
         "from sidecar.jsonlog import JsonLog\n"
-        "app._harden(JsonLog(io.StringIO()))\n"
+        "harden(JsonLog(io.StringIO()))\n"
         "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))\n"
     )
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
