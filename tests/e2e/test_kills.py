@@ -13,7 +13,7 @@ from tests.faults.besieged import BIN, ENGINE, PROXY, SIDECAR, Besieged
 from tests.faults.siege import besiege
 
 MODEL = "smollm2-135m-instruct"
-KILLS = min(10, int(os.environ.get("TOLLHOUSE_FAULTS_KILLS", "3")))
+KILLS = min(10, int(os.environ.get("TOLLHOUSE_FAULTS_KILLS", "2")))
 
 
 @pytest.mark.timeout(300 + 60 * KILLS)
