@@ -104,7 +104,9 @@ async def test_what_broke_off_may_be_tried_again_and_is_charged_for_what_it_used
     key = await house.key("keeping")
     house.sidecar.always_produced = 1
     house.sidecar.script = [delta("a"), ABORT]
-    assert (await answered(house, key, stream=True)).status == 503
+    broken = await answered(house, key, stream=True)
+    # What came before the break has left, or has not.
+    assert broken.status == 503 or not broken.whole
     await house.until(lambda: [row["state"] for row in house.rows()] == ["settled"])
     house.sidecar.script, house.sidecar.always_produced = STREAM, None
     assert (await answered(house, key, stream=True)).whole
