@@ -8,8 +8,18 @@ from typing import Any
 import pytest
 
 from proxy.admin.client import AdminClient
-from proxy.admin.records import AccountChanges, KeyChanges, Rotation
+from proxy.admin.records import (
+    AccountChanges,
+    AccountLimitChanges,
+    AccountLimits,
+    KeyChanges,
+    KeyLimitChanges,
+    NewAccount,
+    NewKey,
+    Rotation,
+)
 from proxy.keywatch import EVERY_S
+from proxy.policy.schema import Overrides
 from sidecar.wire.errors import ApiError
 from tests.fakes.sidecar import DONE, FINISH, delta, usage_comment
 from tests.wire.proxy.house import House, Wire, chat, request
@@ -89,6 +99,30 @@ async def test_a12_a_change_of_a_key_cuts_nothing_and_holds_from_the_next_reques
     more.set()
     assert (await wire.chunk(), await wire.chunk()) == (FINISH + DONE, b"")
     assert await status(house, key) == 403
+
+
+async def test_a_key_s_own_limit_holds_from_the_next_request_on_until_it_is_taken_away(house: House) -> None:
+    key = await house.key()
+    async with AdminClient(house.settings.admin.socket) as client:
+        await client.update_key(id_of(key), KeyChanges(limits=KeyLimitChanges(requests_per_minute=1)))
+        answers = [await (await house.ask(key)).answer() for _ in range(2)]
+        assert [answer.status for answer in answers] == [200, 429]
+        assert answers[0].headers["x-ratelimit-limit-requests"] == "1"
+        await client.update_key(id_of(key), KeyChanges(limits=KeyLimitChanges(requests_per_minute=None)))
+        assert await status(house, key) == 200
+        assert (await client.show_key(id_of(key))).limits == Overrides()
+
+
+async def test_an_account_s_quota_is_what_its_keys_have_together(house: House) -> None:
+    async with AdminClient(house.settings.admin.socket) as client:
+        await client.create_account(NewAccount("acme", limits=AccountLimits(monthly_requests=3)))
+        new = NewKey(account="acme", tier="open", name="k")
+        keys = [(await client.create_key(new)).secret for _ in range(2)]
+        assert [await status(house, key) for key in (*keys, *keys)] == [200, 200, 200, 429]
+        await client.update_account("acme", AccountChanges(limits=AccountLimitChanges(monthly_requests=4)))
+        assert [await status(house, key) for key in keys] == [200, 429]
+        await client.update_account("acme", AccountChanges(limits=AccountLimitChanges(monthly_requests=None)))
+        assert await status(house, keys[0]) == 200
 
 
 async def test_a12_a_disabled_account_s_keys_are_refused_like_revoked_ones_and_their_streams_cut(house: House) -> None:
