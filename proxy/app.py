@@ -62,6 +62,7 @@ from proxy.settings import Proxy
 from proxy.store.notices import listen
 from proxy.store.recordings import Recordings
 from proxy.store.refusals import Refusals
+from proxy.store.requestlog import RequestLog
 from proxy.store.writer import Unobserved
 from proxy.stores import Stores, open_stores
 from proxy.tls import Certificate, SecureServer
@@ -327,6 +328,7 @@ def _desk(
         stores.keys,
         stores.ledger,
         stores.audit,
+        RequestLog(stores.writer),
         Recordings(stores.writer),
         stores.smith,
         policy,

@@ -20,6 +20,7 @@ from proxy.store.events import Actor, AuditLog
 from proxy.store.keys import KeyRevokedError, Keys, UnknownKeyError
 from proxy.store.ledger import Ledger
 from proxy.store.recordings import Recordings
+from proxy.store.requestlog import RequestLog
 from sidecar.wire.errors import ApiError, unavailable
 
 G = TypeVar("G")
@@ -39,6 +40,7 @@ class Desk:
     keys: Keys
     ledger: Ledger
     audit: AuditLog
+    log: RequestLog
     recordings: Recordings
     smith: Makes
     current_policy: Callable[[], Policy]

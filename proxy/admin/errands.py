@@ -18,6 +18,7 @@ from proxy.admin.records import (
     KeyChanges,
     KeyQuery,
     Listing,
+    LogQuery,
     NewAccount,
     NewKey,
     Nothing,
@@ -27,6 +28,7 @@ from proxy.admin.records import (
     UsageQuery,
 )
 from proxy.admin.table import Action
+from proxy.store.requestlog import LoggedRequest
 
 G = TypeVar("G", bound=msgspec.Struct)
 R = TypeVar("R", bound=msgspec.Struct)
@@ -113,3 +115,6 @@ class Errands(abc.ABC):
 
     async def list_audit(self, wanted: AuditQuery) -> Listing[AuditEvent]:
         return await self.do(table.LIST_AUDIT, wanted)
+
+    async def list_log(self, wanted: LogQuery) -> Listing[LoggedRequest]:
+        return await self.do(table.LIST_LOG, wanted)

@@ -26,6 +26,7 @@ Models = Annotated[list[Name], Meta(min_length=1, max_length=1000)]
 Scopes = Annotated[list[Scope], Meta(min_length=1, max_length=20)]
 # In CIDR: 192.0.2.0/24. An address alone is a network of one.
 Networks = Annotated[list[Annotated[str, Meta(min_length=2, max_length=50)]], Meta(max_length=100)]
+LogState = Literal["reserved", "settled", "forced", "void", "refused"]
 KeyState = Literal["active", "expired", "revoked", "disabled"]
 
 
@@ -247,6 +248,20 @@ class AuditEvent(msgspec.Struct, frozen=True):
     request_id: str | None
     address: str | None
     changes: dict[str, list[Value]]
+
+
+class LogQuery(Paging, frozen=True, forbid_unknown_fields=True):
+    """Which requests: of a key's id, of an account by its name or id, on a model, that came from `since` on and before
+    `until`, with a status, in a state.
+    """
+
+    key: Sought | None = None
+    account: Sought | None = None
+    model: Sought | None = None
+    since: dt.datetime | None = None
+    until: dt.datetime | None = None
+    status: Annotated[int, Meta(ge=100, le=599)] | None = None
+    state: LogState | None = None
 
 
 class UpstreamState(msgspec.Struct, frozen=True):

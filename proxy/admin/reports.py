@@ -5,10 +5,12 @@ from typing import Final
 
 from proxy.admin.accounts import named
 from proxy.admin.desk import Desk, Order, explained
-from proxy.admin.records import AuditEvent, AuditQuery, Listing, Nothing, Usage, UsageQuery, UsageRow
+from proxy.admin.records import AuditEvent, AuditQuery, Listing, LogQuery, Nothing, Usage, UsageQuery, UsageRow
 from proxy.clock import month_of
 from proxy.policy.schema import Policy
 from proxy.store.ledger import UsageRow as LedgerRow
+from proxy.store.requestlog import LoggedRequest, Sought
+from proxy.store.requestlog import Place as LogPlace
 from sidecar.wire.errors import bad_request
 
 _PERIOD: Final = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
@@ -67,6 +69,31 @@ async def list_audit(desk: Desk, order: Order[AuditQuery]) -> Listing[AuditEvent
         for event in found
     ]
     return Listing(events, found[-1].id if len(found) == query.limit else None)
+
+
+async def list_log(desk: Desk, order: Order[LogQuery]) -> Listing[LoggedRequest]:
+    """The newest first. A part may be shorter than its limit, and still be followed by another.
+
+    Raises ApiError 400 for a time without its zone or an `after` that no part gave, 404 for an unknown account.
+    """
+    query = order.given
+    for name, moment in (("since", query.since), ("until", query.until)):
+        if moment is not None and moment.tzinfo is None:
+            raise bad_request(f"'{name}' needs its time zone.", param=name, code="invalid_value")
+    account_id = None if query.account is None else (await named(desk, query.account)).id
+    sought = Sought(query.since, query.until, query.key, account_id, query.model, query.status, query.state)
+    with explained():
+        found, place = await desk.log.page(sought, after=_place(query.after), limit=query.limit)
+    return Listing(found, None if place is None else str(place))
+
+
+def _place(after: str | None) -> LogPlace | None:
+    try:
+        return None if after is None else LogPlace.parse(after)
+    except (ValueError, OverflowError):
+        raise bad_request(
+            "'after' is what the part before named as 'next'.", param="after", code="invalid_value"
+        ) from None
 
 
 def _usage_row(row: LedgerRow, policy: Policy) -> UsageRow:

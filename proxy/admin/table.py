@@ -24,6 +24,7 @@ from proxy.admin.records import (
     KeyChanges,
     KeyQuery,
     Listing,
+    LogQuery,
     NewAccount,
     NewKey,
     Nothing,
@@ -34,6 +35,7 @@ from proxy.admin.records import (
     UsageQuery,
 )
 from proxy.scopes import ADMIN, ADMIN_READ, Scope
+from proxy.store.requestlog import LoggedRequest
 
 G = TypeVar("G", bound=msgspec.Struct)
 R = TypeVar("R", bound=msgspec.Struct)
@@ -213,6 +215,16 @@ LIST_AUDIT: Final = Action(
     "List what was done to accounts and keys, the newest first.",
     reports.list_audit,
 )
+LIST_LOG: Final = Action(
+    "list_log",
+    "log list",
+    "GET",
+    "/log",
+    LogQuery,
+    Listing[LoggedRequest],
+    "List requests in numbers, the newest first. No content is there.",
+    reports.list_log,
+)
 RECORDING: Final = Action(
     "recording",
     "policy simulate",
@@ -252,6 +264,7 @@ ACTIONS: Final[tuple[Action[Any, Any], ...]] = (
     USAGE,
     CHECK_LEDGER,
     LIST_AUDIT,
+    LIST_LOG,
     RECORDING,
     EXPLAIN,
     STATE,

@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "accounts": ("accounts", "Create, list and change the accounts that keys belong to."),
     "sign": ("sign", "Sign a request with a key that signs, for curl and others."),
     "usage": ("usage", "Show what each key used in a month."),
+    "log": ("log", "List and export the requests, in numbers."),
     "audit": ("audit", "Show what was done to accounts and keys, and by whom."),
     "ledger": ("ledger", "Check the books."),
     "state": ("state", "Show the running server."),
