@@ -1,7 +1,7 @@
 """Used nonces in the database: looked for before a request is let in, written with its reservation, or on their own.
 
-What is forgotten leaves a trace: a signature no younger than the latest forgotten nonce is as good as seen, so that a
-clock that goes back does not open the past again (GUARDS F9).
+What is forgotten leaves a trace: a signature as old as the latest one whose nonce was forgotten counts as seen, so that
+a clock that goes back does not open the past again (GUARDS F9).
 """
 
 import datetime as dt
@@ -18,9 +18,15 @@ from proxy.store.tables import nonce
 from proxy.store.writer import Refusal, Writer
 
 FLOOR: Final = "floor"
-_FORGOTTEN: Final = (nonce.c.expires < bindparam("before")) & (nonce.c.id != FLOOR)
-LATEST: Final = select(func.max(nonce.c.expires)).where(_FORGOTTEN)
-FORGET: Final = delete(nonce).where(_FORGOTTEN)
+# So many at once, that others need not wait long for the database.
+FORGOTTEN_AT_ONCE: Final = 512
+EXPIRED: Final = (
+    select(nonce.c.id, nonce.c.expires, nonce.c.signed)
+    .where(nonce.c.expires < bindparam("before"), nonce.c.id != FLOOR)
+    .order_by(nonce.c.expires)
+    .limit(FORGOTTEN_AT_ONCE)
+)
+FORGET: Final = delete(nonce).where(nonce.c.id.in_(bindparam("ids", expanding=True)))
 RAISE: Final = (
     update(nonce).where(nonce.c.id == FLOOR, nonce.c.expires < bindparam("to")).values(expires=bindparam("to"))
 )
@@ -33,6 +39,14 @@ class Spent:
 
     request_id: str
     claims: tuple[Nonce, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Forgotten:
+    """Expired nonces, and when the latest signed one of them did."""
+
+    ids: list[str]
+    latest: dt.datetime | None
 
 
 class Nonces:
@@ -60,7 +74,9 @@ class Nonces:
 
     async def forget(self, before: dt.datetime) -> None:
         """Delete what expired before that moment. Raises StorageError."""
-        await self._writer.submit(_forget, before)
+        while rows := await self._writer.read(EXPIRED.params(before=before)):
+            latest = max((row.expires for row in rows if row.signed), default=None)
+            await self._writer.submit(_forget, _Forgotten([row.id for row in rows], latest))
 
     async def count(self) -> int:
         """Raises StorageError."""
@@ -73,12 +89,10 @@ async def _spend(connection: AsyncConnection, spent: Sequence[Spent]) -> list[Re
     return [Refusal(place, taken[one.request_id]) for place, one in enumerate(spent) if one.request_id in taken]
 
 
-async def _forget(connection: AsyncConnection, moments: Sequence[dt.datetime]) -> None:
-    before = {"before": max(moments)}
-    latest = (await connection.execute(LATEST, before)).scalar_one()
-    if latest is None:
-        return
-    floor = {"id": FLOOR, "request_id": "", "expires": latest, "signed": True}
-    await connection.execute(claims.NONCES.add, [floor])
-    await connection.execute(RAISE, {"to": latest})
-    await connection.execute(FORGET, before)
+async def _forget(connection: AsyncConnection, forgotten: Sequence[_Forgotten]) -> None:
+    for one in forgotten:
+        if one.latest is not None:
+            floor = {"id": FLOOR, "request_id": "", "expires": one.latest, "signed": True}
+            await connection.execute(claims.NONCES.add, [floor])
+            await connection.execute(RAISE, {"to": one.latest})
+        await connection.execute(FORGET, {"ids": one.ids})

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from proxy.store import nonces
 from proxy.store.claims import ClaimTakenError, Nonce
 from proxy.store.database import StorageError
 
@@ -87,6 +88,26 @@ async def test_f9_what_was_forgotten_counts_as_seen(store: Any) -> None:
     await store.nonces.forget(LATER + dt.timedelta(days=1))
     assert await store.nonces.count() == 0
     assert await store.nonces.seen(nonce("other_" * 3, made=NOW + dt.timedelta(seconds=1)))
+
+
+async def test_f9_a_nonce_that_is_not_signed_makes_no_signature_old(store: Any) -> None:
+    """Its time is our own clock's, which may have been 40 days ahead when it came."""
+    ahead = NOW + dt.timedelta(days=40)
+    await store.nonces.spend(nonce(made=ahead, signed=False), "req_1")
+    await store.nonces.forget(ahead + dt.timedelta(days=1))
+    assert await store.nonces.count() == 0
+    assert not await store.nonces.seen(nonce("other_" * 3))
+
+
+async def test_many_are_forgotten_some_at_once(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.store.nonces.EXPIRED", nonces.EXPIRED.limit(3))
+    for number in range(8):
+        made = NOW + dt.timedelta(seconds=number)
+        await store.nonces.spend(nonce(f"{number}" * 16, made=made), f"req_{number}")
+    await store.nonces.forget(LATER + dt.timedelta(seconds=7))
+    assert await store.nonces.count() == 1
+    assert await store.nonces.seen(nonce("other_" * 3, made=NOW + dt.timedelta(seconds=6)))
+    assert not await store.nonces.seen(nonce("other_" * 3, made=NOW + dt.timedelta(seconds=7)))
 
 
 async def test_a_database_that_is_gone_says_so(store: Any) -> None:
