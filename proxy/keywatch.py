@@ -85,7 +85,10 @@ class KeyWatch:
                 async with asyncio.timeout(EVERY_S):
                     await self._told.wait()
             self._told.clear()
-            await self.look()
+            try:
+                await self.look()
+            except Exception as exc:  # noqa: BLE001 - a watch that ended unseen would let revoked keys in for ever
+                self._log.exception("key_watch_failed", exc)
 
     def tell(self) -> None:
         """There may be something to see now."""

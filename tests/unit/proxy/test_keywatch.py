@@ -61,9 +61,11 @@ class FakeKnown:
 class FakeLeaver:
     def __init__(self) -> None:
         self.ending: Ending | None = None
+        self.left = asyncio.Event()
 
     def leave(self, ending: Ending) -> None:
         self.ending = ending
+        self.left.set()
 
 
 class Post:
@@ -187,6 +189,30 @@ async def test_a12_a_restored_database_makes_every_key_a_stranger(post: Post) ->
         post.store.changed = Changed(3, [])
         await post.watch.look()
         assert (post.known.all, one.ending, gone.ending) == (1, None, Ending.REVOKED)
+
+
+async def test_a12_the_watch_outlives_what_nobody_expected(post: Post) -> None:
+    number = post.store.number
+    since, failed = post.store.since, asyncio.Event()
+
+    async def broken(_number: int) -> Changed:
+        post.store.since = since  # type: ignore[method-assign]  # once is enough
+        failed.set()
+        raise ZeroDivisionError
+
+    post.store.since = broken  # type: ignore[method-assign]  # as above
+    task = asyncio.create_task(post.watch.run())
+    post.watch.tell()
+    await failed.wait()
+    with post.at_work() as one:
+        post.store.records["k"] = replace(post.store.records["k"], revoked=NOON)
+        post.store.changed = Changed(await number() + 1, ["k"])
+        post.watch.tell()
+        async with asyncio.timeout(5.0):
+            await one.left.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert "key_watch_failed" in post.log.getvalue()
 
 
 async def test_two_looks_at_once_act_one_after_the_other(post: Post) -> None:
