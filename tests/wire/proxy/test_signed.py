@@ -12,6 +12,7 @@ from proxy.admin.client import AdminClient
 from proxy.admin.records import Rotation
 from proxy.settings import Limits, Replay
 from proxy.signing import Signer, content_digest
+from tests.fakes.sidecar import MODEL
 from tests.fakes.valkey import running
 from tests.wire.proxy.house import WAIT_S, Answer, House, chat, request
 
@@ -237,3 +238,14 @@ async def test_f8_a_valkey_that_is_killed_is_a_503_and_the_rest_goes_on(build: A
             # It has forgotten everything.
             assert (await answered(house, raw)).error["code"] == "replay_store_unavailable"
             await taken(house, secret)
+
+
+async def test_a_client_of_anthropic_s_may_show_its_public_id_in_both_headers(house: House, secret: str) -> None:
+    """Its SDK puts the key into x-api-key, and the hook puts it where it is signed."""
+    body = json.dumps({"model": MODEL, "max_tokens": 8, "messages": [{"role": "user", "content": "Hi"}]}).encode()
+    host = {"host": f"127.0.0.1:{house.ready['port']}"}
+    told = Signer(secret).headers("POST", f"http://{host['host']}/v1/messages", body)
+    both = request(None, body, path="/v1/messages", headers={**host, **told, "x-api-key": f"thp_{secret[4:14]}"})
+    assert (await answered(house, both)).status not in {400, 401, 403}
+    alone = request(None, body, path="/v1/messages", headers={**host, "x-api-key": f"thp_{secret[4:14]}"})
+    assert (await answered(house, alone)).status == 401
