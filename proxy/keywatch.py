@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from proxy.clock import Clock
 from proxy.exchange import Principal
-from proxy.identity import good
+from proxy.identity import good, public_keys
 from proxy.running import Running
 from proxy.store.database import StorageError
 from proxy.store.generation import Changed
@@ -126,4 +126,13 @@ class KeyWatch:
 
 
 def _judge(record: KeyRecord | None, now: dt.datetime) -> Callable[[Principal], bool]:
-    return lambda principal: record is not None and good(record, principal.mac, now)
+    """Whether what a principal showed, a secret or a signature, is good yet."""
+    if record is None:
+        return lambda _: False
+    signing = set(public_keys(record, now))
+
+    def judge(principal: Principal) -> bool:
+        signs = not principal.public_keys or not signing.isdisjoint(principal.public_keys)
+        return signs and good(record, principal.mac, now)
+
+    return judge

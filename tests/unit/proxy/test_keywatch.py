@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from proxy.exchange import Ending, Principal
+from proxy.identity import SIGNED_VERSION
 from proxy.keywatch import KeyWatch
 from proxy.running import Running
 from proxy.store.database import StorageError
@@ -135,6 +136,18 @@ async def test_a12_only_the_secret_that_is_over_is_cut(post: Post) -> None:
     with post.at_work() as new, post.at_work(mac=OLD) as old, post.at_work(mac=b"") as signed:
         await post.change(old_mac=OLD, old_until=NOON)
         assert (new.ending, old.ending, signed.ending) == (None, Ending.REVOKED, None)
+
+
+async def test_a12_a_signing_key_that_is_over_is_cut_too(post: Post) -> None:
+    new, old = b"p" * 32, b"q" * 32
+    post.store.records["k"] = replace(post.store.records["k"], mac=old, mac_version=SIGNED_VERSION)
+    before, grace = {"mac": b"", "public_keys": (old,)}, {"old_until": NOON + dt.timedelta(hours=1)}
+    with post.at_work(**before) as one:
+        await post.change(mac=new, old_mac=old, old_mac_version=SIGNED_VERSION, **grace)
+        assert one.ending is None
+        with post.at_work(mac=b"", public_keys=(new,)) as other:
+            await post.change(old_until=NOON)
+            assert (one.ending, other.ending) == (Ending.REVOKED, None)
 
 
 async def test_a12_a_key_that_is_gone_is_no_good_one(post: Post) -> None:
