@@ -42,7 +42,7 @@ from proxy.door import Door, public_door
 from proxy.edge import DIRECT, EdgeServer
 from proxy.idempotency import Idempotency
 from proxy.identity import Identify
-from proxy.keeper import Keeper, Trade
+from proxy.keeper import Keeper, Trade, keep_log
 from proxy.keywatch import KeyWatch
 from proxy.memory import Memory
 from proxy.metrics import Metrics, QueueMetrics, watch_clock, watch_loop
@@ -63,6 +63,7 @@ from proxy.store.notices import listen
 from proxy.store.recordings import Recordings
 from proxy.store.refusals import Refusals
 from proxy.store.requestlog import RequestLog
+from proxy.store.retention import Retention
 from proxy.store.writer import Unobserved
 from proxy.stores import Stores, open_stores
 from proxy.tls import Certificate, SecureServer
@@ -147,6 +148,9 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
         await keeper.begin()
         stack.callback(keeper.end)
         await stack.enter_async_context(_beside(keeper.run(), "keeper"))
+        if (months := settings.database.retention_months) is not None:
+            forgetting_old = keep_log(Retention(stores.writer, months), clock, log)
+            await stack.enter_async_context(_beside(forgetting_old, "old requests"))
         shared = await _shared(stores, ValkeyWatch(metrics, log), stack)
         port = public.getsockname()[1]
         nonces = await stack.enter_async_context(open_nonces(settings, stores.nonces, clock, log, shared=stores.shared))

@@ -6,11 +6,13 @@ show themselves again.
 """
 
 import asyncio
+import contextlib
+import datetime as dt
 import math
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from proxy.clock import Clock
 from proxy.recovery import recover
@@ -21,8 +23,16 @@ from proxy.upstream import Sidecar
 from sidecar.jsonlog import JsonLog
 
 BEAT_S: Final = 5.0
+FORGET_EVERY_S: Final = 3600.0
+PAUSE_S: Final = 0.05
 # For how long the rows of a sidecar that is not ours are left to those who can ask it.
 PATIENCE_S: Final = 600.0
+
+
+class Forgets(Protocol):
+    """What deletes old requests; see `proxy.store.retention.Retention`."""
+
+    async def delete_some(self, now: dt.datetime) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +100,19 @@ class Keeper:
 
     def _is_dead(self, other: Other, place: str | None, *, trusts_lapses: bool) -> bool:
         return (other.lapsed and trusts_lapses) or is_gone(other, place)
+
+
+async def keep_log(
+    retention: Forgets, clock: Clock, log: JsonLog, pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+) -> None:
+    """Delete what is older than the request log is to be, at the start and every hour, for ever."""
+    while True:
+        deleted = 0
+        with contextlib.suppress(StorageError):
+            while some := await retention.delete_some(clock.now()):
+                deleted += some
+                # What runs comes first.
+                await pause(PAUSE_S)
+        if deleted:
+            log.info("old_requests_deleted", count=deleted)
+        await pause(FORGET_EVERY_S)

@@ -76,7 +76,8 @@ class Database(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Where keys and the ledger live: a file of SQLite's, or a Postgres server that several proxies share.
 
     `synchronous` is SQLite's: FULL loses nothing when the power goes. `busy_timeout_s` is how long to wait for what
-    another one holds: a lock, and on Postgres a connection. The others are Postgres'.
+    another one holds: a lock, and on Postgres a connection. So many whole months of requests as `retention_months` says
+    are kept beside the current one; None: all. The others are Postgres'.
     """
 
     url: str = "sqlite+aiosqlite:///data/tollhouse.db"
@@ -85,6 +86,7 @@ class Database(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     pool_size: Annotated[int, Meta(ge=2, le=100)] = 5
     connect_timeout_s: Seconds = 5.0
     statement_timeout_s: Seconds = 10.0
+    retention_months: Annotated[int, Meta(ge=1, le=1200)] | None = None
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

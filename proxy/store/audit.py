@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Row, Select, case, func, or_, select, unio
 
 from proxy.exchange import Ending
 from proxy.store.posting import COUNTERS, State
-from proxy.store.tables import boot, ledger, quota
+from proxy.store.tables import boot, kept_from, ledger, quota
 
 MAX_SHOWN: Final = 20
 
@@ -46,8 +46,11 @@ def _sums_differ() -> Select[Any]:
         select(ledger.c.key_id, ledger.c.period, *((-summed[name]).label(name) for name in COUNTERS)),
     ).subquery()
     off_by = {name: func.sum(sides.c[name]) for name in COUNTERS}
+    # Of earlier months rows have been deleted, and the totals stay.
+    whole = sides.c.period >= select(kept_from.c.period).scalar_subquery()
     return (
         select(sides.c.key_id, sides.c.period, *(total.label(name) for name, total in off_by.items()))
+        .where(whole)
         .group_by(sides.c.key_id, sides.c.period)
         .having(or_(*(total != 0 for total in off_by.values())))
         .order_by(sides.c.key_id, sides.c.period)

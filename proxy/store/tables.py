@@ -191,6 +191,15 @@ ledger: Final = Table(
     Index("ix_ledger_created", "created"),
 )
 
+# One row: the first month of which the ledger is whole. Rows of earlier ones may have been deleted, see `retention`.
+kept_from: Final = Table(
+    "kept_from",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("period", String(7), nullable=False),
+    CheckConstraint("id = 1", name="one_row"),
+)
+
 # One row per life of a proxy process: whose open rows are orphans. `seen` is set by the database's clock; `keeper` is
 # the process that took a dead one's rows over.
 boot: Final = Table(

@@ -2,13 +2,15 @@
 
 import asyncio
 import dataclasses
+import datetime as dt
 import io
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from proxy.keeper import BEAT_S, Keeper, Trade
+from proxy.keeper import BEAT_S, FORGET_EVERY_S, PAUSE_S, Keeper, Trade, keep_log
 from proxy.settings import Database as DatabaseSettings
 from proxy.store.boots import Boots
 from proxy.store.database import StorageError
@@ -154,3 +156,28 @@ async def test_the_rows_of_another_s_sidecar_are_left_to_those_who_can_ask_it(st
     keeper._steady_since_s = second.clock.monotonic() - 60
     await keeper._take_over("here")
     assert await store.ledger.standing("key_a", make.period) == Standing(11, 0, 1, 0)
+
+
+async def test_old_requests_are_deleted_at_the_start_and_every_hour_until_none_are_left() -> None:
+    class Old:
+        """What each deletion finds."""
+
+        def __init__(self) -> None:
+            self.found: list[int | Exception] = [200, 7, 0, StorageError("away"), 3, 0]
+
+        async def delete_some(self, now: dt.datetime) -> int:
+            if isinstance(found := self.found.pop(0), Exception):
+                raise found
+            return found
+
+    old, paused, lines = Old(), [], io.StringIO()
+
+    async def pause(seconds: float) -> None:
+        paused.append(seconds)
+        if not old.found:
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await keep_log(old, FakeClock(), JsonLog(lines), pause)
+    assert paused == [PAUSE_S, PAUSE_S, FORGET_EVERY_S, FORGET_EVERY_S, PAUSE_S, FORGET_EVERY_S]
+    assert [json.loads(line)["count"] for line in lines.getvalue().splitlines()] == [207, 3]
