@@ -324,7 +324,8 @@ def test_the_locks_agree_on_every_version() -> None:
     base, sidecar, dev, build = (
         {name: [version(each) for each in found] for name, found in pinned(lock).items()} for lock in LOCKS
     )
-    assert set(base) < set(sidecar) < set(dev)
+    # The proxy's image has the drivers of its servers, and what they need on old Pythons.
+    assert set(base) - {"asyncpg", "valkey", "async-timeout"} < set(sidecar) < set(dev)
     assert base.items() <= dev.items()
     assert sidecar.items() <= dev.items()
     assert build["setuptools"] == dev["setuptools"]
