@@ -25,6 +25,9 @@ from proxy.store.writer import Refusal, Writer
 ENTRY_COLUMNS: Final = tuple(field.name for field in fields(Entry))
 ENDING_COLUMNS: Final = tuple(field.name for field in fields(Settled) if field.name not in {"request_id", "forced"})
 
+# What others write, and how much of it has room.
+OUTSIDE: Final = {"client_request_id": 512, "model": 200, "finish_reason": 40, "error_code": 100}
+
 # Postgres locks the rows it finds; SQLite has no such clause and is given none, its write lock covers everything.
 FIND: Final = (
     select(ledger.c.request_id, *(ledger.c[field.name] for field in fields(Booked)))
@@ -178,14 +181,22 @@ async def _post(connection: AsyncConnection, operations: Sequence[Operation]) ->
 def _inserted(reserved: Reserved) -> dict[str, object]:
     row: dict[str, object] = {name: getattr(reserved.entry, name) for name in ENTRY_COLUMNS}
     tokens = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0}
-    return row | tokens | {"boot_id": reserved.boot_id, "state": State.RESERVED}
+    return _fitting(row | tokens | {"boot_id": reserved.boot_id, "state": State.RESERVED})
 
 
 def _ended(end: Settled | Voided) -> dict[str, object]:
     # A Voided has no tokens and no first byte: those columns get their zero, or nothing.
     empty = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0, "ttft_ms": None, "finish_reason": ""}
     row: dict[str, object] = {name: getattr(end, name, empty.get(name)) for name in ENDING_COLUMNS}
-    return row | {"of": end.request_id, "state": end.state}
+    return _fitting(row | {"of": end.request_id, "state": end.state})
+
+
+def _fitting(row: dict[str, object]) -> dict[str, object]:
+    """Words of clients and of foreign upstreams, as the columns take them: Postgres would refuse the whole row."""
+    for name, length in OUTSIDE.items():
+        if isinstance(word := row.get(name), str):
+            row[name] = word.replace("\0", "")[:length]
+    return row
 
 
 def _usage_row(row: Row[Any]) -> UsageRow:

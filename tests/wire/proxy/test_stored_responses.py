@@ -9,9 +9,10 @@ from proxy.settings import Limits
 from sidecar.wire import internal
 from sidecar.wire.internal import Endpoint
 from tests.fakes.sidecar import MODEL, usage_comment
-from tests.wire.proxy.conftest import Build
+from tests.wire.proxy.conftest import Build, on_both
 from tests.wire.proxy.house import Answer, House, request
 
+pytestmark = on_both
 URL = Endpoint.RESPONSES.value
 USAGE = {"input_tokens": 7, "output_tokens": 3, "total_tokens": 10}
 

@@ -7,7 +7,7 @@ from sqlalchemy import select
 
 from proxy.policy.schema import Overrides
 from proxy.store.database import StorageRejectedError
-from proxy.store.ledger import Ledger, Standing
+from proxy.store.ledger import OUTSIDE, Ledger, Standing
 from proxy.store.tables import ledger as table
 
 
@@ -157,3 +157,14 @@ async def test_how_all_keys_stand_is_told_in_few_rows(store: Any, make: Any) -> 
     found = {(row.limits, row.tokens): row.keys for row in await store.ledger.spread(make.period)}
     assert found == {(Overrides(), 100): 1, (Overrides(), 0): 11, (Overrides(monthly_tokens=1000), 0): 10}
     assert sum(row.keys for row in await store.ledger.spread("2020-01")) == 22
+
+
+async def test_words_of_others_that_do_not_fit_are_cut_and_cost_no_row(store: Any, make: Any) -> None:
+    long = "\0" + "x" * 1000
+    await store.ledger.reserve(make.entry("req_a", client_request_id=long))
+    await store.ledger.settle(make.settled("req_a", finish_reason=long, error_code=long))
+    found = await row(store, "req_a")
+    assert found["state"] == "settled"
+    for name, length in OUTSIDE.items():
+        assert getattr(table.c[name].type, "length", None) == length
+        assert found[name] in {"x" * length, "small"}
