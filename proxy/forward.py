@@ -5,6 +5,7 @@ settlement is, and the answer too if it is to be stored. Whatever breaks off in 
 the settling room finds out what is owed.
 """
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -117,16 +118,30 @@ class Forward:
 
     async def _whole(self, run: Run) -> Delivery:
         async with run.client.present():
-            async with run.sidecar.open(run.call, run.ticket) as answer:
-                self._head_is_here(run, answer)
-                body = await answer.whole()
+            body = await self._body(run)
             usage = _usage_of(run.call, body)
-            await self._durable(run)
         outcome = await self._settle(run, usage, body)
         run.timings.first_byte_s = self._clock.monotonic()
         with contextlib.suppress(LeftError):
             await run.client.answer(200, body)
         return Delivery(outcome)
+
+    async def _body(self, run: Run) -> bytes:
+        """A whole answer. It has its head when it is complete: a reservation that fails meanwhile ends it."""
+        answering = asyncio.ensure_future(self._answered(run))
+        try:
+            await run.reserved.durable()
+            body = await answering
+        finally:
+            answering.cancel()
+            await asyncio.gather(answering, return_exceptions=True)
+        run.timings.durable_s = self._clock.monotonic()
+        return body
+
+    async def _answered(self, run: Run) -> bytes:
+        async with run.sidecar.open(run.call, run.ticket) as answer:
+            self._head_is_here(run, answer)
+            return await answer.whole()
 
     async def _stream(self, run: Run) -> Delivery:
         sifter = Sifter()

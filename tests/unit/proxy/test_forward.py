@@ -224,6 +224,23 @@ async def test_a_reservation_that_is_not_durable_goes_up_and_the_sidecar_is_let_
     assert not scene.client.answered
 
 
+async def test_f5_a_whole_answer_whose_reservation_fails_is_not_waited_for() -> None:
+    scene = Scene(stream=False)
+    # It would never come to its end.
+    scene.upstream.gate, scene.grant.durable_gate = asyncio.Event(), asyncio.Event()
+    scene.grant.durable_error = unavailable("no", code="storage_unavailable", retry_after_s=2)
+    playing = asyncio.create_task(scene.play())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert scene.upstream.opened == 1
+    scene.grant.durable_gate.set()
+    with pytest.raises(ApiError) as refused:
+        await playing
+    assert refused.value.code == "storage_unavailable"
+    assert (scene.upstream.opened, scene.upstream.closed) == (1, 1)
+    assert not scene.client.answered
+
+
 async def test_a_settlement_that_is_not_durable_breaks_the_stream_off_without_its_end() -> None:
     scene = Scene()
     scene.settling.error = unavailable("no", code="storage_unavailable", retry_after_s=2)
