@@ -237,6 +237,7 @@ class Besieged:
         return self.folder / f"{self.starts:03}-{name}.log"
 
     async def _ready_line(self) -> dict[str, Any] | None:
+        assert self.running[PROXY].returncode is None, self.log()
         lines = [json.loads(line) for line in self._log_of(PROXY).read_text().splitlines() if line.startswith("{")]
         return next((line for line in lines if line["event"] == "ready"), None)
 
