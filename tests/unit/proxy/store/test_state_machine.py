@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.errors import FlakyFailure
+from hypothesis.errors import Flaky
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from sqlalchemy import select, text
 
@@ -459,5 +459,5 @@ def test_a_planted_mistake_is_found(
     plant(monkeypatch)
     # By the model, by a law or by a constraint of the table. Where a process died is not the same twice: what was found
     # then may not be found again.
-    with pytest.raises((AssertionError, StorageRejectedError, FlakyFailure)):
+    with pytest.raises((AssertionError, StorageRejectedError, Flaky)):
         run(machine, examples=100, planted=True)
