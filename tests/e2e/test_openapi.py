@@ -123,7 +123,8 @@ def test_it_is_answered_as_the_document_says(
 
     # Without shrinking: each example is a run of the model.
     @settings(
-        max_examples=EXAMPLES,
+        # Where no model runs there is time for more: few of those that are meant to be wrong are.
+        max_examples=EXAMPLES if method == "POST" else 4 * EXAMPLES,
         derandomize=True,
         database=None,
         deadline=None,
@@ -141,4 +142,4 @@ def test_it_is_answered_as_the_document_says(
         case.validate_response(answer, checks=CHECKS if method == "POST" else CHECKS[:-1])
 
     ask()
-    assert statuses[200 if mode is GenerationMode.POSITIVE else 400]
+    assert statuses[200 if mode is GenerationMode.POSITIVE else 400], statuses
