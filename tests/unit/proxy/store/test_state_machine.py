@@ -267,7 +267,8 @@ class Books(RuleBasedStateMachine):
             case "shrink":
                 return Shrunk(name, tokens)
             case "settle":
-                settled: Settled = make.settled(name, tokens - 50, 9, reason="client_gone")
+                # No more than any reservation here has left.
+                settled: Settled = make.settled(name, (tokens - 50) // 2, 9, reason="client_gone")
                 return settled
         voided: Voided = make.voided(name)
         return voided
