@@ -11,7 +11,7 @@ from proxy.input_items import DEFAULT_LIMIT, MOST, ORDERS, ItemList
 from proxy.responses import ID, INPUT_ITEMS, RESPONSE, Deleted
 
 _SCHEMAS: Final = "#/components/schemas/{name}"
-_STATUSES: Final = (400, 401, 403, 404, 408, 414, 429, 431, 500, 503)
+_STATUSES: Final = (400, 401, 403, 404, 408, 409, 414, 429, 431, 500, 503)
 _HEADERS: Final = ("x-request-id", "openai-processing-ms", "openai-version")
 # What the sidecar calls the answer of /v1/responses.
 _RESPONSE: Final = {"$ref": _SCHEMAS.format(name="Response")}

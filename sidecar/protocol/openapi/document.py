@@ -20,22 +20,23 @@ VERSION: Final = "3.1.0"
 _REFUSALS: Final = {
     400: "The request is wrong. The message names the field.",
     401: "The key is missing or wrong.",
-    403: "The key's tier is in no policy file.",
+    403: "The key may not do this, or not from here, or its tier is in no policy file.",
     404: "There is no such model, or the key may not use it; or no such stored response.",
     408: "The request came too slowly.",
-    409: "A request with this id is running.",
+    409: "A request with this id, nonce or idempotency key runs, or was here before.",
     413: "The body is too long.",
     414: "The URL is too long.",
     415: "The body is encoded with something other than gzip.",
+    422: "The idempotency key was used for another request.",
     429: "A limit of the key, or its quota.",
     431: "The headers are too long.",
     500: "A fault of the server's, or the operator cancelled the request.",
     503: "The model or the database is not there, or the queue is full.",
     504: "The model took too long.",
 }
-_OF_ANY: Final = (400, 401, 403, 408, 414, 429, 431, 500, 503)
+_OF_ANY: Final = (400, 401, 403, 408, 409, 414, 429, 431, 500, 503)
 _OF_TEXT: Final = (*_OF_ANY, 404, 413, 415)
-_OF_A_RUN: Final = (*_OF_TEXT, 409, 504)
+_OF_A_RUN: Final = (*_OF_TEXT, 422, 504)
 # Met before the path is known, and so in OpenAI's shape everywhere.
 _OF_HEADS: Final = frozenset({400, 408, 414, 431})
 _COUNT: Final[Schema] = {"type": "integer"}
