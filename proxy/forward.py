@@ -41,8 +41,8 @@ class Client(Protocol):
 class Reserved(Protocol):
     """What the relay needs of a grant."""
 
-    async def durable(self) -> None:
-        """Return when the reservation is on disk. Raises ApiError 503."""
+    async def durable(self, unless: asyncio.Future[bytes] | None = None) -> None:
+        """Return when the reservation is on disk, or as soon as `unless` is done. Raises ApiError 503."""
 
     def counted(self, prompt_tokens: int) -> None:
         """The exact prompt is known: what was reserved too much is given back."""
@@ -127,10 +127,13 @@ class Forward:
         return Delivery(outcome)
 
     async def _body(self, run: Run) -> bytes:
-        """A whole answer. It has its head when it is complete: a reservation that fails meanwhile ends it."""
+        """A whole answer. It has its head when it is complete: a reservation that fails meanwhile ends it.
+
+        An answer that is sooner than the disk is settled with its reservation, in one commit.
+        """
         answering = asyncio.ensure_future(self._answered(run))
         try:
-            await run.reserved.durable()
+            await run.reserved.durable(unless=answering)
             body = await answering
         finally:
             answering.cancel()
@@ -179,10 +182,14 @@ class Forward:
         run.timings.durable_s = self._clock.monotonic()
 
     async def _settle(self, run: Run, usage: Usage, told: bytes) -> Outcome:
-        """What is owed first: an answer that cannot be stored has run all the same."""
+        """What is owed first: an answer that cannot be stored has run all the same.
+
+        Whatever settles it comes after its reservation: that is decided by then, and may have been refused.
+        """
         run.timings.settling_s = self._clock.monotonic()
         try:
             outcome = await run.settling.complete(usage)
+            await run.reserved.durable()
             if run.keep is not None:
                 await run.keep(told)
             return outcome

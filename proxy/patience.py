@@ -31,6 +31,28 @@ async def done_within(waited: asyncio.Future[Any], limit_s: float) -> bool:
     return waited.done()
 
 
+async def either_within(first: asyncio.Future[Any], second: asyncio.Future[Any], limit_s: float) -> None:
+    """Return when one of the two is done, or at the limit. Both are left to themselves."""
+    if first.done() or second.done():
+        return
+    loop = asyncio.get_running_loop()
+    waiter = loop.create_future()
+
+    def wake(_: object = None) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    first.add_done_callback(wake)
+    second.add_done_callback(wake)
+    timer = loop.call_later(limit_s, wake)
+    try:
+        await waiter
+    finally:
+        timer.cancel()
+        first.remove_done_callback(wake)
+        second.remove_done_callback(wake)
+
+
 async def done(waited: asyncio.Future[Any]) -> None:
     """Return when it is done, however. It is left to itself if who waits is cancelled."""
     waiter = asyncio.get_running_loop().create_future()

@@ -15,7 +15,7 @@ from proxy.admission.estimate import Sizing
 from proxy.admission.meters import Hold
 from proxy.clock import Clock
 from proxy.exchange import Arrival, Ending, Estimate, Outcome
-from proxy.patience import done_within
+from proxy.patience import done_within, either_within
 from proxy.policy.schema import POLICY_HEADER, CacheScope
 from proxy.store.claims import Claim, ClaimTakenError
 from proxy.store.posting import Entry, Settled, Voided
@@ -101,10 +101,16 @@ class Grant:
         """The rate limit headers for the answer's head, as they stand now, and the policy that let it in."""
         return {**self._hold.headers(), POLICY_HEADER: self._terms.revision}
 
-    async def durable(self) -> None:
-        """Return when the reservation is on disk. Raises ApiError 503 if that fails or takes too long, 429 if another
-        process has used up the quota meanwhile, or says what was claimed already.
+    async def durable(self, unless: asyncio.Future[bytes] | None = None) -> None:
+        """Return when the reservation is on disk, or as soon as `unless` is done.
+
+        Raises ApiError 503 if that fails or takes too long, 429 if another process has used up the quota meanwhile, or
+        says what was claimed already.
         """
+        if unless is not None:
+            await either_within(self._reserved, unless, self._terms.storage_s)
+            if unless.done():
+                return
         if not await done_within(self._reserved, self._terms.storage_s) or self._reserved.cancelled():
             raise storage_unavailable()
         exc = self._reserved.exception()
@@ -129,14 +135,15 @@ class Grant:
     ) -> Written:
         """End it with what was used; without usage nothing ran, and nothing is owed. Only the first time counts.
 
-        The meters have moved on return; the future is done when the ledger has it on disk.
+        The future is done when the ledger has it on disk. The meters move as soon as the reservation is decided: of
+        one that is refused nothing was reserved, and nothing is settled.
         """
         if self._ended is not None:
             return self._ended
         usage = outcome.usage
         if usage is None:
             return self._void(outcome, ended, duration_ms)
-        self._hold.settle(usage.prompt_tokens + usage.completion_tokens)
+        used = usage.prompt_tokens + usage.completion_tokens
         self._ended = self._books.settle(
             Settled(
                 request_id=self._terms.arrival.request_id,
@@ -153,7 +160,18 @@ class Grant:
                 forced=forced,
             )
         )
+        if self._reserved.done():
+            self._release(used)
+        else:
+            self._reserved.add_done_callback(lambda _: self._release(used))
         return self._ended
+
+    def _release(self, used: int) -> None:
+        """The request is over, and its reservation decided."""
+        if self._reserved.cancelled() or self._reserved.exception() is not None:
+            self._hold.void()
+        else:
+            self._hold.settle(used)
 
     async def __aenter__(self) -> Self:
         return self

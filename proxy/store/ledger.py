@@ -25,6 +25,12 @@ from proxy.store.writer import Refusal, Writer
 ENTRY_COLUMNS: Final = tuple(field.name for field in fields(Entry))
 ENDING_COLUMNS: Final = tuple(field.name for field in fields(Settled) if field.name not in {"request_id", "forced"})
 
+# A Voided has no tokens and no first byte: those columns get their zero, or nothing.
+NOTHING_USED: Final = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0}
+EMPTY: Final = {**NOTHING_USED, "ttft_ms": None, "finish_reason": ""}
+# The same columns of a row that is open.
+OPEN_COLUMNS: Final = {**dict.fromkeys(ENDING_COLUMNS), **NOTHING_USED, "state": State.RESERVED}
+
 # What others write, and how much of it has room.
 OUTSIDE: Final = {"client_request_id": 512, "model": 200, "finish_reason": 40, "error_code": 100}
 
@@ -163,12 +169,7 @@ async def _post(connection: AsyncConnection, operations: Sequence[Operation]) ->
         posting.post(operation)
     if posting.refused:
         await claims.give_back(connection, [reserved for reserved in new if reserved.request_id in posting.refused])
-    if posting.reserved:
-        await connection.execute(INSERT, [_inserted(reserved) for reserved in posting.reserved])
-    if posting.shrunk:
-        await connection.execute(SHRINK, [{"of": of, "to": to} for of, to in posting.shrunk.items()])
-    if posting.ended:
-        await connection.execute(END, [_ended(end) for end in posting.ended])
+    await _write_rows(connection, posting)
     if posting.moves:
         await quotas.moved(connection, posting.moves)
     return [
@@ -178,17 +179,34 @@ async def _post(connection: AsyncConnection, operations: Sequence[Operation]) ->
     ]
 
 
-def _inserted(reserved: Reserved) -> dict[str, object]:
+async def _write_rows(connection: AsyncConnection, posting: Posting) -> None:
+    """A row that begins and ends in the same batch is written once, as it is in the end."""
+    ends = {end.request_id: end for end in posting.ended}
+    estimates = dict(posting.shrunk)
+    if posting.reserved:
+        rows = [
+            _inserted(reserved, ends.pop(reserved.request_id, None), estimates.pop(reserved.request_id, None))
+            for reserved in posting.reserved
+        ]
+        await connection.execute(INSERT, rows)
+    if estimates:
+        await connection.execute(SHRINK, [{"of": of, "to": to} for of, to in estimates.items()])
+    if ends:
+        await connection.execute(END, [{"of": end.request_id, **_ending(end)} for end in ends.values()])
+
+
+def _inserted(reserved: Reserved, end: Settled | Voided | None, est_tokens: int | None) -> dict[str, object]:
     row: dict[str, object] = {name: getattr(reserved.entry, name) for name in ENTRY_COLUMNS}
-    tokens = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0}
-    return _fitting(row | tokens | {"boot_id": reserved.boot_id, "state": State.RESERVED})
+    row["boot_id"] = reserved.boot_id
+    if est_tokens is not None:
+        row["est_tokens"] = est_tokens
+    return _fitting(row | (OPEN_COLUMNS if end is None else _ending(end)))
 
 
-def _ended(end: Settled | Voided) -> dict[str, object]:
-    # A Voided has no tokens and no first byte: those columns get their zero, or nothing.
-    empty = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0, "ttft_ms": None, "finish_reason": ""}
-    row: dict[str, object] = {name: getattr(end, name, empty.get(name)) for name in ENDING_COLUMNS}
-    return _fitting(row | {"of": end.request_id, "state": end.state})
+def _ending(end: Settled | Voided) -> dict[str, object]:
+    row: dict[str, object] = {name: getattr(end, name, EMPTY.get(name)) for name in ENDING_COLUMNS}
+    row["state"] = end.state
+    return _fitting(row)
 
 
 def _fitting(row: dict[str, object]) -> dict[str, object]:

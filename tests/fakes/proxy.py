@@ -65,9 +65,13 @@ class FakeGrant:
     def headers(self) -> dict[str, str]:
         return {"x-ratelimit-limit-requests": "10"}
 
-    async def durable(self) -> None:
+    async def durable(self, unless: asyncio.Future[bytes] | None = None) -> None:
         if self.durable_gate is not None:
-            await self.durable_gate.wait()
+            opened = asyncio.ensure_future(self.durable_gate.wait())
+            await asyncio.wait({opened, *([unless] if unless else [])}, return_when=asyncio.FIRST_COMPLETED)
+            opened.cancel()
+        if unless is not None and unless.done():
+            return
         if self.durable_error is not None:
             raise self.durable_error
 

@@ -72,6 +72,36 @@ async def test_nothing_leaves_before_the_reservation_is_durable() -> None:
     assert (await task).outcome.ending is Ending.COMPLETE
 
 
+async def test_a_whole_answer_that_is_sooner_than_the_disk_is_settled_and_leaves_after_it() -> None:
+    scene = Scene(stream=False)
+    scene.grant.durable_gate = asyncio.Event()
+    task = await scene.play_until_it_waits()
+    assert [usage.completion_tokens for usage in scene.settling.completed] == [3]
+    assert not scene.client.answered
+    scene.grant.durable_gate.set()
+    assert (await task).outcome.ending is Ending.COMPLETE
+    assert scene.client.answers == [(200, WHOLE)]
+
+
+async def test_a_whole_answer_whose_reservation_is_refused_after_it_goes_nowhere() -> None:
+    scene = Scene(stream=False)
+    kept: list[bytes] = []
+
+    async def keep(answer: bytes) -> None:
+        kept.append(answer)
+
+    scene.run = replace(scene.run, keep=keep)
+    scene.grant.durable_gate = asyncio.Event()
+    scene.grant.durable_error = ApiError(429, "no", code="insufficient_quota")
+    task = await scene.play_until_it_waits()
+    scene.grant.durable_gate.set()
+    with pytest.raises(ApiError) as refused:
+        await task
+    assert refused.value.code == "insufficient_quota"
+    assert not scene.client.answered
+    assert kept == []
+
+
 async def test_the_end_waits_for_the_settlement() -> None:
     scene = Scene()
     scene.settling.gate = asyncio.Event()
@@ -89,8 +119,10 @@ async def test_ignored_fields_are_announced() -> None:
     assert scene.client.announced == {IGNORED: "foo"}
 
 
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("place", ["head", "durable", "piece"])
+# A whole answer that is here does not wait for its reservation alone.
+@pytest.mark.parametrize(
+    ("place", "stream"), [("head", True), ("head", False), ("durable", True), ("piece", True), ("piece", False)]
+)
 async def test_a_client_that_leaves_at_any_wait_is_settled_by_what_was_produced(place: str, stream: bool) -> None:
     scene = Scene(stream=stream)
     never = asyncio.Event()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from proxy.exchange import Ending, Outcome
+from proxy.store.database import StorageError
 from proxy.store.ledger import Standing
 from proxy.store.posting import Settled, Voided
 from proxy.store.standing import QuotaExceededError
@@ -102,6 +103,45 @@ async def test_the_meters_move_before_the_settlement_is_on_disk(build: Build) ->
 
 
 # --- durable ---
+
+
+async def test_a_settlement_that_is_sooner_than_the_reservation_moves_the_meters_with_it(build: Build) -> None:
+    house = build(**LIMITS)
+    house.ledger.writes = "stuck"
+    grant = await house.admit()
+    reserved = house.ledger.last
+    house.ledger.writes = "done"
+    await settle(grant)
+    assert (house.used(), house.meters.leases.running("k")) == ((1, 20), 1)
+    reserved.set_result(None)
+    await asyncio.sleep(0)
+    assert (house.used(), left(house), house.meters.leases.running("k")) == ((1, 13), (9, 87), 0)
+
+
+async def test_a_settlement_of_a_reservation_that_is_refused_after_it_costs_nothing(build: Build) -> None:
+    house = build(**LIMITS)
+    house.ledger.writes = "stuck"
+    grant = await house.admit()
+    reserved = house.ledger.last
+    house.ledger.writes = "done"
+    await settle(grant)
+    reserved.set_exception(StorageError("full"))
+    await asyncio.sleep(0)
+    assert (house.used(), left(house), house.meters.leases.running("k")) == ((0, 0), (10, 100), 0)
+    with pytest.raises(ApiError):
+        await grant.durable()
+
+
+async def test_whoever_waits_for_the_disk_may_wait_for_something_else_too(build: Build) -> None:
+    house = build(**LIMITS)
+    house.ledger.writes = "stuck"
+    grant = await house.admit()
+    answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    answer.set_result(b"")
+    await grant.durable(unless=answer)
+    never: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    with pytest.raises(ApiError):
+        await grant.durable(unless=never)
 
 
 async def test_a_quota_that_others_used_up_meanwhile_is_a_429_and_costs_nothing(build: Build) -> None:
