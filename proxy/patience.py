@@ -10,30 +10,9 @@ from types import TracebackType
 from typing import Any
 
 
-async def done_within(waited: asyncio.Future[Any], limit_s: float) -> bool:
-    """Whether it is done by then. It is left to itself if it is not, or if who waits is cancelled."""
-    if waited.done():
-        return True
-    loop = asyncio.get_running_loop()
-    waiter = loop.create_future()
-
-    def wake(_: object = None) -> None:
-        if not waiter.done():
-            waiter.set_result(None)
-
-    waited.add_done_callback(wake)
-    timer = loop.call_later(limit_s, wake)
-    try:
-        await waiter
-    finally:
-        timer.cancel()
-        waited.remove_done_callback(wake)
-    return waited.done()
-
-
-async def either_within(first: asyncio.Future[Any], second: asyncio.Future[Any], limit_s: float) -> None:
-    """Return when one of the two is done, or at the limit. Both are left to themselves."""
-    if first.done() or second.done():
+async def either_within(*waited: asyncio.Future[Any], limit_s: float) -> None:
+    """Return when one of them is done, or at the limit. All are left to themselves."""
+    if any(one.done() for one in waited):
         return
     loop = asyncio.get_running_loop()
     waiter = loop.create_future()
@@ -42,15 +21,22 @@ async def either_within(first: asyncio.Future[Any], second: asyncio.Future[Any],
         if not waiter.done():
             waiter.set_result(None)
 
-    first.add_done_callback(wake)
-    second.add_done_callback(wake)
+    for one in waited:
+        one.add_done_callback(wake)
     timer = loop.call_later(limit_s, wake)
     try:
         await waiter
     finally:
         timer.cancel()
-        first.remove_done_callback(wake)
-        second.remove_done_callback(wake)
+        for one in waited:
+            one.remove_done_callback(wake)
+
+
+async def done_within(waited: asyncio.Future[Any], limit_s: float) -> bool:
+    """Whether it is done by then. It is left to itself if it is not, or if who waits is cancelled."""
+    if not waited.done():
+        await either_within(waited, limit_s=limit_s)
+    return waited.done()
 
 
 async def done(waited: asyncio.Future[Any]) -> None:

@@ -108,7 +108,7 @@ class Grant:
         says what was claimed already.
         """
         if unless is not None:
-            await either_within(self._reserved, unless, self._terms.storage_s)
+            await either_within(self._reserved, unless, limit_s=self._terms.storage_s)
             if unless.done():
                 return
         if not await done_within(self._reserved, self._terms.storage_s) or self._reserved.cancelled():
