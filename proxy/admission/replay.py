@@ -10,7 +10,6 @@ import asyncio
 import collections
 import contextlib
 import datetime as dt
-import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -20,13 +19,12 @@ from proxy.clock import Clock
 from proxy.exchange import Head, Principal
 from proxy.policy.schema import Policy
 from proxy.settings import Replay as Settings
-from proxy.signature import Signature, SignatureError, read_signature
+from proxy.signature import NONCE, Signature, SignatureError, read_signature
 from proxy.signing import PUBLIC_PREFIX, authority
 from proxy.store.claims import Claim, ClaimTakenError, Nonce, NotRememberedError
 from proxy.store.database import StorageError
 from sidecar.wire.errors import ApiError
 
-NONCE: Final = re.compile(r"[A-Za-z0-9_-]{16,64}")
 HEADER: Final = twice.NONCE_HEADER
 
 
