@@ -106,6 +106,8 @@ class Metrics:
         registry.register(self.active)
         ProcessCollector(registry=registry)
         self._requests(registry)
+        self._decisions(registry)
+        self._presence(registry)
         self._ledger(registry)
         self._house(registry, release)
 
@@ -148,6 +150,8 @@ class Metrics:
         self.tokens = Labelled(
             Counter("tollhouse_proxy_tokens_total", "Tokens charged.", ["model", "tier", "type"], registry=registry)
         )
+
+    def _decisions(self, registry: CollectorRegistry) -> None:
         self.errors = Counter(
             "tollhouse_proxy_errors_total", "Requests that ended in an error.", ["type", "origin"], registry=registry
         )
@@ -159,11 +163,10 @@ class Metrics:
                 registry=registry,
             )
         )
-        self.in_progress = Gauge(
-            "tollhouse_proxy_requests_in_progress", "Requests being served now.", registry=registry
-        )
-        self.connections = Gauge(
-            "tollhouse_proxy_connections", "Connections of clients that are open now.", registry=registry
+        self.replay_entries = Gauge(
+            "tollhouse_proxy_replay_entries",
+            "Nonces that are remembered as used, but for those in a Valkey.",
+            registry=registry,
         )
         self.refused_connections = Counter(
             "tollhouse_proxy_connections_refused_total",
@@ -175,6 +178,15 @@ class Metrics:
             "tollhouse_proxy_keys_from_many_addresses_total",
             "Times a key was used from more addresses in an hour than its tier expects.",
             registry=registry,
+        )
+
+    def _presence(self, registry: CollectorRegistry) -> None:
+        """Who is there, and who waits or leaves."""
+        self.in_progress = Gauge(
+            "tollhouse_proxy_requests_in_progress", "Requests being served now.", registry=registry
+        )
+        self.connections = Gauge(
+            "tollhouse_proxy_connections", "Connections of clients that are open now.", registry=registry
         )
         self.open_streams = Gauge("tollhouse_proxy_open_streams", "Streams being relayed now.", registry=registry)
         self.queue_depth = Gauge(
@@ -190,12 +202,6 @@ class Metrics:
             "tollhouse_proxy_client_disconnects_total",
             "Clients that left before their answer was whole.",
             ["phase"],
-            registry=registry,
-        )
-
-        self.replay_entries = Gauge(
-            "tollhouse_proxy_replay_entries",
-            "Nonces that are remembered as used, but for those in a Valkey.",
             registry=registry,
         )
 
