@@ -1,4 +1,4 @@
-"""The proxy, put together: with `stores` the only module that builds anything. Everyone else is handed what it needs.
+"""The proxy, put together: `stores`, `house` and this alone build anything. Everyone else is handed what it needs.
 
 `serve` is the whole life of the server; `live` is the same without the process around it. `open_desk` is the part that
 the command line needs when no server runs.
@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -19,50 +19,33 @@ from prometheus_client import CollectorRegistry
 
 from proxy import idempotency as idempotency_keys
 from proxy import listeners, memory, once, sockets, tls
-from proxy.addresses import Addresses
-from proxy.admin.callers import Callers, KeyCallers, SocketCallers
+from proxy.admin.callers import SocketCallers
 from proxy.admin.desk import Desk
-from proxy.admin.listener import AdminFront
-from proxy.admin.pages import Pages, Place
-from proxy.admission.abuse import Abuse
+from proxy.admin.pages import Place
 from proxy.admission.concurrency import Leases
 from proxy.admission.explain import Explain, Knowledge
-from proxy.admission.fleet import Shown, Together
-from proxy.admission.gate import Admission
 from proxy.admission.meters import Meters
 from proxy.admission.quota import QuotaBook
-from proxy.admission.rate import Allowance, Cells, Rate
-from proxy.admission.refusal_log import RefusalLog
-from proxy.admission.replay import NonceStore, Purge, Replay, authorities
+from proxy.admission.rate import Cells
+from proxy.admission.replay import Forgets, Purge
 from proxy.admission.shared import SharedLimits
 from proxy.body import reading
 from proxy.clock import Clock, SystemClock
 from proxy.connections import Places
-from proxy.door import Door, public_door
-from proxy.edge import DIRECT, EdgeServer
-from proxy.idempotency import Idempotency
-from proxy.identity import Identify
+from proxy.door import Door
+from proxy.edge import DIRECT
+from proxy.house import Ground, House, admin_edge, build, desk_of
 from proxy.keeper import Keeper, Trade, keep_log
-from proxy.keywatch import KeyWatch
-from proxy.memory import Memory
-from proxy.metrics import Metrics, QueueMetrics, watch_clock, watch_loop
+from proxy.metrics import Metrics, watch_clock, watch_loop
 from proxy.nonces import open_nonces
-from proxy.once import Once
-from proxy.pipeline import Pipeline
 from proxy.policy.load import load_policy
-from proxy.policy.schema import Policy
 from proxy.policy.watch import PolicyWatch, read
 from proxy.process import harden
-from proxy.record import CommitWatch, Record, ValkeyWatch
+from proxy.record import CommitWatch, ValkeyWatch
 from proxy.reloads import Reloads
-from proxy.responses import Responses, purge
-from proxy.routes import Front
-from proxy.running import Running
+from proxy.responses import purge
 from proxy.settings import Proxy
 from proxy.store.notices import listen
-from proxy.store.recordings import Recordings
-from proxy.store.refusals import Refusals
-from proxy.store.requestlog import RequestLog
 from proxy.store.retention import Retention
 from proxy.store.writer import Unobserved
 from proxy.stores import Stores, open_stores
@@ -73,8 +56,6 @@ from sidecar.jsonlog import JsonLog
 FAILED: Final = 1
 # The operator's own connections, to either admin listener.
 ADMIN_CONNECTIONS: Final = 64
-# For how long a quota is taken as read that other processes move too.
-FRESH_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +73,6 @@ class Stop:
     def hang_up(self) -> None:
         self.reread.set()
         self.renew.set()
-
-
-@dataclass(frozen=True, slots=True)
-class House:
-    """The built proxy."""
-
-    front: Front
-    edge: EdgeServer
-    door: Door
-    memory: Memory
-    desk: Desk
-    pages: Pages
-    by_key: KeyCallers
-    key_watch: KeyWatch
 
 
 async def serve(settings: Proxy, log: JsonLog) -> int:
@@ -142,21 +109,12 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
         stores = await stack.enter_async_context(open_stores(settings, clock, CommitWatch(metrics, log)))
         upstreams = Upstreams([Sidecar(upstream, settings.timeouts, log) for upstream in settings.upstreams])
         await stack.enter_async_context(upstreams)
-        keeper = Keeper(
-            stores.boot_id, Trade(stores.boots, stores.ledger, upstreams.sidecars, clock, log, stores.shared)
-        )
-        await keeper.begin()
-        stack.callback(keeper.end)
-        await stack.enter_async_context(_beside(keeper.run(), "keeper"))
-        if (months := settings.database.retention_months) is not None:
-            forgetting_old = keep_log(Retention(stores.writer, months), clock, log)
-            await stack.enter_async_context(_beside(forgetting_old, "old requests"))
+        await _keep_books(settings, stores, upstreams, stack, clock=clock, log=log)
         shared = await _shared(stores, ValkeyWatch(metrics, log), stack)
         port = public.getsockname()[1]
         nonces = await stack.enter_async_context(open_nonces(settings, stores.nonces, clock, log, shared=stores.shared))
-        house = build(
-            settings, policy, stores, upstreams, nonces, shared=shared, port=port, metrics=metrics, clock=clock, log=log
-        )
+        ground = Ground(settings, policy, stores, upstreams, nonces, shared, port, metrics, clock, log)
+        house = build(ground)
         place = Place(
             release=release,
             host=settings.listen.host,
@@ -167,18 +125,11 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
             tls=certificate is not None,
         )
         for listening, callers in ((admin, house.by_key), (admin_unix, SocketCallers())):
-            edge = _admin_edge(house, settings, place, callers, clock=clock, log=log)
+            edge = admin_edge(house, settings, place, callers, clock=clock, log=log)
             door = Door(edge.welcome, Places(ADMIN_CONNECTIONS), DIRECT)
             await stack.enter_async_context(listeners.listening(edge, door, listening))
-        await stack.enter_async_context(_beside(watch_loop(metrics.loop_lag), "event loop lag"))
-        await stack.enter_async_context(_beside(watch_clock(clock, metrics.clock_steps, log), "clock"))
-        await stack.enter_async_context(_beside(purge(stores.responses, clock), "purge"))
-        await stack.enter_async_context(_beside(policy.run(stop.reread), "policy watch"))
-        forgetting = once.purge(nonces, Purge(nonces, settings.replay, clock), metrics.replay_entries)
-        await stack.enter_async_context(_beside(forgetting, "nonces"))
-        purging = idempotency_keys.purge(stores.idempotency, clock)
-        await stack.enter_async_context(_beside(purging, "idempotency keys"))
-        await stack.enter_async_context(_beside(memory.watch(house.memory, log), "memory"))
+        for name, work in _works(ground, house, nonces, stop):
+            await stack.enter_async_context(_beside(work, name))
         outer: socket.socket | SecureServer = public
         if certificate is not None:
             await stack.enter_async_context(_beside(tls.watch(certificate, stop.renew, log), "certificate"))
@@ -187,19 +138,7 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
         await stack.enter_async_context(_beside(house.key_watch.run(), "key watch"))
         await stack.enter_async_context(_beside(listen(settings.database, house.key_watch.tell), "key notices"))
         server = await stack.enter_async_context(listeners.listening(house.edge, house.door, outer))
-        log.info(
-            "ready",
-            host=place.host,
-            port=place.port,
-            admin_host=place.admin_host,
-            admin_port=place.admin_port,
-            admin_socket=settings.admin.socket,
-            boot_id=stores.boot_id,
-            revision=policy().revision,
-            tiers=len(policy().tiers),
-            upstreams=len(settings.upstreams),
-            pid=os.getpid(),
-        )
+        _tell_ready(ground, place)
         if certificate is None and not sockets.is_loopback(settings.listen.host):
             log.warning("plain_http", host=settings.listen.host, hint="Keys travel unencrypted: see listen.tls.")
         await stop.told.wait()
@@ -214,140 +153,62 @@ async def open_desk(settings: Proxy) -> AsyncIterator[Desk]:
     async with open_stores(settings, clock, Unobserved()) as stores:
         meters = Meters(Cells(clock), Cells(clock), Leases(), QuotaBook(stores.ledger, clock))
         explain = Explain(lambda: policy, meters, clock, Knowledge(lambda _model: None, None, reading(settings.limits)))
-        yield _desk(stores, lambda: policy, clock, _unwatched, explain)
+        yield desk_of(stores, lambda: policy, clock, _unwatched, explain)
 
 
 async def _unwatched() -> None:
     """No server runs that would have to hear of a change; one on the same Postgres asks for itself."""
 
 
-def build(
+async def _keep_books(
     settings: Proxy,
-    policy: PolicyWatch,
     stores: Stores,
     upstreams: Upstreams,
-    nonces: NonceStore,
+    stack: contextlib.AsyncExitStack,
     *,
-    shared: SharedLimits | None,
-    port: int,
-    metrics: Metrics,
     clock: Clock,
     log: JsonLog,
-) -> House:
-    """The rooms, each handed what it needs. Nothing starts here. `port`: where the public listener is bound."""
-    limits, timeouts = settings.limits, settings.timeouts
-    failures = Allowance(clock, Rate(limits.auth_failures_per_minute))
-    identify = Identify(stores.keys, stores.smith, policy, failures, clock=clock, log=log)
-    quotas = QuotaBook(stores.ledger, clock, FRESH_S if stores.shared else None)
-    meters = Meters(Cells(clock), Cells(clock), Leases(), quotas)
-    storage_s = timeouts.storage_s
-    admission = Admission(
-        policy,
-        meters,
-        stores.ledger,
-        clock,
-        storage_s=storage_s,
-        queue=QueueMetrics(metrics),
-        refusals=RefusalLog(Refusals(stores.writer, stores.boot_id), clock),
-        fleet=None if shared is None else Together(shared, Shown(meters.requests, meters.tokens)),
-        load=upstreams.load,
-    )
-    record = Record(metrics, stores.keys, log, clock)
-    responses = Responses(policy, stores.responses, clock, most_bytes=limits.max_body_bytes, storage_s=storage_s)
-    replay = Replay(
-        policy,
-        nonces,
-        settings.replay,
-        clock,
-        identify.failed,
-        authorities=authorities(settings.public_authorities, settings.listen.host, port),
-        storage_s=storage_s,
-    )
-    idempotency = Idempotency(policy, stores.idempotency, stores.idempotency_secret, clock, storage_s=storage_s)
-    abuse = Abuse(policy, metrics, clock, log)
-    running = Running()
-    key_watch = KeyWatch(
-        stores.generations, stores.keys, identify, running, checked=metrics.keys_checked.set, clock=clock, log=log
-    )
-    pipeline = Pipeline(
-        identify,
-        admission,
-        upstreams,
-        responses,
-        record,
-        abuse=abuse,
-        once=Once(replay, idempotency),
-        running=running,
-        clock=clock,
-        log=log,
-        limits=limits,
-        storage_s=storage_s,
-    )
-    addresses = Addresses(settings.listen.trusted_proxies)
-    front = Front(
-        pipeline,
-        upstreams,
-        admission.allows,
-        responses,
-        policy=policy,
-        record=record,
-        metrics=metrics,
-        clock=clock,
-        limits=limits,
-        timeouts=timeouts,
-        addresses=addresses,
-    )
-
-    knowledge = Knowledge(upstreams.find, lambda call: upstreams.choose(call.model).count(call), reading(limits))
-    explain = Explain(policy, meters, clock, knowledge, lambda: 1 if shared is None else shared.share)
-    desk = _desk(stores, policy, clock, key_watch.look, explain)
-    pages = Pages(
-        desk,
-        upstreams,
-        stores.writer,
-        metrics=metrics,
-        clock=clock,
-        in_progress=lambda: front.in_progress,
-        policy_problems=lambda: policy.problems,
-        storage_s=timeouts.storage_s,
-    )
-    spare = Memory(
-        requests_percent=limits.memory_for_requests_percent, connections_percent=limits.memory_for_connections_percent
-    )
-    edge = EdgeServer(front.handle, front.refuse, limits, addresses=addresses, overload=spare.refusal)
-    door = public_door(edge.welcome, addresses, limits, spare, metrics=metrics, clock=clock, log=log)
-    by_key = KeyCallers(identify, abuse.came, settings.admin.api_from)
-    return House(front, edge, door, spare, desk, pages, by_key, key_watch)
+) -> None:
+    """Settle what dead processes left, before anybody is served, and go on looking after the ledger."""
+    trade = Trade(stores.boots, stores.ledger, upstreams.sidecars, clock, log, stores.shared)
+    keeper = Keeper(stores.boot_id, trade)
+    await keeper.begin()
+    stack.callback(keeper.end)
+    await stack.enter_async_context(_beside(keeper.run(), "keeper"))
+    if (months := settings.database.retention_months) is not None:
+        forgetting = keep_log(Retention(stores.writer, months), clock, log)
+        await stack.enter_async_context(_beside(forgetting, "old requests"))
 
 
-def _desk(
-    stores: Stores,
-    policy: Callable[[], Policy],
-    clock: Clock,
-    changed: Callable[[], Awaitable[None]],
-    explain: Explain,
-) -> Desk:
-    return Desk(
-        stores.accounts,
-        stores.keys,
-        stores.ledger,
-        stores.audit,
-        RequestLog(stores.writer),
-        Recordings(stores.writer),
-        stores.smith,
-        policy,
-        clock,
-        changed,
-        explain,
+def _works(
+    ground: Ground, house: House, nonces: Forgets, stop: Stop
+) -> Iterator[tuple[str, Coroutine[None, None, None]]]:
+    """What goes on beside the requests, for ever; each is made as it is begun."""
+    settings, stores, metrics, clock, log = ground.settings, ground.stores, ground.metrics, ground.clock, ground.log
+    yield "event loop lag", watch_loop(metrics.loop_lag)
+    yield "clock", watch_clock(clock, metrics.clock_steps, log)
+    yield "purge", purge(stores.responses, clock)
+    yield "policy watch", ground.policy.run(stop.reread)
+    yield "nonces", once.purge(nonces, Purge(nonces, settings.replay, clock), metrics.replay_entries)
+    yield "idempotency keys", idempotency_keys.purge(stores.idempotency, clock)
+    yield "memory", memory.watch(house.memory, log)
+
+
+def _tell_ready(ground: Ground, place: Place) -> None:
+    settings, policy = ground.settings, ground.policy()
+    ground.log.info(
+        "ready",
+        host=place.host,
+        port=place.port,
+        admin_host=place.admin_host,
+        admin_port=place.admin_port,
+        admin_socket=settings.admin.socket,
+        boot_id=place.boot_id,
+        revision=policy.revision,
+        tiers=len(policy.tiers),
+        upstreams=len(settings.upstreams),
+        pid=os.getpid(),
     )
-
-
-def _admin_edge(
-    house: House, settings: Proxy, place: Place, callers: Callers, *, clock: Clock, log: JsonLog
-) -> EdgeServer:
-    limits, timeouts = settings.limits, settings.timeouts
-    front = AdminFront(house.pages, house.desk, place, callers, clock=clock, log=log, limits=limits, timeouts=timeouts)
-    return EdgeServer(front.handle, front.refuse, limits, same_user=isinstance(callers, SocketCallers))
 
 
 async def _shared(stores: Stores, watch: ValkeyWatch, stack: contextlib.AsyncExitStack) -> SharedLimits | None:
