@@ -1,6 +1,6 @@
 """What the hallway needs of each room it leads through, so that a test can stand in for any of them.
 
-No code: the rooms are in `identity`, `admission`, `forward`, `settle` and `responses`, and `app` puts them in place.
+No code: the rooms are in `identity`, `admission`, `forward`, `settle` and `responses`, and `house` puts them in place.
 """
 
 from collections.abc import Awaitable, Callable

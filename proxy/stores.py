@@ -1,4 +1,4 @@
-"""The database's rooms, opened and put together on behalf of one boot; `app` puts the rest together."""
+"""The database's rooms, opened and put together on behalf of one boot; `house` puts the rest together."""
 
 import asyncio
 import contextlib
