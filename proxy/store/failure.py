@@ -4,6 +4,7 @@ What a statement held stays out of every message: the drivers' own texts of bad 
 """
 
 import contextlib
+import sqlite3
 from collections.abc import Iterator
 from typing import Final
 
@@ -30,11 +31,11 @@ def translated() -> Iterator[None]:
     """Foreign exceptions become StorageError here, and nowhere else.
 
     Beside SQLAlchemy's own there are those that come through it as they are: a driver's while it connects, and the
-    system's when a connection breaks or takes too long.
+    system's when a connection breaks or takes too long. And SQLite's, where nothing is between.
     """
     try:
         yield
-    except (SQLAlchemyError, OSError) as exc:
+    except (SQLAlchemyError, sqlite3.Error, OSError) as exc:
         raise _as_ours(exc) from exc
     except Exception as exc:
         if not _is_postgres_drivers(exc):
@@ -61,6 +62,8 @@ def _is_statements_fault(exc: Exception, cause: BaseException) -> bool:
         return True
     if isinstance(exc, DBAPIError):
         return isinstance(exc, DataError | IntegrityError | ProgrammingError)
+    if isinstance(exc, sqlite3.Error):
+        return isinstance(exc, sqlite3.DataError | sqlite3.IntegrityError | sqlite3.ProgrammingError)
     return isinstance(exc, StatementError)
 
 

@@ -7,6 +7,7 @@ a whole batch in a handful of statements.
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -17,6 +18,7 @@ from proxy.policy.schema import NO_OVERRIDES, Overrides
 from proxy.store import audit, claims, quotas
 from proxy.store.claims import Claim
 from proxy.store.posting import COUNTERS, Booked, Entry, Operation, Posting, Reserved, Settled, Shrunk, State, Voided
+from proxy.store.prepared import Prepared
 from proxy.store.spread import Spread, spread
 from proxy.store.standing import UNLIMITED, Monthly, Standing
 from proxy.store.tables import account, api_key, boot, ledger, quota
@@ -31,20 +33,26 @@ EMPTY: Final = {**NOTHING_USED, "ttft_ms": None, "finish_reason": ""}
 # The same columns of a row that is open.
 OPEN_COLUMNS: Final = {**dict.fromkeys(ENDING_COLUMNS), **NOTHING_USED, "state": State.RESERVED}
 
+# Of a record the values of those columns, in their order.
+_of_entry: Final = attrgetter(*ENTRY_COLUMNS)
+_of_settled: Final = attrgetter(*ENDING_COLUMNS)
+
 # What others write, and how much of it has room.
 OUTSIDE: Final = {"client_request_id": 512, "model": 200, "finish_reason": 40, "error_code": 100}
 
 # Postgres locks the rows it finds; SQLite has no such clause and is given none, its write lock covers everything.
-FIND: Final = (
+FIND: Final = Prepared(
     select(ledger.c.request_id, *(ledger.c[field.name] for field in fields(Booked)))
     .where(ledger.c.request_id.in_(bindparam("ids", expanding=True)))
     .order_by(ledger.c.request_id)
     .with_for_update()
 )
 IS_OPEN: Final = (ledger.c.request_id == bindparam("of")) & (ledger.c.state == State.RESERVED)
-INSERT: Final = insert(ledger)
-SHRINK: Final = update(ledger).where(IS_OPEN).values(est_tokens=bindparam("to"))
-END: Final = update(ledger).where(IS_OPEN).values({name: bindparam(name) for name in ("state", *ENDING_COLUMNS)})
+INSERT: Final = Prepared(insert(ledger), columns=("boot_id", "state", *ENTRY_COLUMNS, *ENDING_COLUMNS))
+SHRINK: Final = Prepared(update(ledger).where(IS_OPEN).values(est_tokens=bindparam("to")))
+END: Final = Prepared(
+    update(ledger).where(IS_OPEN).values({name: bindparam(name) for name in ("state", *ENDING_COLUMNS)})
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +164,7 @@ class Ledger:
 async def _post(connection: AsyncConnection, operations: Sequence[Operation]) -> list[Refusal]:
     """Apply a batch, and say which of it is refused. Runs in the writer's transaction."""
     ids = list({operation.request_id for operation in operations})
-    found = await connection.execute(FIND, {"ids": ids})
+    found = await FIND.on(connection, {"ids": ids})
     rows = {request_id: Booked(*rest) for request_id, *rest in found}
     new = [
         operation for operation in operations if isinstance(operation, Reserved) and operation.request_id not in rows
@@ -188,25 +196,29 @@ async def _write_rows(connection: AsyncConnection, posting: Posting) -> None:
             _inserted(reserved, ends.pop(reserved.request_id, None), estimates.pop(reserved.request_id, None))
             for reserved in posting.reserved
         ]
-        await connection.execute(INSERT, rows)
+        await INSERT.on_each(connection, rows)
     if estimates:
-        await connection.execute(SHRINK, [{"of": of, "to": to} for of, to in estimates.items()])
+        await SHRINK.on_each(connection, [{"of": of, "to": to} for of, to in estimates.items()])
     if ends:
-        await connection.execute(END, [{"of": end.request_id, **_ending(end)} for end in ends.values()])
+        await END.on_each(connection, [_fitting({"of": end.request_id, **_ending(end)}) for end in ends.values()])
 
 
 def _inserted(reserved: Reserved, end: Settled | Voided | None, est_tokens: int | None) -> dict[str, object]:
-    row: dict[str, object] = {name: getattr(reserved.entry, name) for name in ENTRY_COLUMNS}
+    row: dict[str, object] = dict(zip(ENTRY_COLUMNS, _of_entry(reserved.entry), strict=True))
     row["boot_id"] = reserved.boot_id
     if est_tokens is not None:
         row["est_tokens"] = est_tokens
-    return _fitting(row | (OPEN_COLUMNS if end is None else _ending(end)))
+    row |= OPEN_COLUMNS if end is None else _ending(end)
+    return _fitting(row)
 
 
 def _ending(end: Settled | Voided) -> dict[str, object]:
-    row: dict[str, object] = {name: getattr(end, name, EMPTY.get(name)) for name in ENDING_COLUMNS}
+    if isinstance(end, Settled):
+        row: dict[str, object] = dict(zip(ENDING_COLUMNS, _of_settled(end), strict=True))
+    else:
+        row = {name: getattr(end, name, EMPTY.get(name)) for name in ENDING_COLUMNS}
     row["state"] = end.state
-    return _fitting(row)
+    return row
 
 
 def _fitting(row: dict[str, object]) -> dict[str, object]:

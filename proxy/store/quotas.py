@@ -13,15 +13,18 @@ from sqlalchemy import BindParameter, bindparam, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.store.posting import COUNTERS, At, Booked, Reserved
+from proxy.store.prepared import Prepared
 from proxy.store.standing import Standing
 from proxy.store.tables import account, api_key, quota
 
 # The same words in SQLite and in Postgres, for which SQLAlchemy has two constructs.
-OPEN: Final = text(
-    f"INSERT INTO quota (key_id, period, {', '.join(COUNTERS)}) "  # noqa: S608  our own column names
-    f"VALUES (:of_key, :of_period, {', '.join('0' for _ in COUNTERS)}) ON CONFLICT (key_id, period) DO NOTHING"
+OPEN: Final = Prepared(
+    text(
+        f"INSERT INTO quota (key_id, period, {', '.join(COUNTERS)}) "  # noqa: S608  our own column names
+        f"VALUES (:of_key, :of_period, {', '.join('0' for _ in COUNTERS)}) ON CONFLICT (key_id, period) DO NOTHING"
+    )
 )
-MOVE: Final = (
+MOVE: Final = Prepared(
     update(quota)
     .where(quota.c.key_id == bindparam("of_key"), quota.c.period == bindparam("of_period"))
     .values({name: quota.c[name] + bindparam(name) for name in COUNTERS})
@@ -30,7 +33,7 @@ _COLUMNS: Final = [quota.c[field.name] for field in fields(Standing)]
 _KEYS: Final = quota.c.key_id.in_(bindparam("keys", expanding=True))
 _PERIODS: Final = quota.c.period.in_(bindparam("periods", expanding=True))
 # Postgres locks what it finds; SQLite has no such clause and is given none, its write lock covers everything.
-LOCK_KEYS: Final = (
+LOCK_KEYS: Final = Prepared(
     select(quota.c.key_id, quota.c.period, *_COLUMNS)
     .where(_KEYS, _PERIODS)
     .order_by(quota.c.key_id, quota.c.period)
@@ -38,10 +41,10 @@ LOCK_KEYS: Final = (
 )
 _ACCOUNTS: Final[BindParameter[str]] = bindparam("accounts", expanding=True)
 # Only against each other: what refers to an account goes on.
-LOCK_ACCOUNTS: Final = (
+LOCK_ACCOUNTS: Final = Prepared(
     select(account.c.id).where(account.c.id.in_(_ACCOUNTS)).order_by(account.c.id).with_for_update(key_share=True)
 )
-SUM_ACCOUNTS: Final = (
+SUM_ACCOUNTS: Final = Prepared(
     select(api_key.c.account_id, quota.c.period, *(func.sum(column) for column in _COLUMNS))
     .select_from(quota.join(api_key, api_key.c.id == quota.c.key_id))
     .where(api_key.c.account_id.in_(_ACCOUNTS), _PERIODS)
@@ -51,7 +54,7 @@ SUM_ACCOUNTS: Final = (
 
 async def opened(connection: AsyncConnection, lines: Collection[At]) -> None:
     """Make the rows that are not there yet."""
-    await connection.execute(OPEN, [{"of_key": key_id, "of_period": period} for key_id, period in sorted(lines)])
+    await OPEN.on_each(connection, [{"of_key": key_id, "of_period": period} for key_id, period in sorted(lines)])
 
 
 async def standings(
@@ -67,13 +70,13 @@ async def standings(
     accounts: dict[At, Standing] = {}
     shared = sorted({reserved.entry.account_id for reserved in limited if reserved.limits.any_of_account})
     if shared:
-        await connection.execute(LOCK_ACCOUNTS, {"accounts": shared})
+        await LOCK_ACCOUNTS.on(connection, {"accounts": shared})
     keys = {*(reserved.entry.key_id for reserved in new), *(row.key_id for row in rows.values())}
     periods = {*(reserved.entry.period for reserved in new), *(row.period for row in rows.values())}
-    found = await connection.execute(LOCK_KEYS, {"keys": sorted(keys), "periods": sorted(periods)})
+    found = await LOCK_KEYS.on(connection, {"keys": sorted(keys), "periods": sorted(periods)})
     lines = {(key_id, period): Standing(*rest) for key_id, period, *rest in found}
     if shared:
-        summed = await connection.execute(SUM_ACCOUNTS, {"accounts": shared, "periods": sorted(periods)})
+        summed = await SUM_ACCOUNTS.on(connection, {"accounts": shared, "periods": sorted(periods)})
         # Postgres sums whole numbers to decimals.
         accounts = {(account_id, period): Standing(*map(int, rest)) for account_id, period, *rest in summed}
     return lines, accounts
@@ -84,4 +87,4 @@ async def moved(connection: AsyncConnection, moves: Mapping[At, Counter[str]]) -
         {"of_key": key_id, "of_period": period} | {name: counter[name] for name in COUNTERS}
         for (key_id, period), counter in sorted(moves.items())
     ]
-    await connection.execute(MOVE, rows)
+    await MOVE.on_each(connection, rows)

@@ -10,8 +10,9 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
+import aiosqlite
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -20,6 +21,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from proxy.settings import Database as DatabaseSettings
 from proxy.store import address
 from proxy.store.failure import StorageError
+from proxy.store.visit import Visits
 
 # For `doctor`: the versions of SQLite, first and last, that need the one connection and the lock.
 WAL_RESET_BUG: Final = ((3, 7, 0), (3, 51, 2))
@@ -74,13 +76,15 @@ def prepare(engine: Engine, settings: DatabaseSettings) -> None:
     event.listen(engine, "begin", begin)
 
 
-def begin_writing(engine: Engine) -> None:
-    """Have an engine on a connection that is set up already begin every transaction as one that will write."""
+def visits_to(engine: AsyncEngine) -> Visits:
+    """The visits to the one connection of an engine that has none yet."""
+    visits = Visits()
 
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    def connect(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+        visits.connected(cast("aiosqlite.Connection", connection.driver_connection))
 
-    event.listen(engine, "begin", begin)
+    event.listen(engine.sync_engine, "connect", connect)
+    return visits
 
 
 @contextlib.contextmanager
