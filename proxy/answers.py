@@ -13,7 +13,7 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_LINE_BYTES: Final = 4096
 _END_OF_LINE: Final = b"\r\n"
 _END_OF_HEAD: Final = b"\r\n\r\n"
-_STATUS: Final = re.compile(rb"HTTP/1\.[01] ([2-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
+_STATUS: Final = re.compile(rb"HTTP/1\.([01]) ([2-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 # A token, a colon, and a value with the space around it (RFC 9110, 5.5 and 5.6.2).
 _FIELD: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)")
 _CHUNK: Final = re.compile(rb"([0-9a-fA-F]{1,12})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
@@ -27,10 +27,11 @@ class BrokenOffError(ConnectionError):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """`headers` by their lower-case names, of each the first."""
+    """`headers` by their lower-case names, of each the first. `goes_on`: the connection does, after the answer."""
 
     status: int
     headers: Mapping[str, str]
+    goes_on: bool = False
 
 
 class Reading:
@@ -49,6 +50,11 @@ class Reading:
         self._chunked = False
         self._in_chunk = False
         self._trailer: int | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the answer is whole, and another may come on its connection."""
+        return self.whole and self.head is not None and self.head.goes_on
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes in, give what of the body is in them. Raises BrokenOffError."""
@@ -156,4 +162,5 @@ def read_head(head: bytes) -> Head:
     length = headers.get("content-length")
     if length is not None and _LENGTH.fullmatch(length) is None:
         raise BrokenOffError("a length that is no number")
-    return Head(int(status[1]), headers)
+    goes_on = status[1] == b"1" and "connection" not in headers
+    return Head(int(status[2]), headers, goes_on)

@@ -11,11 +11,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from proxy.asked import Answer, Asked, UpstreamLostError
 from proxy.client import LeftError
 from proxy.clock import Clock
 from proxy.exchange import Arrival, Call, Ending, Outcome
 from proxy.ticket import Ticket
-from proxy.upstream import Answer, Sidecar, UpstreamLostError
+from proxy.upstream import Sidecar
 from proxy.usage import AnswerError, Sifter, read_body
 from sidecar.wire.errors import INVALID_REQUEST, SERVER_ERROR, ApiError, unavailable
 from sidecar.wire.internal import IGNORED, Usage
@@ -41,7 +42,7 @@ class Client(Protocol):
 class Reserved(Protocol):
     """What the relay needs of a grant."""
 
-    async def durable(self, unless: asyncio.Future[bytes] | None = None) -> None:
+    async def durable(self, unless: asyncio.Future[None] | None = None) -> None:
         """Return when the reservation is on disk, or as soon as `unless` is done. Raises ApiError 503."""
 
     def counted(self, prompt_tokens: int) -> None:
@@ -131,26 +132,18 @@ class Forward:
 
         An answer that is sooner than the disk is settled with its reservation, in one commit.
         """
-        answering = asyncio.ensure_future(self._answered(run))
-        try:
-            await run.reserved.durable(unless=answering)
-            body = await answering
-        finally:
-            answering.cancel()
-            await asyncio.gather(answering, return_exceptions=True)
+        async with run.sidecar.open(run.call, run.ticket) as asked:
+            await run.reserved.durable(unless=asked.over())
+            answer = await self._answer(run, asked)
+            body = await answer.whole()
         run.timings.durable_s = self._clock.monotonic()
         return body
-
-    async def _answered(self, run: Run) -> bytes:
-        async with run.sidecar.open(run.call, run.ticket) as answer:
-            self._head_is_here(run, answer)
-            return await answer.whole()
 
     async def _stream(self, run: Run) -> Delivery:
         sifter = Sifter()
         try:
-            async with run.client.present(), run.sidecar.open(run.call, run.ticket) as answer:
-                self._head_is_here(run, answer)
+            async with run.client.present(), run.sidecar.open(run.call, run.ticket) as asked:
+                answer = await self._answer(run, asked)
                 await self._durable(run)
                 await self._relay(run, answer, sifter)
         except (UpstreamLostError, AnswerError) as lost:
@@ -196,12 +189,15 @@ class Forward:
         finally:
             run.timings.settled_s = self._clock.monotonic()
 
-    def _head_is_here(self, run: Run, answer: Answer) -> None:
+    async def _answer(self, run: Run, asked: Asked) -> Answer:
+        """Its head is here. Raises UpstreamRefusedError, UpstreamLostError."""
+        answer = await asked.answer()
         run.timings.upstream_head_s = self._clock.monotonic()
         if answer.prompt_tokens is not None:
             run.reserved.counted(answer.prompt_tokens)
         if answer.ignored is not None:
             run.client.announce({IGNORED: answer.ignored})
+        return answer
 
     async def _left(self, run: Run, ending: Ending) -> Delivery:
         """The client is gone, or must go: the sidecar stops, and what it produced is owed."""

@@ -11,6 +11,7 @@ from typing import Final
 
 from proxy import scopes
 from proxy.admission.turn import Turn
+from proxy.asked import UpstreamRefusedError
 from proxy.body import read_call, read_question
 from proxy.client import Client, LeftError
 from proxy.clock import Clock
@@ -27,7 +28,7 @@ from proxy.running import Running
 from proxy.settings import Limits
 from proxy.settle import Settlement
 from proxy.ticket import Ticket
-from proxy.upstream import Sidecar, UpstreamRefusedError, Upstreams
+from proxy.upstream import Sidecar, Upstreams
 from proxy.verdict import RefusedError
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import ApiError, internal_error

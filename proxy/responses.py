@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from proxy.asked import UpstreamRefusedError
 from proxy.body import continued, conversation_too_long, own_items
 from proxy.clock import Clock
 from proxy.exchange import Call, Principal
@@ -22,7 +23,6 @@ from proxy.input_items import item_list
 from proxy.policy.schema import Policy
 from proxy.store.database import StorageError
 from proxy.store.responses import ConversationTooLongError, Owned, StoredResponse, Turn
-from proxy.upstream import UpstreamRefusedError
 from proxy.usage import AnswerError, told_response
 from sidecar.wire.errors import ApiError, bad_request, internal_error, unavailable
 from sidecar.wire.internal import Endpoint

@@ -9,10 +9,11 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from proxy.asked import UpstreamLostError
 from proxy.clock import Clock
 from proxy.exchange import Arrival, Ending, Estimate, Outcome
 from proxy.patience import done_within
-from proxy.upstream import Sidecar, UpstreamLostError
+from proxy.upstream import Sidecar
 from sidecar.wire.errors import ApiError, unavailable
 from sidecar.wire.internal import Usage
 from sidecar.wire.slots import SlotFileError

@@ -1,11 +1,14 @@
-"""One request and its answer over a Unix socket, on a connection of its own: as little HTTP as a sidecar needs.
+"""Requests and their answers over a Unix socket, one at a time on a connection: as little HTTP as a sidecar needs.
 
-A kept connection may be half closed by a sidecar that restarted, and a POST on it could not be told from one that ran;
-a Unix socket connects in some 0.03 ms. What listens there runs as this user, or as root, or is not spoken to.
+A connection is kept for the next request if its answer came whole, and is looked at before that: one that has ended, or
+on which anything was said meanwhile, takes no more. Nothing is ever written twice, so that no request runs twice: one
+whose connection ends without an answer is lost. What listens there runs as this user, or as root, or is not spoken to.
 """
 
 import asyncio
 import os
+import select
+from collections import deque
 from collections.abc import Mapping
 from typing import Final, cast
 
@@ -16,6 +19,10 @@ from proxy.edge import peer_uid
 
 # An answer that is not read as fast as it comes is left in the socket beyond this.
 MOST_KEPT_BYTES: Final = 256 * 1024
+# What is kept for the next requests, and for how long: much shorter than a sidecar keeps it, so that it is not closed
+# there while a request is on its way.
+MOST_FREE: Final = 256
+FREE_S: Final = 5.0
 
 
 class AbsentError(ConnectionError):
@@ -23,26 +30,33 @@ class AbsentError(ConnectionError):
 
 
 class Uplink(asyncio.Protocol):
-    """The connection, once the request is sent.
+    """A connection, and the request that it has now.
 
-    Mutable: `_transport`; `_reading`; `_pieces`, of the body, that nobody has taken yet, and `_kept`, their bytes;
-    `_held`, while those are too many; `_error`, why no more will come; `_waiter`, for who waits for more.
+    Mutable: `free_since_s`, when it had its last answer; `_transport`, while it is open; `_events`, what has happened
+    to it that the loop does not know yet; `_asked_s`, when the request was sent; `_reading`; `_pieces`, of the body,
+    that nobody has taken yet, and `_kept`, their bytes; `_held`, while those are too many; `_error`, why no more will
+    come; `_waiter`, for who waits for more; `_over`, for who waits for the end.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._events = select.poll()
+        self._asked_s = 0.0
+        self.free_since_s = 0.0
         self._reading = Reading()
         self._pieces: list[bytes] = []
         self._kept = 0
         self._held = False
         self._error: BrokenOffError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._over: asyncio.Future[None] | None = None
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports have asyncio's methods and not its classes, so there is nothing to check here.
         self._transport = cast("asyncio.Transport", transport)
+        self._events.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     @override
     def data_received(self, data: bytes) -> None:
@@ -61,8 +75,8 @@ class Uplink(asyncio.Protocol):
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._reading.whole:
-            return
+        # From here on its descriptor may be another's.
+        self._transport = None
         try:
             self._reading.end()
         except BrokenOffError as broken:
@@ -70,10 +84,36 @@ class Uplink(asyncio.Protocol):
             self._fail(broken)
         self._wake()
 
+    def ask(self, request: bytes) -> None:
+        """Send a request on a connection that is new or free."""
+        if self._transport is None:
+            raise RuntimeError("a connection is made before it is used")
+        self._reading = Reading()
+        self._over = None
+        self._asked_s = self._loop.time()
+        self._transport.write(request)
+
+    @property
+    def answered(self) -> bool:
+        """Whether the answer is whole and taken, and the connection left open for another."""
+        return self._reading.goes_on and self._error is None and not self._pieces and not self._held
+
+    def is_quiet(self) -> bool:
+        """Whether the connection is open and nothing has come since the answer, up to this moment."""
+        transport = self._transport
+        return self.answered and transport is not None and not transport.is_closing() and not self._events.poll(0)
+
+    def over(self) -> asyncio.Future[None]:
+        """Done when the answer is whole, or none will come."""
+        if self._over is None:
+            self._over = self._loop.create_future()
+            self._wake()
+        return self._over
+
     async def head(self, limit_s: float) -> Head:
-        """Raises BrokenOffError, or TimeoutError after `limit_s`."""
+        """Raises BrokenOffError, or TimeoutError `limit_s` after the request was sent."""
         while self._reading.head is None:
-            await self._more(limit_s)
+            await self._more(self._asked_s + limit_s)
         return self._reading.head
 
     async def piece(self, limit_s: float) -> bytes:
@@ -81,7 +121,7 @@ class Uplink(asyncio.Protocol):
         while self._error is not None or not self._pieces:
             if self._reading.whole and self._error is None:
                 return b""
-            await self._more(limit_s)
+            await self._more(self._loop.time() + limit_s)
         pieces, self._pieces, self._kept = self._pieces, [], 0
         if self._held and self._transport is not None:
             self._held = False
@@ -93,11 +133,11 @@ class Uplink(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    async def _more(self, limit_s: float) -> None:
+    async def _more(self, until_s: float) -> None:
         if self._error is not None:
             raise self._error
         self._waiter = waiter = self._loop.create_future()
-        timer = self._loop.call_later(limit_s, _late, waiter)
+        timer = self._loop.call_at(until_s, _late, waiter)
         try:
             await waiter
         finally:
@@ -107,6 +147,8 @@ class Uplink(asyncio.Protocol):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+        if self._over is not None and not self._over.done() and (self._reading.whole or self._error is not None):
+            self._over.set_result(None)
 
     def _fail(self, error: BrokenOffError) -> None:
         # It is told before what nobody has taken yet: an answer that has not begun is then one to be tried again.
@@ -120,25 +162,57 @@ def _late(waiter: asyncio.Future[None]) -> None:
         waiter.set_exception(TimeoutError())
 
 
-async def send(path: str, request: bytes, connect_s: float) -> Uplink:
-    """Connect to the socket at `path` and send. The caller closes what it gets. Raises AbsentError."""
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(connect_s):
-            transport, uplink = await loop.create_unix_connection(Uplink, path)
-    except OSError as exc:  # TimeoutError is one
-        raise AbsentError("nobody listens there") from exc
-    if peer_uid(transport.get_extra_info("socket")) not in {os.geteuid(), 0}:
-        uplink.close()
-        raise AbsentError("another user listens there")
-    transport.write(request)
-    return uplink
+class Uplinks:
+    """The connections to the socket at `path`. Mutable: `_free`, those that wait for a request, the longest first."""
+
+    def __init__(self, path: str, connect_s: float) -> None:
+        self._path = path
+        self._connect_s = connect_s
+        self._free: deque[Uplink] = deque()
+
+    async def send(self, request: bytes) -> Uplink:
+        """Send a request, on a free connection or a new one. The caller gives it back. Raises AbsentError."""
+        while self._free:
+            free = self._free.pop()
+            if free.is_quiet():
+                free.ask(request)
+                return free
+            free.close()
+        made = await self._connected()
+        made.ask(request)
+        return made
+
+    def give_back(self, used: Uplink) -> None:
+        """The caller is done with it. An answer that is not whole is broken off."""
+        if used.answered and len(self._free) < MOST_FREE:
+            used.free_since_s = asyncio.get_running_loop().time()
+            self._free.append(used)
+        else:
+            used.close()
+
+    def close(self, free_for_s: float = 0.0) -> None:
+        """Close what has been free for so long."""
+        until_s = asyncio.get_running_loop().time() - free_for_s
+        while self._free and self._free[0].free_since_s <= until_s:
+            self._free.popleft().close()
+
+    async def _connected(self) -> Uplink:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_s):
+                transport, uplink = await loop.create_unix_connection(Uplink, self._path)
+        except OSError as exc:  # TimeoutError is one
+            raise AbsentError("nobody listens there") from exc
+        if peer_uid(transport.get_extra_info("socket")) not in {os.geteuid(), 0}:
+            uplink.close()
+            raise AbsentError("another user listens there")
+        return uplink
 
 
 def request(method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
     """The bytes of a request. Raises ValueError for a header that would be more than one."""
     length = {} if body is None else {"content-length": str(len(body))}
-    fields = {"host": "sidecar", "connection": "close", **length, **headers}
+    fields = {"host": "sidecar", **length, **headers}
     lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
     text = "\r\n".join(lines)
     if text.count("\r") != len(lines) - 1 or text.count("\n") != len(lines) - 1 or "\0" in text:

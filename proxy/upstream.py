@@ -1,13 +1,9 @@
-"""The sidecars: who is there and ready, which one runs a request, and every byte that is exchanged with them.
-
-Foreign exceptions (the socket's, time-outs) end here: what leaves is an `ApiError` when the request never
-began or was refused, and `UpstreamLostError` when it may have begun.
-"""
+"""The sidecars: who is there and ready, which one runs a request, and what else they are asked."""
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,34 +12,20 @@ from typing import Final, Self
 import msgspec
 
 from proxy import uplink
-from proxy.answers import Head
+from proxy.asked import Answer, Asked, UpstreamLostError, absent, heard, translated
 from proxy.exchange import Call, Question
 from proxy.load import Load, Workload, together
 from proxy.settings import Timeouts, Upstream
 from proxy.ticket import Ticket
 from sidecar.jsonlog import JsonLog
 from sidecar.wire import internal
-from sidecar.wire.errors import ApiError, parse_error, unavailable
+from sidecar.wire.errors import ApiError, unavailable
 from sidecar.wire.internal import Count, Endpoint, ModelState, RequestState, State
 from sidecar.wire.slots import RequestUsage, SlotReader, embedding_slots
 
 POLL_READY_S: Final = 1.0
 POLL_ABSENT_S: Final = 0.25
-MAX_BODY_BYTES: Final = 64 * 1024 * 1024
-RETRY_HEADERS: Final = ("retry-after", "retry-after-ms", "x-should-retry")
 UNREACHABLE: Final = "unreachable"
-
-
-class UpstreamLostError(Exception):
-    """The sidecar went silent or broke off after a request may have begun. `timed_out` tells which."""
-
-    def __init__(self, *, timed_out: bool = False) -> None:
-        super().__init__("timed out" if timed_out else "connection lost")
-        self.timed_out = timed_out
-
-
-class UpstreamRefusedError(ApiError):
-    """The sidecar answered with an error before anything ran; the client is told the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,50 +40,12 @@ class Slots:
     written: bool = True
 
 
-class Answer:
-    """An answer under way: its head is here, its body is read piece by piece."""
-
-    def __init__(self, connection: uplink.Uplink, head: Head, between_bytes_s: float) -> None:
-        self.head = head
-        self._connection = connection
-        self._between_bytes_s = between_bytes_s
-
-    @property
-    def prompt_tokens(self) -> int | None:
-        """The exact prompt, if the sidecar said it."""
-        text = self.head.headers.get(internal.PROMPT_TOKENS, "")
-        return int(text) if text.isascii() and text.isdigit() else None
-
-    @property
-    def ignored(self) -> str | None:
-        """The fields of the body that the sidecar ignored, for the client's eyes."""
-        return self.head.headers.get(internal.IGNORED)
-
-    async def piece(self) -> bytes:
-        """What has come since the last call, at least a byte; empty at a proper end. Raises UpstreamLostError."""
-        try:
-            return await self._connection.piece(self._between_bytes_s)
-        except OSError as exc:
-            raise UpstreamLostError(timed_out=isinstance(exc, TimeoutError)) from exc
-
-    async def whole(self) -> bytes:
-        """The whole body. Raises UpstreamLostError, also when it is larger than `MAX_BODY_BYTES`."""
-        pieces: list[bytes] = []
-        size = 0
-        while piece := await self.piece():
-            pieces.append(piece)
-            size += len(piece)
-            if size > MAX_BODY_BYTES:
-                raise UpstreamLostError
-        return b"".join(pieces)
-
-
 class Sidecar:
-    """One sidecar behind one Unix socket.
+    """One sidecar behind one Unix socket. What is raised of its answers is `proxy.asked`'s.
 
     Mutable: `state` (the last one it told, or None while it cannot be reached), `models` (the last ones it named),
     `slots_path` (where it last said they are), `outstanding_tokens` (reserved by the requests it runs for us),
-    `workload`, `_asked` (set when the state is to be looked at now).
+    `workload`, `_uplinks` (the connections to it), `_asked` (set when the state is to be looked at now).
     """
 
     def __init__(
@@ -115,6 +59,7 @@ class Sidecar:
         self.workload = Workload(clock)
         self._socket = settings.socket
         self._timeouts = timeouts
+        self._uplinks = uplink.Uplinks(settings.socket, timeouts.connect_s)
         self._log = log
         self._asked = asyncio.Event()
 
@@ -134,7 +79,7 @@ class Sidecar:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Nothing is kept open between requests."""
+        self._uplinks.close()
 
     async def watch(self) -> None:
         """Keep `state` fresh, for ever."""
@@ -148,6 +93,7 @@ class Sidecar:
     async def refresh(self) -> None:
         """Ask for the state now."""
         was_ready = self.ready
+        self._uplinks.close(uplink.FREE_S)
         try:
             body = await self._ask("GET", "/internal/state", self._timeouts.state_s)
             self.state = msgspec.json.decode(body, type=State)
@@ -169,7 +115,7 @@ class Sidecar:
                 body = await answer.whole()
             return msgspec.json.decode(body, type=Count)
         except (UpstreamLostError, msgspec.MsgspecError) as exc:
-            raise _absent() from exc
+            raise absent() from exc
 
     async def tokenizer(self, question: Question, request_id: str) -> tuple[bytes, str | None]:
         """What the model's tokenizer answers, and the fields that were ignored if any were. Raises ApiError."""
@@ -178,7 +124,7 @@ class Sidecar:
             async with self._asked_for("POST", path, self._timeouts.count_s, question.body, named) as answer:
                 return await answer.whole(), answer.ignored
         except UpstreamLostError as exc:
-            raise _absent() from exc
+            raise absent() from exc
 
     async def cancel(self, request_id: str) -> RequestState:
         """End a request, and say what it used once the engine let go. Raises ApiError or UpstreamLostError."""
@@ -203,8 +149,8 @@ class Sidecar:
         return await self._ask("GET", "/internal/openapi", self._timeouts.state_s)
 
     @contextlib.asynccontextmanager
-    async def open(self, call: Call, ticket: Ticket) -> AsyncIterator[Answer]:
-        """Run a call. The answer's head is here on entry; leaving before its end breaks the connection off.
+    async def open(self, call: Call, ticket: Ticket) -> AsyncIterator[Asked]:
+        """Run a call: it is sent on entry; leaving before its answer's end breaks the connection off.
 
         Raises ApiError if nothing ran, UpstreamLostError if something may have run.
         """
@@ -214,12 +160,12 @@ class Sidecar:
         try:
             # An encoder has no queue, and the engine's is not filled by what is embedded.
             with self.workload.running(0 if call.endpoint is Endpoint.EMBEDDINGS else call.choices):
-                with _translated():
+                with translated():
                     sent = await self._send("POST", call.endpoint.value, call.body, headers)
                 try:
-                    yield await self._heard(sent, self._timeouts.first_byte_s)
+                    yield Asked(sent, self._timeouts)
                 finally:
-                    sent.close()
+                    self._uplinks.give_back(sent)
         except (UpstreamLostError, ApiError):
             self._asked.set()
             raise
@@ -228,23 +174,7 @@ class Sidecar:
 
     async def _send(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> uplink.Uplink:
         """Raises AbsentError; then nothing was sent."""
-        return await uplink.send(self._socket, uplink.request(method, path, headers, body), self._timeouts.connect_s)
-
-    async def _heard(self, sent: uplink.Uplink, limit_s: float) -> Answer:
-        """The answer, whose head is here. Raises UpstreamRefusedError, UpstreamLostError."""
-        with _translated():
-            answer = Answer(sent, await sent.head(limit_s), self._timeouts.between_bytes_s)
-        if answer.head.status != 200:
-            raise await self._refusal(answer)
-        return answer
-
-    async def _refusal(self, answer: Answer) -> ApiError:
-        status, headers = answer.head.status, answer.head.headers
-        error = parse_error(status if status >= 400 else 502, await answer.whole())
-        kept = {name: headers[name] for name in RETRY_HEADERS if name in headers}
-        return UpstreamRefusedError(
-            error.status, error.message, type=error.type, code=error.code, param=error.param, headers=kept
-        )
+        return await self._uplinks.send(uplink.request(method, path, headers, body))
 
     async def _ask(self, method: str, path: str, limit_s: float) -> bytes:
         """One short exchange. Raises ApiError or UpstreamLostError."""
@@ -258,13 +188,13 @@ class Sidecar:
         """The answer of one short exchange, all of which has `limit_s`. Raises ApiError or UpstreamLostError."""
         if body is not None:
             headers = {"content-type": "application/json", **headers}
-        with _translated():
+        with translated():
             async with asyncio.timeout(limit_s):
                 sent = await self._send(method, path, body, headers)
                 try:
-                    yield await self._heard(sent, limit_s)
+                    yield await heard(sent, limit_s, self._timeouts.between_bytes_s)
                 finally:
-                    sent.close()
+                    self._uplinks.give_back(sent)
 
 
 class Upstreams:
@@ -335,30 +265,12 @@ class Upstreams:
         return min(ready, key=lambda sidecar: sidecar.outstanding_tokens)
 
 
-def _absent() -> ApiError:
-    return unavailable(
-        "The model server cannot be reached. Please try again.", code="upstream_unavailable", retry_after_s=1
-    )
-
-
 def _not_ready(reasons: set[str]) -> ApiError:
     if "loading" in reasons:
         return unavailable("The model is being loaded. Please try again.", code="model_loading", retry_after_s=5)
     if reasons == {"draining"}:
         return unavailable("The model server is shutting down.", code="shutting_down", retry_after_s=5)
-    return _absent()
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except uplink.AbsentError as exc:
-        raise _absent() from exc
-    except TimeoutError as exc:
-        raise UpstreamLostError(timed_out=True) from exc
-    except OSError as exc:
-        raise UpstreamLostError from exc
+    return absent()
 
 
 def _read_slots(paths: Sequence[Path], request_id: str) -> Slots:

@@ -16,10 +16,11 @@ from proxy.admin.desk import Desk
 from proxy.admin.openapi import merged
 from proxy.admin.records import ServerState, UpstreamState
 from proxy.admin.reports import quota_shares
+from proxy.asked import UpstreamLostError
 from proxy.clock import Clock
 from proxy.metrics import Metrics, quota_bands
 from proxy.sockets import url
-from proxy.upstream import UpstreamLostError, Upstreams
+from proxy.upstream import Upstreams
 from sidecar.wire.errors import ApiError, unavailable
 from sidecar.yamlfile import Problem
 

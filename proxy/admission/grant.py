@@ -13,6 +13,7 @@ from typing import Final, Protocol, Self
 from proxy import twice
 from proxy.admission.estimate import Sizing
 from proxy.admission.meters import Hold
+from proxy.asked import UpstreamRefusedError
 from proxy.clock import Clock
 from proxy.exchange import Arrival, Ending, Estimate, Outcome
 from proxy.patience import done_within, either_within
@@ -20,7 +21,6 @@ from proxy.policy.schema import POLICY_HEADER, CacheScope
 from proxy.store.claims import Claim, ClaimTakenError
 from proxy.store.posting import Entry, Settled, Voided
 from proxy.store.standing import Monthly, QuotaExceededError
-from proxy.upstream import UpstreamRefusedError
 from proxy.verdict import Remark
 from sidecar.wire.errors import ApiError, unavailable
 
@@ -101,7 +101,7 @@ class Grant:
         """The rate limit headers for the answer's head, as they stand now, and the policy that let it in."""
         return {**self._hold.headers(), POLICY_HEADER: self._terms.revision}
 
-    async def durable(self, unless: asyncio.Future[bytes] | None = None) -> None:
+    async def durable(self, unless: asyncio.Future[None] | None = None) -> None:
         """Return when the reservation is on disk, or as soon as `unless` is done.
 
         Raises ApiError 503 if that fails or takes too long, 429 if another process has used up the quota meanwhile, or

@@ -200,6 +200,44 @@ class FakeAnswer:
         return b"".join(pieces)
 
 
+class FakeAsked:
+    """A call that was sent: `gate` is waited for before its answer's head, `refusal` raised instead of one.
+
+    Whoever asks whether it is over has it played: then its answer gives what came of that.
+    """
+
+    def __init__(self, gate: asyncio.Event | None, refusal: Exception | None, answer: FakeAnswer) -> None:
+        self._gate = gate
+        self._refusal = refusal
+        self._answer = answer
+        self._playing: asyncio.Task[bytes] | None = None
+
+    def over(self) -> asyncio.Future[None]:
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._playing = asyncio.create_task(self._play())
+        self._playing.add_done_callback(lambda _: over.set_result(None))
+        return over
+
+    async def answer(self) -> FakeAnswer:
+        if self._playing is None:
+            return await self._head()
+        return FakeAnswer([await self._playing], self._answer.ignored)
+
+    def close(self) -> None:
+        if self._playing is not None:
+            self._playing.cancel()
+
+    async def _play(self) -> bytes:
+        return await (await self._head()).whole()
+
+    async def _head(self) -> FakeAnswer:
+        if self._gate is not None:
+            await self._gate.wait()
+        if self._refusal is not None:
+            raise self._refusal
+        return self._answer
+
+
 class FakeUpstream:
     """One sidecar: `script` is its answer, `refusal` what it raises instead of one."""
 
@@ -220,16 +258,14 @@ class FakeUpstream:
         self.slots_written = True
 
     @contextlib.asynccontextmanager
-    async def open(self, _call: Call, ticket: Ticket) -> AsyncIterator[FakeAnswer]:
+    async def open(self, _call: Call, ticket: Ticket) -> AsyncIterator[FakeAsked]:
         self.opened += 1
         self.tickets.append(ticket)
+        asked = FakeAsked(self.gate, self.refusal, FakeAnswer(self.script, self.ignored))
         try:
-            if self.gate is not None:
-                await self.gate.wait()
-            if self.refusal is not None:
-                raise self.refusal
-            yield FakeAnswer(self.script, self.ignored)
+            yield asked
         finally:
+            asked.close()
             self.closed += 1
 
     async def count(self, _call: Call) -> Any:

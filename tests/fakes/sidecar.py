@@ -105,6 +105,12 @@ class FakeSidecar:
         await web.UnixSite(self._runner, str(self.socket)).start()
         return self
 
+    @property
+    def connected(self) -> int:
+        """How many connections there are now."""
+        server = self._runner.server if self._runner is not None else None
+        return len(server.connections) if server is not None else 0
+
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from proxy.asked import UpstreamLostError, UpstreamRefusedError
 from proxy.exchange import Ending
 from proxy.forward import Delivery, Forward, Run, Timings, told_on_leaving
-from proxy.upstream import UpstreamLostError, UpstreamRefusedError
 from sidecar.wire.errors import ApiError, unavailable
 from sidecar.wire.internal import IGNORED
 from tests.fakes.proxy import TICKET, FakeClient, FakeClock, FakeGrant, FakeSettling, FakeUpstream, call

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from proxy.admission.turn import Turn
+from proxy.asked import UpstreamLostError, UpstreamRefusedError
 from proxy.clock import Clock
 from proxy.exchange import Ending, Principal, TextEndpoint
 from proxy.pipeline import Pipeline
@@ -16,7 +17,6 @@ from proxy.policy.schema import CacheScope
 from proxy.record import Ended
 from proxy.running import Running
 from proxy.settings import Limits
-from proxy.upstream import UpstreamLostError, UpstreamRefusedError
 from proxy.verdict import RefusedError, Remark
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import ApiError, unavailable

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from proxy.asked import UpstreamRefusedError
 from proxy.exchange import Ending, Outcome
 from proxy.metrics import Metrics
 from proxy.record import TOUCH_EVERY_S, CommitWatch, Ended, Record, Rooms
-from proxy.upstream import UpstreamRefusedError
 from proxy.verdict import RefusedError, Remark
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import SERVICE_UNAVAILABLE as UNAVAILABLE

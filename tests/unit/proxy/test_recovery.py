@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from proxy.asked import UpstreamLostError
 from proxy.recovery import Recovered, recover
 from proxy.store.database import StorageError
 from proxy.store.posting import Entry, Settled, Voided
-from proxy.upstream import UpstreamLostError
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.internal import Endpoint, RequestState
 from sidecar.wire.slots import RequestUsage, SlotFileError

@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from proxy.asked import UpstreamRefusedError
 from proxy.exchange import Call, Principal
 from proxy.policy.schema import Policy, Tier
 from proxy.responses import Responses, own_place, purge
 from proxy.store.database import StorageError
 from proxy.store.responses import ConversationTooLongError, Owned, StoredResponse, Turn
-from proxy.upstream import UpstreamRefusedError
 from sidecar.wire.errors import ApiError, bad_request
 from sidecar.wire.internal import Endpoint
 from tests.fakes.proxy import NOON, FakeClock

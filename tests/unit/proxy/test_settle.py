@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from proxy.asked import UpstreamLostError
 from proxy.exchange import Ending
 from proxy.forward import Timings
 from proxy.settle import Settlement, UsageUnknownError, produced
-from proxy.upstream import UpstreamLostError
 from sidecar.wire.errors import ApiError
 from sidecar.wire.internal import RequestState, Usage
 from sidecar.wire.slots import RequestUsage, SlotFileError

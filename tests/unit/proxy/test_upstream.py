@@ -12,9 +12,10 @@ import msgspec
 import pytest
 
 from proxy.answers import BrokenOffError
+from proxy.asked import UpstreamLostError, UpstreamRefusedError, translated
 from proxy.exchange import Question, TextEndpoint
 from proxy.settings import Timeouts, Upstream
-from proxy.upstream import Sidecar, UpstreamLostError, UpstreamRefusedError, Upstreams, _translated
+from proxy.upstream import Sidecar, Upstreams
 from sidecar.jsonlog import JsonLog
 from sidecar.protocol.ticket import read_ticket
 from sidecar.wire import internal
@@ -92,7 +93,8 @@ async def test_a_watcher_follows_the_state(fake: FakeSidecar) -> None:
 
 
 async def test_a_call_runs_with_the_ticket_as_its_head(fake: FakeSidecar, sidecar: Sidecar) -> None:
-    async with sidecar.open(call(stream=False), TICKET) as answer:
+    async with sidecar.open(call(stream=False), TICKET) as asked:
+        answer = await asked.answer()
         assert sidecar.outstanding_tokens == TICKET.max_total_tokens
         assert answer.prompt_tokens == 7
         assert await answer.whole() == WHOLE
@@ -104,7 +106,8 @@ async def test_a_call_runs_with_the_ticket_as_its_head(fake: FakeSidecar, sideca
 
 async def test_only_an_answer_that_is_not_streamed_has_a_deadline(fake: FakeSidecar, sidecar: Sidecar) -> None:
     for stream in (False, True):
-        async with sidecar.open(replace(call(stream=stream), body=b'{"stream":true}'), TICKET) as answer:
+        async with sidecar.open(replace(call(stream=stream), body=b'{"stream":true}'), TICKET) as asked:
+            answer = await asked.answer()
             await answer.piece()
     whole, streamed = (received.headers for received in fake.received)
     assert whole[internal.DEADLINE_MS] == "100"
@@ -121,7 +124,8 @@ def test_a_weight_is_told_as_the_sidecar_reads_it(weight: float, told: str) -> N
 
 async def test_an_answer_comes_in_pieces(sidecar: Sidecar) -> None:
     pieces = []
-    async with sidecar.open(replace(call(), body=b'{"stream":true}'), TICKET) as answer:
+    async with sidecar.open(replace(call(), body=b'{"stream":true}'), TICKET) as asked:
+        answer = await asked.answer()
         while piece := await answer.piece():
             pieces.append(piece)
     assert b"".join(pieces) == b"".join(step for step in STREAM if isinstance(step, bytes))
@@ -133,8 +137,8 @@ async def test_a_refusal_comes_in_as_it_was_said_with_its_retry_headers_only(
     error = {"message": "m", "type": "t", "param": "p", "code": "c"}
     fake.refusal = (503, error, {"retry-after": "3", "x-other": "1"})
     with pytest.raises(UpstreamRefusedError) as refused:
-        async with sidecar.open(call(), TICKET):
-            pass
+        async with sidecar.open(call(), TICKET) as asked:
+            await asked.answer()
     found = refused.value
     assert (found.status, found.message, found.type, found.param, found.code) == (503, "m", "t", "p", "c")
     assert found.headers() == {"retry-after": "3"}
@@ -144,8 +148,8 @@ async def test_a_refusal_comes_in_as_it_was_said_with_its_retry_headers_only(
 async def test_a_redirect_is_no_answer(fake: FakeSidecar, sidecar: Sidecar) -> None:
     fake.refusal = (302, {}, {"location": "http://evil.example/"})
     with pytest.raises(UpstreamRefusedError) as refused:
-        async with sidecar.open(call(), TICKET):
-            pass
+        async with sidecar.open(call(), TICKET) as asked:
+            await asked.answer()
     assert refused.value.status == 502
     assert "evil" not in str(refused.value.headers())
 
@@ -153,29 +157,55 @@ async def test_a_redirect_is_no_answer(fake: FakeSidecar, sidecar: Sidecar) -> N
 async def test_a_sidecar_that_is_not_there_ran_nothing(fake: FakeSidecar, sidecar: Sidecar) -> None:
     await fake.stop()
     with pytest.raises(ApiError) as refused:
-        async with sidecar.open(call(), TICKET):
-            pass
+        async with sidecar.open(call(), TICKET) as asked:
+            await asked.answer()
     assert (refused.value.status, refused.value.code) == (503, "upstream_unavailable")
 
 
 @pytest.mark.parametrize("place", ["head", "body"])
 async def test_a_sidecar_that_goes_silent_is_lost(fake: FakeSidecar, sidecar: Sidecar, place: str) -> None:
     never = asyncio.Event()
-    asked = call() if place == "head" else replace(call(), body=b'{"stream":true}')
+    told = call() if place == "head" else replace(call(), body=b'{"stream":true}')
     fake.script = [never]
     with pytest.raises(UpstreamLostError) as lost:
-        async with sidecar.open(asked, TICKET) as answer:
-            await answer.piece()
+        async with sidecar.open(told, TICKET) as asked:
+            await (await asked.answer()).piece()
     assert lost.value.timed_out
     assert sidecar.outstanding_tokens == 0
 
 
 async def test_leaving_early_breaks_the_connection_off(fake: FakeSidecar, sidecar: Sidecar) -> None:
     fake.script = [b"data: {}\n\n", asyncio.Event()]
-    async with sidecar.open(replace(call(), body=b'{"stream":true}'), TICKET) as answer:
+    async with sidecar.open(replace(call(), body=b'{"stream":true}'), TICKET) as asked:
+        answer = await asked.answer()
         await answer.piece()
     async with asyncio.timeout(5):
         await fake.left.wait()
+
+
+async def test_a_connection_is_kept_for_the_next_request_and_closed_with_the_sidecar(
+    fake: FakeSidecar, sidecar: Sidecar
+) -> None:
+    for _ in range(3):
+        async with sidecar.open(call(stream=False), TICKET) as asked:
+            await (await asked.answer()).whole()
+        await sidecar.count(call())
+    assert fake.connected == 1
+    await sidecar.__aexit__()
+    async with asyncio.timeout(5):
+        while fake.connected:  # noqa: ASYNC110  # it is the loop that brings it
+            await asyncio.sleep(0)
+
+
+async def test_f2_a_sidecar_that_came_back_is_spoken_to_on_a_connection_of_its_own(tmp_path: Path) -> None:
+    async with FakeSidecar(tmp_path / "s.sock") as first, one(first) as sidecar:
+        assert sidecar.ready
+        await first.stop()
+        async with FakeSidecar(tmp_path / "s.sock") as second:
+            async with sidecar.open(call(stream=False), TICKET) as asked:
+                assert await (await asked.answer()).whole() == WHOLE
+            assert len(second.received) == 1
+    assert first.received == []
 
 
 async def test_counting_and_cancelling(fake: FakeSidecar, sidecar: Sidecar) -> None:
@@ -305,7 +335,7 @@ async def test_an_unknown_model_is_not_unknown_while_a_sidecar_has_not_spoken(fa
     ],
 )
 def test_every_foreign_error_is_a_lost_sidecar(foreign: Exception) -> None:
-    with pytest.raises(UpstreamLostError) as lost, _translated():
+    with pytest.raises(UpstreamLostError) as lost, translated():
         raise foreign
     assert lost.value.timed_out == isinstance(foreign, TimeoutError)
     assert lost.value.__cause__ is foreign

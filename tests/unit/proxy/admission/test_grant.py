@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from proxy.asked import UpstreamRefusedError
 from proxy.exchange import Ending, Outcome
 from proxy.store.database import StorageError
 from proxy.store.ledger import Standing
 from proxy.store.posting import Settled, Voided
 from proxy.store.standing import QuotaExceededError
-from proxy.upstream import UpstreamRefusedError
 from proxy.verdict import RefusedError
 from sidecar.wire.errors import ApiError, unavailable
 from sidecar.wire.internal import Usage
