@@ -7,12 +7,16 @@ exchange by `leave`: what runs under `present` is interrupted, and everything af
 import asyncio
 import contextlib
 import zlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
+from typing import cast
 
 from aiohttp import web
+from aiohttp.http_writer import HttpVersion11
+from typing_extensions import override
 
+from proxy import reply
 from proxy.clock import Clock
 from proxy.edge import EdgeProtocol, common_headers
 from proxy.exchange import Arrival, Ending
@@ -29,16 +33,27 @@ class LeftError(Exception):
         self.ending = ending
 
 
-class _EventStream(web.StreamResponse):
-    # aiohttp would send the head by itself at once; this way it leaves in one write with the first events.
-    _send_headers_immediately = False
+class Written(web.StreamResponse):
+    """An answer that has left already: aiohttp is only told whether its connection goes on."""
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        self._keep_alive = keep_alive
+
+    @override
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Its head was written."""
+
+    @override
+    async def write_eof(self, data: bytes = b"") -> None:
+        """So was its end."""
 
 
 class Client:
     """The client's end of one exchange: its body, its answer, and whether it is still there.
 
-    Mutable: `_headers` (of the answer to come), `_response` (the answer under way, or None), `_left` (why the exchange
-    is over early), `_scope` (what is interrupted when it is), `_stalled` (whether a write took too long).
+    Mutable: `_headers` (of the answer to come), `_written` (the answer under way, or None), `_head` (its head, until it
+    leaves with the first events), `_chunked` (how it is told where a stream ends), `_left` (why the exchange is over
+    early), `_scope` (what is interrupted when it is), `_stalled` (whether a write took too long).
     """
 
     def __init__(
@@ -50,7 +65,9 @@ class Client:
         self._timeouts = timeouts
         self._clock = clock
         self._headers: dict[str, str] = {}
-        self._response: web.StreamResponse | None = None
+        self._written: Written | None = None
+        self._head = b""
+        self._chunked = False
         self._left: Ending | None = None
         self._scope: Stretch | None = None
         self._stalled = False
@@ -58,12 +75,12 @@ class Client:
     @property
     def answered(self) -> bool:
         """Whether an answer has begun; from then on an error can only be an event in it."""
-        return self._response is not None
+        return self._written is not None
 
     @property
     def response(self) -> web.StreamResponse:
         """What the server is to finish: the answer given, or an empty one nobody is there to read."""
-        return self._response if self._response is not None else web.Response(status=499)
+        return self._written if self._written is not None else web.Response(status=499)
 
     @property
     def method(self) -> str:
@@ -80,9 +97,12 @@ class Client:
 
     def known(self) -> None:
         """The client's key is one of ours: its connection is no stranger's any more."""
-        protocol = self._request.protocol
-        if isinstance(protocol, EdgeProtocol):
-            protocol.known()
+        self._connection.known()
+
+    @property
+    def _connection(self) -> EdgeProtocol:
+        # Whatever listens here is an edge.
+        return cast("EdgeProtocol", self._request.protocol)
 
     def announce(self, headers: Mapping[str, str]) -> None:
         """Add headers to the answer to come."""
@@ -138,7 +158,7 @@ class Client:
             return
         if expect.lower() != "100-continue":
             raise ApiError(417, "Only 100-continue may be expected.")
-        await self._deliver(self._request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n"))
+        await self._deliver(b"HTTP/1.1 100 Continue\r\n\r\n")
         # The interim answer is no part of the answer.
         self._request.writer.output_size = 0
 
@@ -180,31 +200,29 @@ class Client:
     async def answer(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         """Give a whole JSON answer. Raises LeftError."""
         self.announce(headers or {})
-        response = web.Response(status=status, body=body, headers=self._head("application/json"))
-        # A body that was not read to its end is in the way of the next request.
-        if not self._request.content.is_eof():
-            response.force_close()
-        self._response = response
-        await self._deliver(self._whole(response))
+        head = self._begin(status, "application/json", len(body))
+        await self._deliver(head if self._request.method == "HEAD" else head + body)
 
     async def send(self, events: bytes) -> None:
         """Send whole server-sent events, the head with the first ones. Raises LeftError."""
-        stream = await self._stream() if self._response is None else self._response
-        await self._deliver(stream.write(events))
+        self._begin_stream()
+        await self._deliver(self._pieces(events))
 
     async def finish(self, events: bytes) -> None:
         """Send the last events and the proper end. Raises LeftError."""
-        stream = await self._stream()
-        await self._deliver(stream.write_eof(events))
+        self._begin_stream()
+        await self._deliver(self._pieces(events, reply.LAST_CHUNK))
 
     async def fail(self, event: bytes) -> None:
-        """Send an error event if there is one, and break the connection off: never a proper end."""
-        stream = self._response
-        if stream is None or self._request.transport is None:
+        """Send an error event if there is one, and break the connection off: never a proper end.
+
+        Nobody waits for a client that is slow to read it: the sidecar is still to be stopped.
+        """
+        if self._written is None or self._request.transport is None:
             return
         if event:
-            with contextlib.suppress(LeftError):
-                await self._deliver(stream.write(event))
+            with contextlib.suppress(ConnectionError):
+                self._connection.send(self._pieces(event))
         self.hang_up()
 
     def hang_up(self) -> None:
@@ -214,28 +232,39 @@ class Client:
             self._request.protocol.force_close()
             asyncio.get_running_loop().call_later(self._timeouts.client_write_s, transport.abort)
 
-    def _head(self, content_type: str) -> dict[str, str]:
+    def _begin(self, status: int, content_type: str, length: int | None) -> bytes:
+        """Begin the answer: its head, which is still to be written. `length` of None is a stream's."""
+        request = self._request
         took_s = self._clock.monotonic() - self.arrival.monotonic_s
-        return {**self._headers, **common_headers(self.arrival.request_id, took_s), "content-type": content_type}
+        fields = {**self._headers, **common_headers(self.arrival.request_id, took_s), "content-type": content_type}
+        self._chunked = length is None and request.version >= HttpVersion11
+        # A body that was not read to its end is in the way of the next request.
+        goes_on = request.keep_alive and request.content.is_eof() and (length is not None or self._chunked)
+        head = reply.head(status, fields, version=request.version, length=length, keep_alive=goes_on)
+        self._written = Written(keep_alive=goes_on)
+        return head
 
-    async def _stream(self) -> web.StreamResponse:
-        if self._response is None:
+    def _begin_stream(self) -> None:
+        if self._written is None:
             self.announce({"cache-control": "no-cache", "x-accel-buffering": "no"})
-            self._response = _EventStream(headers=self._head("text/event-stream"))
-            await self._deliver(self._prepare(self._response))
-        return self._response
+            self._head = self._begin(200, "text/event-stream", None)
 
-    async def _prepare(self, response: web.StreamResponse) -> None:
-        await response.prepare(self._request)
+    def _pieces(self, events: bytes, end: bytes = b"") -> bytes:
+        """What a stream has to write for events: with its head, if they are the first."""
+        head, self._head = self._head, b""
+        if not self._chunked:
+            return head + events
+        return head + (reply.chunk(events) if events else b"") + end
 
-    async def _whole(self, response: web.StreamResponse) -> None:
-        await response.prepare(self._request)
-        await response.write_eof()
-
-    async def _deliver(self, writing: Awaitable[None]) -> None:
-        """Write, for as long as the limit allows. Raises LeftError."""
+    async def _deliver(self, data: bytes) -> None:
+        """Write, and wait for a client that is slow to read, for as long as the limit allows. Raises LeftError."""
+        connection = self._connection
         try:
-            await unless_late(writing, self._timeouts.client_write_s, self._stall)
+            connection.send(data)
+            # By this it is known that an answer is under way.
+            self._request.writer.output_size += len(data)
+            if connection.writing_paused:
+                await unless_late(connection.drained(), self._timeouts.client_write_s, self._stall)
         except ConnectionError as exc:
             raise LeftError(Ending.CLIENT_STALLED if self._stalled else Ending.CLIENT_GONE) from exc
         if self._stalled:

@@ -94,6 +94,16 @@ class EdgeProtocol(web.RequestHandler):
         if self._place is not None:
             self._place.known()
 
+    def send(self, data: bytes) -> None:
+        """Write a part of an answer. Raises ConnectionError if there is nobody to read it."""
+        if self.transport is None or self.transport.is_closing():
+            raise ConnectionResetError("the connection is over")
+        self.transport.write(data)
+
+    async def drained(self) -> None:
+        """Return when what was written has left, but for what one write may leave behind. Raises ConnectionError."""
+        await self._drain_helper()
+
     @override
     def data_received(self, data: bytes) -> None:
         # Not the running request's: before Python 3.12 a request is neither in the queue nor running for a moment.

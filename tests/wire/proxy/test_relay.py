@@ -6,7 +6,7 @@ import pytest
 
 from sidecar.wire import internal
 from tests.fakes.sidecar import DONE, FINISH, MODEL, WHOLE, delta, usage_comment
-from tests.wire.proxy.house import House, chat, request
+from tests.wire.proxy.house import WAIT_S, House, chat, request
 
 
 async def test_a_stream_is_relayed_byte_for_byte_without_the_usage_comment(house: House) -> None:
@@ -143,3 +143,14 @@ async def test_a_hundred_at_once_against_a_small_quota_overshoot_by_nothing(hous
     assert set(statuses) == {200, 429}
     assert statuses.count(200) * 10 <= 100
     assert len(house.sidecar.received) == statuses.count(200)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_http_1_0_answer_has_no_chunks_and_ends_with_its_connection(house: House, stream: bool) -> None:
+    wire = await house.connect()
+    await wire.send(request(await house.key(), chat(stream=stream)).replace(b" HTTP/1.1\r\n", b" HTTP/1.0\r\n"))
+    async with asyncio.timeout(WAIT_S):
+        head, _, body = (await wire.reader.read()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 200 OK\r\n")
+    assert b"transfer-encoding" not in head.lower()
+    assert body == (delta("Hello") + delta(" you") + FINISH + DONE if stream else WHOLE)
