@@ -104,6 +104,10 @@ class Client:
         # Whatever listens here is an edge.
         return cast("EdgeProtocol", self._request.protocol)
 
+    def outlive(self) -> None:
+        """The exchange comes to its end without its client, too: it is told of it, and not cancelled."""
+        self._connection.outlive(lambda: self.leave(Ending.CLIENT_GONE))
+
     def announce(self, headers: Mapping[str, str]) -> None:
         """Add headers to the answer to come."""
         self._headers.update(headers)
@@ -279,24 +283,26 @@ class Client:
             transport.abort()
 
 
-class _Presence:
+class _Presence(Stretch):
     """A client's presence, as a stretch. Mutable: nothing of its own."""
 
     def __init__(self, client: Client) -> None:
+        super().__init__()
         self._client = client
-        self._stretch = Stretch()
 
+    @override
     async def __aenter__(self) -> None:
         self._client.check_present()
-        await self._stretch.__aenter__()
-        self._client.cut_by_leaving(self._stretch)
+        await super().__aenter__()
+        self._client.cut_by_leaving(self)
 
+    @override
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._client.cut_by_leaving(None)
         try:
-            await self._stretch.__aexit__(kind, exc, trace)
+            await super().__aexit__(kind, exc, trace)
         except TimeoutError:
             self._client.check_present()
             raise

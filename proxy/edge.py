@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from proxy.addresses import LOCAL, Addresses
 from proxy.connections import Place
+from proxy.http1 import Connection
 from proxy.settings import Limits
 from sidecar.wire.errors import SERVER_ERROR, ApiError
 
@@ -28,8 +29,6 @@ MAX_HEADERS: Final = 100
 MAX_HEADER_BYTES: Final = 64 * 1024
 SEND_BUFFER_BYTES: Final = 128 * 1024
 WRITE_BUFFER_BYTES: Final = 64 * 1024
-# How long an unread body is read away after an early refusal, so that the client can read the answer.
-LINGER_S: Final = 2.0
 # RFC 9110, 7.2: a name, an IPv4 address or an IPv6 address in brackets, and a port or none. Nothing is done with it.
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 # OpenAI's API reference, "Debugging requests".
@@ -42,10 +41,10 @@ DIRECT: Final = Addresses()
 Refuse = Callable[[ApiError, str], web.Response]
 
 
-class EdgeProtocol(web.RequestHandler):
-    """aiohttp's protocol, with errors that say nothing of the request's bytes, and a limit on the time of a head.
+class EdgeProtocol(Connection):
+    """A connection with errors that say nothing of the request's bytes, and a limit on the time of a head.
 
-    Mutable beside aiohttp's own: `_head_timer`, while a head is due; `_head_begun`, whether bytes of it are here;
+    Mutable beside the connection's: `_head_timer`, while a head is due; `_head_begun`, whether bytes of it are here;
     `_last_body`, of the last head that came. `_place` is its place among the connections, if they are counted.
     """
 
@@ -93,16 +92,6 @@ class EdgeProtocol(web.RequestHandler):
         """A key of ours came through: this is no stranger's connection any more."""
         if self._place is not None:
             self._place.known()
-
-    def send(self, data: bytes) -> None:
-        """Write a part of an answer. Raises ConnectionError if there is nobody to read it."""
-        if self.transport is None or self.transport.is_closing():
-            raise ConnectionResetError("the connection is over")
-        self.transport.write(data)
-
-    async def drained(self) -> None:
-        """Return when what was written has left, but for what one write may leave behind. Raises ConnectionError."""
-        await self._drain_helper()
 
     @override
     def data_received(self, data: bytes) -> None:
@@ -199,7 +188,8 @@ class EdgeServer(web.Server):
         addresses: Addresses = DIRECT,
         overload: Callable[[], ApiError | None] = lambda: None,
     ) -> None:
-        super().__init__(self._checked, handler_cancellation=True)
+        # A handler is cancelled all the same when its client leaves: the connection sees to that.
+        super().__init__(self._checked, handler_cancellation=False)
         self._handle = handler
         self._refuse = refuse
         self._addresses = addresses
@@ -209,7 +199,6 @@ class EdgeServer(web.Server):
             "auto_decompress": False,
             "head_timeout_s": limits.head_timeout_s,
             "keepalive_timeout": limits.keep_alive_s,
-            "lingering_time": LINGER_S,
             "max_headers": MAX_HEADERS,
             "max_line_size": limits.max_header_line_bytes,
             "refuse": refuse,
@@ -243,7 +232,10 @@ class EdgeServer(web.Server):
 
 def _head_refusal(request: web.BaseRequest) -> ApiError | None:
     """What is wrong with a head that could be parsed."""
-    if sum(len(name) + len(value) for name, value in request.raw_headers) > MAX_HEADER_BYTES:
+    size = 0
+    for name, value in request.raw_headers:
+        size += len(name) + len(value)
+    if size > MAX_HEADER_BYTES:
         return ApiError(431, "The request headers are too large together.", code="request_too_large")
     # That there is one, and no second, is the parser's.
     if not all(map(_HOST.fullmatch, request.headers.getall("host", ()))):
@@ -263,13 +255,14 @@ def peer_uid(peer: socket.socket) -> int:
 
 def peer_of(request: web.BaseRequest) -> str:
     """The IP address at the other end; `local` on a Unix socket."""
-    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    peer = request.protocol.peername
     return str(peer[0]) if isinstance(peer, tuple) and peer else LOCAL
 
 
 def address_of(request: web.BaseRequest, addresses: Addresses) -> str:
     """The client's IP address."""
-    return addresses.of(peer_of(request), request.headers.getall("x-forwarded-for", ()))
+    peer = peer_of(request)
+    return addresses.of(peer, request.headers.getall("x-forwarded-for", ())) if addresses.trusts(peer) else peer
 
 
 def common_headers(request_id: str, processing_s: float) -> dict[str, str]:

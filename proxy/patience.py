@@ -39,18 +39,6 @@ async def done_within(waited: asyncio.Future[Any], limit_s: float) -> bool:
     return waited.done()
 
 
-async def done(waited: asyncio.Future[Any]) -> None:
-    """Return when it is done, however. It is left to itself if who waits is cancelled."""
-    waiter = asyncio.get_running_loop().create_future()
-
-    def wake(_: object) -> None:
-        if not waiter.done():
-            waiter.set_result(None)
-
-    waited.add_done_callback(wake)
-    await waiter
-
-
 async def unless_late(work: Awaitable[None], limit_s: float, late: Callable[[], None]) -> None:
     """Await `work`, and call `late`, once, if it takes longer: that is to bring it to its end."""
     timer = asyncio.get_running_loop().call_later(limit_s, late)

@@ -1,10 +1,11 @@
-"""The public listener's table of URLs, and the life of the tasks behind it. One exchange, one task.
+"""The public listener's table of URLs, and the exchanges that run behind it.
 
 The raw path decides, by exact match, before anything is decoded. A client that leaves does not cancel its exchange: it
 is told to the exchange, which stops the sidecar and settles what was produced (`proxy.client.Client.leave`).
 """
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -13,7 +14,6 @@ from urllib.parse import unquote
 
 import msgspec
 from aiohttp import web
-from prometheus_async import aio
 
 from proxy import tracing
 from proxy.addresses import Addresses
@@ -24,7 +24,6 @@ from proxy.edge import DIRECT, address_of, common_headers
 from proxy.exchange import Arrival, Ending, Outcome, Principal, TextEndpoint
 from proxy.identity import bearer
 from proxy.metrics import OTHER, Metrics
-from proxy.patience import done
 from proxy.pipeline import Pipeline
 from proxy.policy.schema import POLICY_HEADER, Policy
 from proxy.record import Ended, Record
@@ -69,7 +68,8 @@ ENDING_S: Final = 10.0
 class Front:
     """The public listener. `allows` tells whether a key may use a model.
 
-    Mutable: `_exchanges`, the running ones by their task; `_closing`, once the drain began.
+    Mutable: `_exchanges`, the running ones with their tasks; `_none_runs`, set whenever the last of them has ended;
+    `_closing`, once the drain began.
     """
 
     def __init__(
@@ -98,7 +98,8 @@ class Front:
         self._clock = clock
         self._limits = limits
         self._timeouts = timeouts
-        self._exchanges: dict[asyncio.Task[None], Client] = {}
+        self._exchanges: dict[Client, asyncio.Task[None]] = {}
+        self._none_runs = asyncio.Event()
         self._closing = False
 
     @property
@@ -115,17 +116,17 @@ class Front:
             client.announce({"request-id": arrival.request_id})
         if self._closing:
             client.leave(Ending.SHUTTING_DOWN)
-        serving = aio.track_inprogress(self._metrics.in_progress, self._serve(client, request))
-        task = asyncio.ensure_future(serving)
-        self._exchanges[task] = client
-        task.add_done_callback(self._exchanges.pop)
+        client.outlive()
+        self._exchanges[client] = request.task
+        self._none_runs.clear()
+        self._metrics.in_progress.inc()
         try:
-            # As `asyncio.shield`, which takes three times as long.
-            await done(task)
-        except asyncio.CancelledError:
-            client.leave(Ending.CLIENT_GONE)
-            raise
-        task.result()
+            await self._serve(client, request)
+        finally:
+            self._metrics.in_progress.dec()
+            del self._exchanges[client]
+            if not self._exchanges:
+                self._none_runs.set()
         return client.response
 
     def refuse(self, error: ApiError, address: str) -> web.Response:
@@ -146,14 +147,15 @@ class Front:
         finally:
             hurried.cancel()
             ended.cancel()
-        for client in self._exchanges.values():
+        for client in self._exchanges:
             client.leave(Ending.SHUTTING_DOWN)
-        if self._exchanges:
-            await asyncio.wait(set(self._exchanges), timeout=ENDING_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ENDING_S):
+                await self._all_ended()
 
     async def _all_ended(self) -> None:
         while self._exchanges:
-            await asyncio.wait(set(self._exchanges))
+            await self._none_runs.wait()
 
     async def _serve(self, client: Client, request: web.BaseRequest) -> None:
         path = _path(request)

@@ -12,15 +12,17 @@ from proxy.exchange import Trace
 # version, trace id, parent id, flags: 55 characters in all.
 _TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _TRACESTATE: Final = re.compile(r"[\x20-\x7e]{1,512}")
+_TRACE_BYTES: Final = 16
+_SPAN_BYTES: Final = 8
 _SAMPLED: Final = 1
 
 
 def begin(traceparent: str | None, tracestate: str | None) -> Trace:
     """The trace of a request: the caller's, with a span of our own in it, or a new one that is not sampled."""
-    span_id = _nonzero_hex(8)
-    match = _TRACEPARENT.fullmatch(traceparent or "")
+    trace_id, span_id = _new_ids()
+    match = None if traceparent is None else _TRACEPARENT.fullmatch(traceparent)
     if match is None or match[1] == "ff" or not match[2].strip("0") or not match[3].strip("0"):
-        return Trace(_nonzero_hex(16), span_id, sampled=False, tracestate="")
+        return Trace(trace_id, span_id, sampled=False, tracestate="")
     state = tracestate if tracestate is not None and _TRACESTATE.fullmatch(tracestate) else ""
     return Trace(match[2], span_id, sampled=bool(int(match[4], 16) & _SAMPLED), tracestate=state)
 
@@ -33,6 +35,8 @@ def headers(trace: Trace) -> dict[str, str]:
     return told
 
 
-def _nonzero_hex(size: int) -> str:
-    made = secrets.token_hex(size)
-    return made if made.strip("0") else _nonzero_hex(size)
+def _new_ids() -> tuple[str, str]:
+    """A trace's id and a span's, of which none may be zero."""
+    made = secrets.token_hex(_TRACE_BYTES + _SPAN_BYTES)
+    trace_id, span_id = made[: 2 * _TRACE_BYTES], made[2 * _TRACE_BYTES :]
+    return (trace_id, span_id) if trace_id.strip("0") and span_id.strip("0") else _new_ids()

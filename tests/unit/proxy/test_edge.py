@@ -99,14 +99,11 @@ class FakeRequest:
     """A request with a peer."""
 
     def __init__(self, peername: object) -> None:
-        self._peername = peername
+        self.peername = peername
 
     @property
-    def transport(self) -> Any:
+    def protocol(self) -> Any:
         return self
-
-    def get_extra_info(self, _name: str) -> object:
-        return self._peername
 
 
 @pytest.mark.parametrize(

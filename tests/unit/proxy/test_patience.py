@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from proxy.patience import Stretch, done, done_within, unless_late
+from proxy.patience import Stretch, done_within, unless_late
 
 
 async def test_what_is_done_in_time_is_done() -> None:
@@ -36,20 +36,6 @@ async def test_who_waits_may_be_cancelled_and_what_is_waited_for_goes_on() -> No
         await waiting
     assert not waited.done()
     waited.set_result(1)
-
-
-async def test_a_task_goes_on_when_who_waits_for_it_is_cancelled() -> None:
-    end = asyncio.Event()
-    working = asyncio.create_task(end.wait())
-    waiting = asyncio.create_task(done(working))
-    await asyncio.sleep(0)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    assert not working.done()
-    end.set()
-    await done(working)
-    assert working.result()
 
 
 async def test_work_that_is_late_is_told_once() -> None:
