@@ -51,6 +51,8 @@ ROOMS: Final = (
     ("/aiohttp/connector", "forward"),
     ("/proxy/client", "http"),
     ("/proxy/edge", "http"),
+    ("/proxy/http1", "http"),
+    ("/proxy/reply", "http"),
     ("/proxy/routes", "http"),
     ("/proxy/tracing", "http"),
     ("/aiohttp/web", "http"),
