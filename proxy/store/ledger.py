@@ -37,6 +37,11 @@ OPEN_COLUMNS: Final = {**dict.fromkeys(ENDING_COLUMNS), **NOTHING_USED, "state":
 _of_entry: Final = attrgetter(*ENTRY_COLUMNS)
 _of_settled: Final = attrgetter(*ENDING_COLUMNS)
 
+# A whole answer that is sooner than this is written with its reservation, in one commit. Nobody waits meanwhile: it is
+# not told before both are on disk.
+ENDS_SOON_S: Final = 0.002
+NOBODY_WAITS_S: Final = 0.05
+
 # What others write, and how much of it has room.
 OUTSIDE: Final = {"client_request_id": 512, "model": 200, "finish_reason": 40, "error_code": 100}
 
@@ -94,11 +99,12 @@ class Ledger:
         """Fails with ClaimTakenError, too, if another request has one of its claims, and with QuotaExceededError if it
         does not fit its limits, whichever process has used them up. Then there is no reservation.
         """
-        return self._writer.submit(_post, Reserved(entry, self._boot_id, claimed, limits))
+        patience_s = 0.0 if entry.stream or claimed else ENDS_SOON_S
+        return self._writer.submit(_post, Reserved(entry, self._boot_id, claimed, limits), patience_s=patience_s)
 
     def shrink(self, request_id: str, est_tokens: int) -> asyncio.Future[None]:
         """The request needs no more than this; a greater number changes nothing. It may take a little: nobody waits."""
-        return self._writer.submit(_post, Shrunk(request_id, est_tokens), patient=True)
+        return self._writer.submit(_post, Shrunk(request_id, est_tokens), patience_s=NOBODY_WAITS_S)
 
     def settle(self, settled: Settled) -> asyncio.Future[None]:
         return self._writer.submit(_post, settled, retained=True)

@@ -25,7 +25,6 @@ MAX_BATCH: Final = 256
 # Beyond this the storage is not keeping up, and what is not retained is refused at once. Retained operations need no
 # bound of their own: each ends a request that was let in by one that is not retained.
 MAX_QUEUE: Final = 16_384
-PATIENCE_S: Final = 0.05
 FIRST_RETRY_S: Final = 0.05
 LAST_RETRY_S: Final = 0.5
 STOPPED: Final = "The server stopped writing."
@@ -109,7 +108,8 @@ class Writer:
     """The only one that writes. Use it as `async with`: leaving it writes what is queued, for at most `drain_s`.
 
     Mutable: `_queue` (what is not yet tried, oldest first), `_batch` (what is being committed), `_wake` (set when there
-    is something to do at once), `_closing`, `_task` (the loop), `_reads` (those under way).
+    is something to do at once), `_timer` (sets it when the first of the patient ones has waited enough), `_closing`,
+    `_task` (the loop), `_reads` (those under way).
     """
 
     def __init__(
@@ -129,6 +129,7 @@ class Writer:
         self._queue: deque[_Pending] = deque()
         self._batch: list[_Pending] = []
         self._wake = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
         self._closing = False
         self._task: asyncio.Task[None] | None = None
         self._reads: set[asyncio.Task[Sequence[Row[Any]]]] = set()
@@ -165,7 +166,7 @@ class Writer:
         return 0.0 if oldest is None else self._clock.monotonic() - oldest.since_s
 
     def submit(
-        self, apply: Apply[R], record: R, *, retained: bool = False, patient: bool = False
+        self, apply: Apply[R], record: R, *, retained: bool = False, patience_s: float = 0.0
     ) -> asyncio.Future[None]:
         """Queue an operation; the future is done when it is on disk.
 
@@ -174,7 +175,7 @@ class Writer:
         or with what `apply` raised; it may be dropped, as the observer has been told. Or it fails with the error of a
         refusal that `apply` gave: that is a decision and no failure, and the observer is not told.
 
-        A `patient` one makes no commit of its own before `PATIENCE_S` are over, but goes with the next.
+        One that has patience makes no commit of its own before that is over, but goes with the next.
         """
         pending = _Pending(apply, record, retained, self._clock.monotonic(), asyncio.get_running_loop().create_future())
         pending.done.add_done_callback(_retrieve)
@@ -184,11 +185,24 @@ class Writer:
             pending.fail(StorageError(f"{MAX_QUEUE} operations wait for the database already."))
         else:
             self._queue.append(pending)
-            if patient:
-                asyncio.get_running_loop().call_later(PATIENCE_S, self._wake.set)
-            else:
-                self._wake.set()
+            self._wake_within(patience_s)
         return pending.done
+
+    def _wake_within(self, patience_s: float) -> None:
+        if not patience_s:
+            self._wake.set()
+            return
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            if self._timer.when() <= loop.time() + patience_s:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_later(patience_s, self._wake.set)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     async def read(self, statement: Executable) -> Sequence[Row[Any]]:
         """Run a query between two batches. Raises StorageError.
@@ -213,6 +227,7 @@ class Writer:
         while self._queue or not self._closing:
             await self._wake.wait()
             self._wake.clear()
+            self._stop_timer()
             self._batch = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
             if self._queue or self._closing:
                 self._wake.set()

@@ -131,7 +131,7 @@ async def test_what_is_patient_goes_with_the_next_commit(
     database: FakeDatabase, writer: Writer, observed: Observed
 ) -> None:
     first = await held_up(database, writer)
-    patient = writer.submit(note, "patient", patient=True)
+    patient = writer.submit(note, "patient", patience_s=0.05)
     database.open.set()
     await first
     for _ in range(5):
@@ -143,13 +143,23 @@ async def test_what_is_patient_goes_with_the_next_commit(
 
 
 async def test_what_is_patient_waits_for_no_other_for_ever(database: FakeDatabase, writer: Writer) -> None:
-    await writer.submit(note, "patient", patient=True)
+    await writer.submit(note, "patient", patience_s=0.05)
     assert database.batches == [["patient"]]
+
+
+async def test_who_has_less_patience_is_not_kept_by_who_has_more(database: FakeDatabase, writer: Writer) -> None:
+    patient = writer.submit(note, "patient", patience_s=3600)
+    await writer.submit(note, "less", patience_s=0.001)
+    assert patient.done()
+    last = writer.submit(note, "last", patience_s=0.001)
+    _ = writer.submit(note, "patient again", patience_s=3600)
+    await last
+    assert database.batches == [["patient", "less"], ["last", "patient again"]]
 
 
 async def test_what_is_patient_is_written_before_the_end(database: FakeDatabase, clock: Any) -> None:
     async with Writer(database, clock) as writer:
-        patient = writer.submit(note, "patient", patient=True)
+        patient = writer.submit(note, "patient", patience_s=0.05)
     assert patient.done()
     assert database.batches == [["patient"]]
 
