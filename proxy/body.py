@@ -5,11 +5,11 @@ bytes, so nothing that two JSON readers could read differently (duplicate keys, 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from proxy.exchange import Call, Question, TextEndpoint
 from proxy.settings import Limits

@@ -9,6 +9,9 @@ import enum
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+from typing_extensions import override
+
 from proxy.policy.schema import NO_OVERRIDES, Overrides
 from sidecar.wire import anthropic
 from sidecar.wire.errors import ApiError
@@ -23,8 +26,7 @@ class TextEndpoint(enum.StrEnum):
     COUNT_TOKENS = anthropic.COUNT_TOKENS
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(msgspec.Struct, frozen=True):
     """W3C Trace Context of a request: ids in lower-case hex, and the client's tracestate as it came."""
 
     trace_id: str
@@ -33,8 +35,7 @@ class Trace:
     tracestate: str
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(msgspec.Struct, frozen=True):
     """A request as the edge saw it, before its body. `monotonic_s` is the clock at the first byte of the handler.
 
     `anthropic`: its client speaks Anthropic's API, and is told errors as that has them.
@@ -99,8 +100,7 @@ class Principal:
         return bool(self.public_keys)
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """What is asked: the admission fields of a parsed body, and the body itself, decoded and encoded again.
 
     `max_output_tokens` is what the client asked for, per choice; None if it asked for nothing, 0 for embeddings, which
@@ -119,11 +119,16 @@ class Call:
     max_output_tokens: int | None
     max_output_param: str
     messages: int
-    body: bytes = field(repr=False)
+    body: bytes
     plain: bool = True
     store: bool | None = None
     previous_id: str | None = None
     earlier_items: int = 0
+
+    @override
+    def __repr__(self) -> str:
+        # What a client wrote is in no line of a log.
+        return f"Call({self.endpoint.value}, stream={self.stream}, choices={self.choices})"
 
     @property
     def prompt_bytes(self) -> int:
@@ -139,8 +144,7 @@ class Question:
     body: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(msgspec.Struct, frozen=True):
     """What a call may cost at most, in tokens. `exact` is True once the sidecar counted the prompt."""
 
     prompt_tokens: int
@@ -167,8 +171,7 @@ class Ending(enum.StrEnum):
     INTERNAL = "internal"
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """The end of a request. `usage` of None means nothing ran, so nothing is owed."""
 
     status: int

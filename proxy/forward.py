@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import msgspec
+
 from proxy.asked import Answer, Asked, UpstreamLostError
 from proxy.client import LeftError
 from proxy.clock import Clock
@@ -59,8 +61,7 @@ class Settling(Protocol):
         """Stop what runs, find out what it used, settle that."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(msgspec.Struct, frozen=True):
     """One request on its way through this room.
 
     `keep`, if its answer is to be stored, is given the whole of it or the end of its stream, and returns when it is on
@@ -88,8 +89,7 @@ class Timings:
     settled_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True):
     """How a request ended, and the error that the client is still to be told, if no answer has begun."""
 
     outcome: Outcome

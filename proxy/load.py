@@ -3,8 +3,9 @@
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from sidecar.wire.internal import State
 
@@ -12,8 +13,7 @@ PACE_OVER_S: Final = 30.0
 MOST_ENDS: Final = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(msgspec.Struct, frozen=True):
     """What sidecars have: `sequences` in them, of which `at_once` run and `in_queue` more may wait.
 
     `per_s`: how many have ended a second of late.

@@ -6,8 +6,9 @@ one charge and one line in the log, whatever was raised on the way. Who listens 
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from proxy import scopes
 from proxy.admission.turn import Turn
@@ -38,8 +39,7 @@ from sidecar.wire.internal import IGNORED, Endpoint, ModelState
 OURS: Final = frozenset({"replay_store_unavailable", "storage_unavailable"})
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(msgspec.Struct, frozen=True):
     """A call that may run, and where."""
 
     call: Call

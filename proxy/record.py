@@ -6,8 +6,9 @@ client made up.
 
 import contextlib
 import datetime as dt
-from dataclasses import dataclass
 from typing import Final, Protocol
+
+import msgspec
 
 from proxy.clock import Clock
 from proxy.exchange import Arrival, Call, Ending, Outcome, Principal
@@ -26,8 +27,7 @@ _UPSTREAM: Final = frozenset({Ending.UPSTREAM_FAILED, Ending.UPSTREAM_REFUSED})
 _LEFT: Final = frozenset({Ending.CLIENT_GONE, Ending.CLIENT_STALLED})
 
 
-@dataclass(frozen=True, slots=True)
-class Rooms:
+class Rooms(msgspec.Struct, frozen=True):
     """How long a request spent in each room, in seconds; None for a room it did not come through."""
 
     identify_s: float | None = None
@@ -36,8 +36,7 @@ class Rooms:
     settle_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True):
     """All there is to say of a finished request.
 
     `endpoint` is a route's template or `_other`, `known_model` a served model or `_other`.

@@ -9,11 +9,11 @@ import contextlib
 import datetime as dt
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from proxy.asked import UpstreamRefusedError
 from proxy.body import continued, conversation_too_long, own_items

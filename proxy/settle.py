@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import datetime as dt
 from collections.abc import Awaitable
-from dataclasses import dataclass
 from typing import Final, Protocol
+
+import msgspec
 
 from proxy.asked import UpstreamLostError
 from proxy.clock import Clock
@@ -46,8 +47,7 @@ class UsageUnknownError(Exception):
     """Neither the sidecar nor its usage slots can say what a request used."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(msgspec.Struct, frozen=True):
     """Settles one request, once."""
 
     grant: Chargeable

@@ -1,14 +1,13 @@
 """What a sidecar is told about a request in headers, beside the client's body; `sidecar.protocol.ticket` reads it."""
 
-from dataclasses import dataclass
+import msgspec
 
 from proxy import tracing
 from proxy.exchange import Trace
 from sidecar.wire import internal
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(msgspec.Struct, frozen=True):
     """What the sidecar is told about a request beside its body."""
 
     request_id: str

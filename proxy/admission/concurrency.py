@@ -8,9 +8,10 @@ to it. Pure and synchronous; the waiting itself is `turn`'s.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class ConcurrencyLook:
+
+class ConcurrencyLook(msgspec.Struct, frozen=True):
     """How many run, of how many that may. A limit of None is no limit."""
 
     limit: int | None

@@ -4,8 +4,9 @@ What a client asked for is never cut: either it fits or the refusal says why. On
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from proxy.exchange import Call, Estimate
 from proxy.policy.schema import Tier
@@ -14,8 +15,7 @@ from sidecar.wire.internal import Endpoint, ModelState
 _LISTS_OF_PROMPTS: Final = (Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS)
 
 
-@dataclass(frozen=True, slots=True)
-class Sizing:
+class Sizing(msgspec.Struct, frozen=True):
     """The sizes of one call on one model under one tier."""
 
     call: Call

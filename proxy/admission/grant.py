@@ -6,9 +6,10 @@ whatever is raised and whoever is cancelled, because ending it is synchronous.
 
 import asyncio
 import datetime as dt
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Protocol, Self
+
+import msgspec
 
 from proxy import twice
 from proxy.admission.estimate import Sizing
@@ -46,8 +47,7 @@ def storage_unavailable() -> ApiError:
     return unavailable("The request cannot be recorded now.", code="storage_unavailable", retry_after_s=2)
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(msgspec.Struct, frozen=True):
     """What a grant is made of, beside what it holds. `revision` is the policy's that it was given under."""
 
     sizing: Sizing

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Protocol
 
+import msgspec
+
 from proxy.admission import refusal
 from proxy.admission.concurrency import ConcurrencyLook, Lease, Leases
 from proxy.admission.quota import QuotaBook, QuotaLook
@@ -23,8 +25,7 @@ WARNING_HEADER: Final = "x-tollhouse-quota-warning"
 PASSED: Final = frozenset({"requests_per_minute", "concurrency"})
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(msgspec.Struct, frozen=True):
     """Whose limits: a key of an account under its rules, in a month. It is a `Payer` of the quota book.
 
     `placed`: the request that they are looked at for has its place among those at once already, or may wait for one.
@@ -152,8 +153,7 @@ class Meters:
         return None if limit in shadows else self.leases.take(subject.cell(limit))
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
+class Size(msgspec.Struct, frozen=True):
     """What a request may take, in tokens; `tried` is what it would take if the limits in shadow were in force."""
 
     tokens: int
@@ -163,8 +163,7 @@ class Size:
         return self.tried if limit.shadow else self.tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Warned:
+class Warned(msgspec.Struct, frozen=True):
     """A soft quota that is used up."""
 
     quota: SoftQuota
@@ -187,8 +186,7 @@ class Beyond(Protocol):
     def release(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(msgspec.Struct, frozen=True):
     """What a request took beside its quota; None is from a limit that is not there, or that did not count it."""
 
     requests: Charge | None

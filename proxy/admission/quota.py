@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
+import msgspec
+
 from proxy.clock import Clock
 from proxy.store.failure import StorageError
 
@@ -50,8 +52,7 @@ class Payer(Protocol):
     def period(self) -> str: ...
 
 
-@dataclass(frozen=True, slots=True)
-class QuotaLook:
+class QuotaLook(msgspec.Struct, frozen=True):
     """Whether what is requested fits. A limit of None is no limit; `used` is settled and reserved together."""
 
     limit: int | None

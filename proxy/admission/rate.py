@@ -5,8 +5,9 @@ times the limit: so one unit is one period, all arithmetic is in whole numbers, 
 Pure and synchronous, so that looking at several limits and charging them all can happen without an `await` between.
 """
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from proxy.clock import Clock
 
@@ -14,8 +15,7 @@ _NS: Final = 1_000_000_000
 _FEWEST_BEFORE_PURGE: Final = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(msgspec.Struct, frozen=True):
     """So many units a period, all of which may be used at once."""
 
     limit: int
@@ -27,8 +27,7 @@ class Rate:
         return self.period_s * _NS
 
 
-@dataclass(frozen=True, slots=True)
-class RateLook:
+class RateLook(msgspec.Struct, frozen=True):
     """What a cell says to a request for `requested` units. `retry_after_s` of None means that it can never fit."""
 
     limit: int
@@ -46,8 +45,7 @@ class RateLook:
         return self.limit - self.remaining
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(msgspec.Struct, frozen=True):
     """Units taken from a cell. `until` is when time alone will have given the last of them back, in the cell's unit."""
 
     subject: str

@@ -24,8 +24,8 @@ from proxy.store.standing import UNLIMITED, Monthly, Standing
 from proxy.store.tables import account, api_key, boot, ledger, quota
 from proxy.store.writer import Refusal, Writer
 
-ENTRY_COLUMNS: Final = tuple(field.name for field in fields(Entry))
-ENDING_COLUMNS: Final = tuple(field.name for field in fields(Settled) if field.name not in {"request_id", "forced"})
+ENTRY_COLUMNS: Final = Entry.__struct_fields__
+ENDING_COLUMNS: Final = tuple(name for name in Settled.__struct_fields__ if name not in {"request_id", "forced"})
 
 # A Voided has no tokens and no first byte: those columns get their zero, or nothing.
 NOTHING_USED: Final = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0}

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from proxy.store.claims import Claim, ClaimTakenError
 from proxy.store.standing import UNLIMITED, Monthly, QuotaExceededError, Standing, exceeded
 
@@ -26,8 +28,7 @@ class State(enum.StrEnum):
     REFUSED = "refused"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """A reservation: `est_tokens` are set aside for the key in the period. `upstream` names the sidecar, if chosen.
 
     What was asked: `asked_output_tokens` per choice, None for nothing; `bound_prompt_tokens`, what the body's bytes say
@@ -55,8 +56,7 @@ class Entry:
     prompts: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Reserved:
+class Reserved(msgspec.Struct, frozen=True):
     """A reservation, made by one boot of the proxy, what the request claims for itself, and the quotas it must fit."""
 
     entry: Entry
@@ -69,16 +69,14 @@ class Reserved:
         return self.entry.request_id
 
 
-@dataclass(frozen=True, slots=True)
-class Shrunk:
+class Shrunk(msgspec.Struct, frozen=True):
     """The reservation of a request is now smaller. A greater one is not taken: it was never admitted."""
 
     request_id: str
     est_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(msgspec.Struct, frozen=True):
     """The end of a request that ran. `forced`: charged at the estimate, because nobody could say what it used."""
 
     request_id: str
@@ -99,8 +97,7 @@ class Settled:
         return State.FORCED if self.forced else State.SETTLED
 
 
-@dataclass(frozen=True, slots=True)
-class Voided:
+class Voided(msgspec.Struct, frozen=True):
     """The end of a request of which nothing ran: nothing is owed."""
 
     request_id: str

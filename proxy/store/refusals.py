@@ -5,9 +5,10 @@ They move no quota and end nothing. They are worth less than what runs: where th
 
 import datetime as dt
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -58,7 +59,7 @@ async def _write(connection: AsyncConnection, rows: Sequence[dict[str, object]])
 
 
 def _row(refused: Refused, boot_id: str) -> dict[str, object]:
-    row: dict[str, object] = {field.name: getattr(refused.entry, field.name) for field in fields(Entry)}
+    row: dict[str, object] = msgspec.structs.asdict(refused.entry)
     nothing = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0, "finish_reason": ""}
     return (
         row

@@ -1,10 +1,10 @@
 """The relay: for each thing it waits for, what happens if that hangs and the exchange ends, and if it fails."""
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from proxy.asked import UpstreamLostError, UpstreamRefusedError
 from proxy.exchange import Ending

@@ -1,14 +1,15 @@
 """Stored responses: what the tier and the body decide, what a failing store is told as, and where a refusal points."""
 
 import asyncio
+import dataclasses
 import datetime as dt
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from proxy.asked import UpstreamRefusedError
 from proxy.exchange import Call, Principal
@@ -109,7 +110,7 @@ class Room:
 async def test_what_is_stored_is_the_tier_s_and_then_the_body_s_to_say(
     tier: str, store: bool | None, decided: bool
 ) -> None:
-    room, principal = Room(), replace(MINE, tier=tier)
+    room, principal = Room(), dataclasses.replace(MINE, tier=tier)
     found = await room.responses.continued(principal, call(store=store))
     assert found == call(store=decided)
     assert (room.responses.keeping(principal, found) is not None) is decided

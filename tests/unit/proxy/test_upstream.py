@@ -5,11 +5,11 @@ import io
 import json
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from proxy.answers import BrokenOffError
 from proxy.asked import UpstreamLostError, UpstreamRefusedError, translated

@@ -1,10 +1,10 @@
 """A proxy that starts after another one died: the rows it left open are settled before anybody is served."""
 
 import asyncio
-import dataclasses
 import datetime as dt
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from proxy.clock import SystemClock
@@ -84,7 +84,7 @@ async def test_f1_slots_settle_an_orphan_while_the_sidecar_is_away(
 async def test_an_orphan_without_a_trace(
     build: Build, database: Database, upstream: str, created: dt.datetime, state: str
 ) -> None:
-    await leave_an_orphan(database, dataclasses.replace(ENTRY, upstream=upstream, created=created))
+    await leave_an_orphan(database, msgspec.structs.replace(ENTRY, upstream=upstream, created=created))
     async with build() as house:
         (row,) = house.rows()
         assert row["state"] == state

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from proxy.admission.concurrency import Leases
 from proxy.admission.estimate import Sizing
@@ -218,9 +219,9 @@ def wish(chance: random.Random, request_id: str, at_s: float, principal: Princip
     runs, prompt_tokens = chance.random() < 0.95, chance.randrange(5, size)
     if not runs:
         # Nobody counted it, so that its bound is all that is known of it. It is true here.
-        bound = Sizing(replace(call, plain=True), MODELS[call.model], ANY_TIER).prompt_bound
+        bound = Sizing(structs.replace(call, plain=True), MODELS[call.model], ANY_TIER).prompt_bound
         runs, prompt_tokens = bound is None, bound or prompt_tokens
-        call = replace(call, plain=True)
+        call = structs.replace(call, plain=True)
     return Wish(request_id, at_s, runs_s, principal, call, prompt_tokens, says, runs)
 
 
