@@ -215,9 +215,9 @@ class Pipeline:
             # A public id proves nothing: a signature does, which comes later.
             notes.principal = principal
             client.known()
-        self._abuse.came(principal, client.arrival.address)
         # Before any other header: what the policy adds never takes the place of ours.
         client.announce({name.lower(): value for name, value in principal.response_headers})
+        self._abuse.came(principal, client.arrival.address)
         scopes.check(principal, scopes.ROUTES[template])
         notes.guard = await self._once.expect(principal, client, signature, client.arrival)
         return principal

@@ -21,7 +21,7 @@ from proxy.policy.load import load_policy
 from proxy.policy.schema import Policy
 from sidecar.yamlfile import Problem
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
+PLACE = click.Path(path_type=Path)
 
 
 class PolicyReport(msgspec.Struct, frozen=True):
@@ -50,10 +50,13 @@ policy.add_command(simulate)
 
 
 @policy.command("check")
-@click.argument("folder", required=False, type=FOLDER)
+@click.argument("folder", required=False, type=PLACE)
 @pass_invocation
 def check(invocation: Invocation, folder: Path | None) -> None:
-    """Read the policy files of FOLDER, or of the configured one, as the server would, and say all that is wrong."""
+    """Read the policy files of FOLDER, or of the configured one, as the server would, and say all that is wrong.
+
+    FOLDER may be a single file: then nothing beside it is read.
+    """
     found = load_policy(folder or Path(invocation.settings().policies))
     report = PolicyReport([], found.revision, sorted(found.tiers))
     invocation.screen.reply(report, lambda: _summary(invocation.screen, found))
@@ -72,11 +75,11 @@ def schema(invocation: Invocation) -> None:
 
 
 @policy.command("diff")
-@click.argument("old", type=FOLDER)
-@click.argument("new", type=FOLDER)
+@click.argument("old", type=PLACE)
+@click.argument("new", type=PLACE)
 @pass_invocation
 def diff(invocation: Invocation, old: Path, new: Path) -> int:
-    """Say what differs between the policies of the folders OLD and NEW. The exit code is 1 if anything does."""
+    """Say what differs between the policies of OLD and NEW, folders or files. The exit code is 1 if anything does."""
     before, after = load_policy(old), load_policy(new)
     found = Difference(before.revision, after.revision, list(differences(before, after)))
     invocation.screen.reply(found, lambda: _changes(invocation.screen, found.changes))

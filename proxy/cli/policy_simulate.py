@@ -25,9 +25,9 @@ from proxy.store.recordings import Recorded
 @click.option(
     "--policy",
     "folder",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="The policy to try; the configured one if not given.",
+    help="The policy to try, a folder or a file; the configured one if not given.",
 )
 @click.option("--key", "key_id", metavar="ID", help="Only this key's requests.")
 @click.option("--each", is_flag=True, help="List each refusal, not only the sums.")

@@ -17,9 +17,9 @@ SUFFIX: Final = ".yaml"
 REVISION_DIGITS: Final = 12
 
 
-def load_policy(folder: Path) -> Policy:
-    """Read every `*.yaml` directly in the folder. Raises ConfigInvalidError with all problems of all files."""
-    paths, problems = listing(folder)
+def load_policy(place: Path) -> Policy:
+    """Read every `*.yaml` directly in a folder, or one file. Raises ConfigInvalidError with all problems of all."""
+    paths, problems = ([place], []) if place.is_file() else listing(place)
     read: dict[str, bytes] = {}
     documents: list[Document[PolicyFile]] = []
     for path in paths:

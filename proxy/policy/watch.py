@@ -113,7 +113,9 @@ def read(folder: Path) -> Reading:
 
 
 def take_prints(folder: Path) -> Prints:
-    """What tells a change without reading: empty if there is no such folder."""
+    """What tells a change without reading: empty if there is no such folder, or file."""
+    if folder.is_file():
+        return (_print(folder),)
     try:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if not entry.name.startswith("."))

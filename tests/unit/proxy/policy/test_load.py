@@ -100,6 +100,12 @@ def test_every_bad_file_is_expected() -> None:
     assert {path.stem for path in BAD.iterdir()} == set(DEFECTS)
 
 
+def test_a_single_file_is_read_alone(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "one")
+    write(tmp_path, "b.yaml", "two")
+    assert set(load_policy(tmp_path / "b.yaml").tiers) == {"two"}
+
+
 @pytest.mark.parametrize("name", DEFECTS)
 def test_a_defect_is_one_problem_at_its_place(name: str, tmp_path: Path) -> None:
     path = tmp_path / f"{name}.yaml"

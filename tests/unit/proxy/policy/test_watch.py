@@ -94,6 +94,17 @@ def test_a_change_is_read_once_it_has_rested(desk: Desk) -> None:
     assert second == (desk.watch().revision, first[0])
 
 
+def test_a_single_file_is_looked_at_as_a_folder_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text(10))
+    desk = Desk(tmp_path, None)
+    desk.watch = PolicyWatch(path, read(path), desk.told)
+    desk.write(text(200))
+    desk.write("version: 1\ntiers: {}\n", "b.yaml")
+    desk.look(2)
+    assert (desk.limit, desk.told.refusals) == (200, [])
+
+
 def test_what_is_still_being_written_is_not_read(desk: Desk) -> None:
     content = text(200)
     for end in range(10, len(content), 10):
