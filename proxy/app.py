@@ -40,7 +40,7 @@ from proxy.metrics import Metrics, watch_clock, watch_loop
 from proxy.nonces import open_nonces
 from proxy.policy.load import load_policy
 from proxy.policy.watch import PolicyWatch, read
-from proxy.process import harden, keep_loaded
+from proxy.process import calm_collector, harden
 from proxy.record import CommitWatch, ValkeyWatch
 from proxy.reloads import Reloads
 from proxy.responses import purge
@@ -82,7 +82,7 @@ async def serve(settings: Proxy, log: JsonLog) -> int:
     StorageLockedError, TlsFileError.
     """
     harden(log)
-    keep_loaded()
+    calm_collector()
     stop = Stop()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

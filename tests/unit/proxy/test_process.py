@@ -2,13 +2,15 @@
 
 import gc
 
-from proxy.process import keep_loaded
+from proxy.process import calm_collector
 
 
 def test_what_is_loaded_is_not_looked_at_again() -> None:
-    loaded = [object()]
+    loaded, before = [object()], gc.get_threshold()
     try:
-        keep_loaded()
+        calm_collector()
         assert not any(one is loaded for one in gc.get_objects())
+        assert gc.isenabled()
     finally:
         gc.unfreeze()
+        gc.set_threshold(*before)
