@@ -53,7 +53,7 @@ class Client:
 
     Mutable: `_headers` (of the answer to come), `_written` (the answer under way, or None), `_head` (its head, until it
     leaves with the first events), `_chunked` (how it is told where a stream ends), `_left` (why the exchange is over
-    early), `_scope` (what is interrupted when it is), `_stalled` (whether a write took too long).
+    early), `_stretch` (what is interrupted when it is), `_stalled` (whether a write took too long).
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Client:
         self._head = b""
         self._chunked = False
         self._left: Ending | None = None
-        self._scope: Stretch | None = None
+        self._stretch = Stretch()
         self._stalled = False
 
     @property
@@ -116,21 +116,16 @@ class Client:
         """End the exchange early: whatever runs under `present` is interrupted. The first reason stands."""
         if self._left is None:
             self._left = ending
-            if self._scope is not None:
-                self._scope.cut()
+            self._stretch.cut()
 
     def present(self) -> AbstractAsyncContextManager[None]:
         """A stretch that ends with LeftError as soon as the exchange is over early."""
-        return _Presence(self)
+        return _Presence(self, self._stretch)
 
     def check_present(self) -> None:
         """Raises LeftError."""
         if self._left is not None:
             raise LeftError(self._left)
-
-    def cut_by_leaving(self, scope: Stretch | None) -> None:
-        """What `leave` cuts from now on."""
-        self._scope = scope
 
     async def body(self, check: Callable[[bytes], None] | None = None) -> bytes:
         """The request's body, inflated. Raises ApiError 400, 408, 413 or 415, or LeftError.
@@ -142,7 +137,8 @@ class Client:
             raise ApiError(415, "Only identity and gzip bodies are accepted.", code="unsupported_media_type")
         if (self._request.content_length or 0) > self._limits.max_body_bytes:
             raise self._too_large()
-        await self._continue()
+        if (expect := self._request.headers.get("expect")) is not None:
+            await self._continue(expect)
         try:
             raw = await self._read()
         except TimeoutError as exc:
@@ -155,11 +151,8 @@ class Client:
             check(raw)
         return self._inflate(raw) if encoding == "gzip" else raw
 
-    async def _continue(self) -> None:
+    async def _continue(self, expect: str) -> None:
         """Answer `Expect: 100-continue`, now that the body is wanted. Raises ApiError 417."""
-        expect = self._request.headers.get("expect")
-        if expect is None:
-            return
         if expect.lower() != "100-continue":
             raise ApiError(417, "Only 100-continue may be expected.")
         await self._deliver(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -283,26 +276,24 @@ class Client:
             transport.abort()
 
 
-class _Presence(Stretch):
-    """A client's presence, as a stretch. Mutable: nothing of its own."""
+class _Presence:
+    """A client's presence, as a stretch. Stateless."""
 
-    def __init__(self, client: Client) -> None:
-        super().__init__()
+    __slots__ = ("_client", "_stretch")
+
+    def __init__(self, client: Client, stretch: Stretch) -> None:
         self._client = client
+        self._stretch = stretch
 
-    @override
     async def __aenter__(self) -> None:
         self._client.check_present()
-        await super().__aenter__()
-        self._client.cut_by_leaving(self)
+        self._stretch.begin()
 
-    @override
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._client.cut_by_leaving(None)
         try:
-            await super().__aexit__(kind, exc, trace)
+            self._stretch.end(kind, exc)
         except TimeoutError:
             self._client.check_present()
             raise

@@ -93,6 +93,7 @@ def build(ground: Ground) -> House:
     )
     addresses = Addresses(settings.listen.trusted_proxies)
     front = _front(ground, identify, _admission(ground, meters), abuse=abuse, running=running, addresses=addresses)
+    ground.metrics.in_progress.set_function(lambda: front.in_progress)
     desk = desk_of(stores, policy, clock, key_watch.look, _explain(ground, meters))
     pages = Pages(
         desk,
@@ -158,7 +159,6 @@ def _front(
         responses,
         policy=ground.policy,
         record=record,
-        metrics=ground.metrics,
         clock=clock,
         limits=limits,
         timeouts=timeouts,

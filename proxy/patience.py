@@ -68,15 +68,14 @@ class Stretch:
             self.was_cut = True
             self._task.cancel()
 
-    async def __aenter__(self) -> None:
+    def begin(self) -> None:
         self._task = task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a stretch is a task's")
         self._cancelling = task.cancelling()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def end(self, kind: type[BaseException] | None, exc: BaseException | None) -> None:
+        """Raises TimeoutError if it was cut."""
         task, self._task = self._task, None
         if not self.was_cut or task is None:
             return
@@ -84,3 +83,11 @@ class Stretch:
         # Cancelled by others, too: that comes first.
         if not others and kind is not None and issubclass(kind, asyncio.CancelledError):
             raise TimeoutError from exc
+
+    async def __aenter__(self) -> None:
+        self.begin()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end(kind, exc)

@@ -5,7 +5,7 @@ aiohttp's responses do the same for every kind of answer that there is, and cost
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Final
+from typing import Final, cast
 
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http_writer import HttpVersion, HttpVersion10, _serialize_headers
@@ -23,7 +23,7 @@ def head(
 
     Raises ValueError if a header holds a control character.
     """
-    fields = CIMultiDict(headers)
+    fields = dict(headers)
     if length is not None:
         # An answer that can have no body does not say how long it is.
         if status != _NO_CONTENT:
@@ -35,7 +35,9 @@ def head(
         fields["Connection"] = "close"
     elif version == HttpVersion10:
         fields["Connection"] = "keep-alive"
-    return _serialize_headers(f"HTTP/{version[0]}.{version[1]} {status} {_REASONS.get(status, '')}", fields)
+    line = f"HTTP/{version[0]}.{version[1]} {status} {_REASONS.get(status, '')}"
+    # Any mapping will do for it, and none of our headers is there twice.
+    return _serialize_headers(line, cast("CIMultiDict[str]", fields))
 
 
 def chunk(data: bytes) -> bytes:

@@ -23,7 +23,7 @@ from proxy.clock import Clock
 from proxy.edge import DIRECT, address_of, common_headers
 from proxy.exchange import Arrival, Ending, Outcome, Principal, TextEndpoint
 from proxy.identity import bearer
-from proxy.metrics import OTHER, Metrics
+from proxy.metrics import OTHER
 from proxy.pipeline import Pipeline
 from proxy.policy.schema import POLICY_HEADER, Policy
 from proxy.record import Ended, Record
@@ -81,7 +81,6 @@ class Front:
         *,
         policy: Callable[[], Policy],
         record: Record,
-        metrics: Metrics,
         clock: Clock,
         limits: Limits,
         timeouts: Timeouts,
@@ -94,7 +93,6 @@ class Front:
         self._responses = responses
         self._policy = policy
         self._record = record
-        self._metrics = metrics
         self._clock = clock
         self._limits = limits
         self._timeouts = timeouts
@@ -119,11 +117,9 @@ class Front:
         client.outlive()
         self._exchanges[client] = request.task
         self._none_runs.clear()
-        self._metrics.in_progress.inc()
         try:
             await self._serve(client, request)
         finally:
-            self._metrics.in_progress.dec()
             del self._exchanges[client]
             if not self._exchanges:
                 self._none_runs.set()
