@@ -50,7 +50,7 @@ class StepWatch:
 
 def month_of(moment: dt.datetime) -> str:
     """The quota period of a moment: its UTC calendar month as `2026-11`."""
-    utc = moment.astimezone(dt.UTC)
+    utc = moment if moment.tzinfo is dt.UTC else moment.astimezone(dt.UTC)
     return f"{utc.year:04}-{utc.month:02}"
 
 

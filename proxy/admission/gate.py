@@ -5,7 +5,9 @@ says comes from its own module; what a refusal says from `refusal`.
 """
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+
+import msgspec
 
 from proxy.admission import refusal, shedding
 from proxy.admission.estimate import Sizing
@@ -14,7 +16,7 @@ from proxy.admission.grant import Books, Grant, Terms, storage_unavailable
 from proxy.admission.meters import NO_SIZE, Meters, Pass, Size, Subject, remarks
 from proxy.admission.rate import RateLook
 from proxy.admission.refusal_log import RefusalLog
-from proxy.admission.rules import Limit, Rulebook
+from proxy.admission.rules import Limit, Rulebook, Rules
 from proxy.admission.turn import QueueWatch, Turn, Unwatched, wait
 from proxy.clock import Clock, month_of
 from proxy.exchange import Arrival, Call, Estimate, Principal, Question
@@ -28,6 +30,17 @@ from sidecar.wire.errors import ApiError
 from sidecar.wire.internal import Count, Endpoint, ModelState
 
 Counter = Callable[[Call], Awaitable[Count]]
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    """A call that is to be let in, as `Admission.admit` is told of it."""
+
+    principal: Principal
+    sizing: Sizing
+    arrival: Arrival
+    turn: Turn
+    upstream: str | None
+    claims: tuple[Claim, ...]
 
 
 class Admission:
@@ -47,6 +60,7 @@ class Admission:
         load: Callable[[str], Load] | None = None,
     ) -> None:
         self._fleet = fleet or Alone()
+        self._alone = fleet is None
         self._rulebook = Rulebook(policy, lambda: self._fleet.share)
         self._meters = meters
         self._books = books
@@ -72,13 +86,7 @@ class Admission:
 
         `admit` does this too; on its own it tells a stranger to a model 404 before a sidecar is chosen for it.
         """
-        rules = self._rulebook.of(principal, call.model)
-        if model is None or not _allows(principal, rules.tier, call.model):
-            raise refusal.model_not_found(call.model)
-        asked, limit = call.max_output_tokens, rules.tier.max_output_tokens
-        if asked is not None and limit is not None and asked > limit:
-            raise refusal.too_much_output(call.max_output_param, limit, rules.output_whose)
-        return model
+        return _checked(self._rulebook.of(principal, call.model), principal, call, model)
 
     async def check_limits(self, principal: Principal, model: str) -> None:
         """What needs no size: whether a key's limits let anything more in now. Raises ApiError 403, 429 or 503.
@@ -132,12 +140,19 @@ class Admission:
         written with the reservation, which fails if another request has one of them. Of a `turn` it takes the lease.
         """
         # The model first: nothing of a key's limits is anybody's business who may not use it.
-        known = self.check(principal, call, model)
         turn = turn or Turn()
         subject = self._subject(principal, call.model, placed=turn.held)
-        tier = subject.rules.tier
+        known = _checked(subject.rules, principal, call, model)
         await self._prime(subject)
-        sizing = Sizing(call, known, tier)
+        sizing = Sizing(call, known, subject.rules.tier)
+        asked = _Asked(principal, sizing, arrival, turn, upstream, claims)
+        # From a look to the taking no `await`: whatever else asks sees either both or neither.
+        bounded = sizing.bounded()
+        if self._alone and bounded is not None:
+            size = Size(bounded.total, bounded.total)
+            if not self._meters.unfit(subject, size):
+                self._shed(subject, sizing)
+                return self._take(asked, subject, bounded, size, ())
         estimate = await self._size(subject, sizing, counter)
         estimate, part = await self._part(subject, sizing, estimate, counter, arrival.request_id)
         if part is None and self._rulebook.of(principal, call.model) is not subject.rules:
@@ -147,20 +162,8 @@ class Admission:
             if estimate.exact or part is not None:
                 # That took its time.
                 self._shed(subject, sizing)
-            # From this look to the taking no `await`: whatever else asks sees either both or neither.
             size = _size_of(subject, sizing, estimate)
-            shadows = self._shadows(subject, size)
-            tokens, period = estimate.total, subject.period
-            entry = _entry(principal, sizing, arrival, period=period, tokens=tokens, upstream=upstream)
-            # The ledger first: it may refuse, the meters do not.
-            reserved = self._books.reserve(entry, claims, subject.rules.monthly)
-            if reserved.done() and reserved.exception() is not None:
-                raise storage_unavailable() from reserved.exception()
-            hold = self._meters.take(subject, size, shadows, lease=turn.use(), part=part and part.keep())
-        warned = self._meters.warnings(subject) if subject.rules.soft else ()
-        said = remarks(shadows, warned)
-        terms = Terms(sizing, arrival, self._clock, self._storage_s, subject.rules.revision, said)
-        return Grant(terms, estimate, hold, self._books, reserved)
+            return self._take(asked, subject, estimate, size, self._shadows(subject, size), part=part)
 
     def refused(
         self, principal: Principal, call: Call, arrival: Arrival, model: ModelState | None, error: RefusedError
@@ -198,6 +201,31 @@ class Admission:
         with part or contextlib.nullcontext():
             shadows = self._passed(subject, self._meters.unfit_pass(subject), NO_SIZE)
             return self._meters.take_pass(subject, shadows, part=part and part.keep())
+
+    def _take(
+        self,
+        asked: "_Asked",
+        subject: Subject,
+        estimate: Estimate,
+        size: Size,
+        shadows: Collection[Limit],
+        *,
+        part: Part | None = None,
+    ) -> Grant:
+        """What was looked at just now. Raises ApiError 503; then nothing was taken."""
+        sizing, arrival, rules = asked.sizing, asked.arrival, subject.rules
+        entry = _entry(
+            asked.principal, sizing, arrival, period=subject.period, tokens=estimate.total, upstream=asked.upstream
+        )
+        # The ledger first: it may refuse, the meters do not.
+        reserved = self._books.reserve(entry, asked.claims, rules.monthly)
+        if reserved.done() and reserved.exception() is not None:
+            raise storage_unavailable() from reserved.exception()
+        hold = self._meters.take(subject, size, shadows, lease=asked.turn.use(), part=part and part.keep())
+        warned = self._meters.warnings(subject) if rules.soft else ()
+        said = remarks(shadows, warned) if shadows or warned else ()
+        terms = Terms(sizing, arrival, self._clock, self._storage_s, rules.revision, said)
+        return Grant(terms, estimate, hold, self._books, reserved)
 
     async def _part(
         self, subject: Subject, sizing: Sizing, estimate: Estimate, counter: Counter, request_id: str
@@ -281,6 +309,15 @@ class Admission:
         if isinstance(over.look, RateLook):
             return refusal.rate(over.limit, over.look, headers)
         return refusal.concurrency(over.limit, over.look, headers)
+
+
+def _checked(rules: Rules, principal: Principal, call: Call, model: ModelState | None) -> ModelState:
+    if model is None or not _allows(principal, rules.tier, call.model):
+        raise refusal.model_not_found(call.model)
+    asked, limit = call.max_output_tokens, rules.tier.max_output_tokens
+    if asked is not None and limit is not None and asked > limit:
+        raise refusal.too_much_output(call.max_output_param, limit, rules.output_whose)
+    return model
 
 
 def _size_of(subject: Subject, sizing: Sizing, estimate: Estimate) -> Size:

@@ -15,7 +15,7 @@ from proxy.admission import refusal
 from proxy.admission.concurrency import ConcurrencyLook, Lease, Leases
 from proxy.admission.quota import QuotaBook, QuotaLook
 from proxy.admission.rate import Cells, Charge, RateLook
-from proxy.admission.refusal import REQUESTS, TOKENS, duration
+from proxy.admission.refusal import REQUESTS, duration
 from proxy.admission.rules import OF_ACCOUNT, Limit, Rules, SoftQuota
 from proxy.store.standing import QuotaExceededError
 from proxy.verdict import SHADOW, WARN, RefusedError, Remark
@@ -121,11 +121,16 @@ class Meters:
         rules = subject.rules
         if (limit := rules.requests) is not None and not limit.shadow:
             look = self.requests.peek(subject.cell(limit), limit.rate, 0)
-            headers |= _openai(REQUESTS, look)
+            headers["x-ratelimit-limit-requests"] = str(look.limit)
+            headers["x-ratelimit-remaining-requests"] = str(look.remaining)
+            headers["x-ratelimit-reset-requests"] = duration(look.reset_s)
             headers["ratelimit-policy"] = f'"{REQUESTS}";q={look.limit};w={limit.rate.period_s}'
             headers["ratelimit"] = f'"{REQUESTS}";r={look.remaining};t={-int(-look.reset_s // 1)}'
         if (limit := rules.tokens) is not None and not limit.shadow:
-            headers |= _openai(TOKENS, self.tokens.peek(subject.cell(limit), limit.rate, 0))
+            look = self.tokens.peek(subject.cell(limit), limit.rate, 0)
+            headers["x-ratelimit-limit-tokens"] = str(look.limit)
+            headers["x-ratelimit-remaining-tokens"] = str(look.remaining)
+            headers["x-ratelimit-reset-tokens"] = duration(look.reset_s)
         return headers
 
     def _fits(self, subject: Subject, limit: Limit, tokens: int) -> bool:
@@ -301,11 +306,3 @@ def remarks(shadows: Collection[Limit], warned: Collection[Warned] = ()) -> tupl
     """What limits in shadow and soft quotas are to be quoted with."""
     said = (Remark(f"soft_{warning.quota.counts}", WARN) for warning in warned)
     return (*(Remark(limit.rule, SHADOW) for limit in shadows), *said)
-
-
-def _openai(kind: str, look: RateLook) -> dict[str, str]:
-    return {
-        f"x-ratelimit-limit-{kind}": str(look.limit),
-        f"x-ratelimit-remaining-{kind}": str(look.remaining),
-        f"x-ratelimit-reset-{kind}": duration(look.reset_s),
-    }

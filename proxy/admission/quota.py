@@ -106,8 +106,11 @@ class QuotaBook:
         Everything below needs them to be here. As nothing of an account is reserved before its own line is here, that
         line begins where nothing of it is under way.
         """
-        await self._have(self._accounts, payer.account_id, payer.period, self._standings.account_standing)
-        await self._have(self._keys, payer.key_id, payer.period, self._standings.standing)
+        now_s, period = self._clock.monotonic(), payer.period
+        if not self._fresh(self._accounts.get((payer.account_id, period)), now_s):
+            await self._have(self._accounts, payer.account_id, period, self._standings.account_standing)
+        if not self._fresh(self._keys.get((payer.key_id, period)), now_s):
+            await self._have(self._keys, payer.key_id, period, self._standings.standing)
         if len(self._keys) > self._purge_at:
             self._purge()
 
@@ -157,6 +160,9 @@ class QuotaBook:
         for line in self._both(payer):
             line.read_s = -math.inf
 
+    def _fresh(self, line: _Line | None, now_s: float) -> bool:
+        return line is not None and now_s - line.read_s < self._fresh_s and line.read_s != -math.inf
+
     async def _have(self, lines: _Lines, who: str, period: str, read: _Read) -> None:
         now_s = self._clock.monotonic()
         line = lines.get((who, period))
@@ -164,7 +170,7 @@ class QuotaBook:
             found = await read(who, period)
             # Two may have read at once, and the first has perhaps reserved since: its line is the newer one.
             lines.setdefault((who, period), _line(found, now_s))
-        elif now_s - line.read_s >= self._fresh_s or line.read_s == -math.inf:
+        elif not self._fresh(line, now_s):
             # Before the wait, so that one reads and not all of them.
             line.read_s, before = now_s, replace(line)
             with contextlib.suppress(StorageError):
