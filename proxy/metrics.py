@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -16,9 +16,8 @@ from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from proxy.clock import Clock, StepWatch
+from proxy.tallies import Spread, Tally
 from sidecar.jsonlog import JsonLog
-
-M = TypeVar("M", Counter, Histogram)
 
 OTHER: Final = "_other"
 NO_TIER: Final = "none"
@@ -68,23 +67,6 @@ class ActiveClients(Collector):
         yield family
 
 
-class Labelled(Generic[M]):
-    """A metric whose children are found by one look into a dict: `labels` of the metric itself takes ten times as long.
-
-    Mutable: `_children`, by their labels, as many as the metric has.
-    """
-
-    def __init__(self, metric: M) -> None:
-        self._metric: M = metric
-        self._children: dict[tuple[str, ...], M] = {}
-
-    def labels(self, *values: str) -> M:
-        child = self._children.get(values)
-        if child is None:
-            child = self._children[values] = self._metric.labels(*values)
-        return child
-
-
 class QueueMetrics:
     """Told of who waits for a turn; see `proxy.admission.turn.QueueWatch`. Stateless."""
 
@@ -112,56 +94,46 @@ class Metrics:
         self._house(registry, release)
 
     def _requests(self, registry: CollectorRegistry) -> None:
-        self.requests = Labelled(
-            Counter(
-                "tollhouse_proxy_requests_total",
-                "Requests answered.",
-                ["endpoint", "model", "tier", "code"],
-                registry=registry,
-            )
+        self.requests = Tally(
+            "tollhouse_proxy_requests_total",
+            "Requests answered.",
+            ["endpoint", "model", "tier", "code"],
+            registry=registry,
         )
-        self.duration = Labelled(
-            Histogram(
-                "tollhouse_proxy_request_duration_seconds",
-                "From a request's head to the end of its answer.",
-                ["endpoint", "stream"],
-                buckets=LATENCY_S,
-                registry=registry,
-            )
+        self.duration = Spread(
+            "tollhouse_proxy_request_duration_seconds",
+            "From a request's head to the end of its answer.",
+            ["endpoint", "stream"],
+            bounds=LATENCY_S,
+            registry=registry,
         )
-        self.first_token = Labelled(
-            Histogram(
-                "tollhouse_proxy_time_to_first_token_seconds",
-                "From a request's head to the first event of its answer.",
-                ["model"],
-                buckets=FIRST_TOKEN_S,
-                registry=registry,
-            )
+        self.first_token = Spread(
+            "tollhouse_proxy_time_to_first_token_seconds",
+            "From a request's head to the first event of its answer.",
+            ["model"],
+            bounds=FIRST_TOKEN_S,
+            registry=registry,
         )
-        self.overhead = Labelled(
-            Histogram(
-                "tollhouse_proxy_overhead_seconds",
-                "Time a request spent in each room of the proxy, the model's own time left out.",
-                ["phase"],
-                buckets=OVERHEAD_S,
-                registry=registry,
-            )
+        self.overhead = Spread(
+            "tollhouse_proxy_overhead_seconds",
+            "Time a request spent in each room of the proxy, the model's own time left out.",
+            ["phase"],
+            bounds=OVERHEAD_S,
+            registry=registry,
         )
-        self.tokens = Labelled(
-            Counter("tollhouse_proxy_tokens_total", "Tokens charged.", ["model", "tier", "type"], registry=registry)
+        self.tokens = Tally(
+            "tollhouse_proxy_tokens_total", "Tokens charged.", ["model", "tier", "type"], registry=registry
         )
 
     def _decisions(self, registry: CollectorRegistry) -> None:
         self.errors = Counter(
             "tollhouse_proxy_errors_total", "Requests that ended in an error.", ["type", "origin"], registry=registry
         )
-        self.decisions = Labelled(
-            Counter(
-                "tollhouse_proxy_policy_decisions_total",
-                "What admission decided, by the rule that decided it.",
-                ["policy", "decision"],
-                registry=registry,
-            )
+        self.decisions = Tally(
+            "tollhouse_proxy_policy_decisions_total",
+            "What admission decided, by the rule that decided it.",
+            ["policy", "decision"],
+            registry=registry,
         )
         self.replay_entries = Gauge(
             "tollhouse_proxy_replay_entries",

@@ -84,7 +84,7 @@ class Record:
         if ended.principal is not None:
             self._touch(ended.principal.key_id, begun_s)
         self._log.info("request", **_line(ended, duration_s))
-        self._metrics.overhead.labels("record").observe(self._clock.monotonic() - begun_s)
+        self._metrics.overhead.observe(self._clock.monotonic() - begun_s, "record")
 
     def _touch(self, key_id: str, now_s: float) -> None:
         """Once a minute is often enough to know when a key was last used."""
@@ -100,12 +100,12 @@ class Record:
         model = ended.known_model or OTHER
         tier = ended.principal.tier if ended.principal else NO_TIER
         stream = ended.call is not None and ended.call.stream
-        metrics.requests.labels(ended.endpoint, model, tier, str(outcome.status)).inc()
-        metrics.duration.labels(ended.endpoint, "true" if stream else "false").observe(duration_s)
+        metrics.requests.add(1, ended.endpoint, model, tier, str(outcome.status))
+        metrics.duration.observe(duration_s, ended.endpoint, "true" if stream else "false")
         if ended.principal is not None:
             metrics.active.saw(ended.principal.key_id)
         if ended.first_byte_s is not None:
-            metrics.first_token.labels(model).observe(ended.first_byte_s - ended.arrival.monotonic_s)
+            metrics.first_token.observe(ended.first_byte_s - ended.arrival.monotonic_s, model)
         self._count_tokens(ended, model, tier)
         self._count_ending(ended)
         rooms = ended.rooms
@@ -116,25 +116,25 @@ class Record:
             ("settle", rooms.settle_s),
         ):
             if spent_s is not None:
-                metrics.overhead.labels(phase).observe(spent_s)
+                metrics.overhead.observe(spent_s, phase)
 
     def _count_tokens(self, ended: Ended, model: str, tier: str) -> None:
         usage = ended.outcome.usage
         if usage is None:
             return
         tokens = self._metrics.tokens
-        tokens.labels(model, tier, "input").inc(usage.prompt_tokens)
-        tokens.labels(model, tier, "cached_input").inc(usage.cached_tokens)
-        tokens.labels(model, tier, "output").inc(usage.completion_tokens)
+        tokens.add(usage.prompt_tokens, model, tier, "input")
+        tokens.add(usage.cached_tokens, model, tier, "cached_input")
+        tokens.add(usage.completion_tokens, model, tier, "output")
 
     def _count_ending(self, ended: Ended) -> None:
         outcome, error = ended.outcome, ended.error
         for remark in ended.remarks:
-            self._metrics.decisions.labels(remark.rule, remark.decision).inc()
+            self._metrics.decisions.add(1, remark.rule, remark.decision)
         if ended.admitted:
-            self._metrics.decisions.labels("admission", "allow").inc()
+            self._metrics.decisions.add(1, "admission", "allow")
         elif isinstance(error, RefusedError):
-            self._metrics.decisions.labels(error.rule, "refuse").inc()
+            self._metrics.decisions.add(1, error.rule, "refuse")
         if outcome.ending in _LEFT:
             phase = "before_first_token" if ended.first_byte_s is None else "streaming"
             self._metrics.disconnects.labels(phase).inc()

@@ -41,7 +41,7 @@ def test_a_share_belongs_to_one_band(share: float, band: str) -> None:
 
 async def test_a6_the_page_has_our_names_and_closed_labels_only() -> None:
     metrics = Metrics(FakeClock(), CollectorRegistry(), "1.0")
-    metrics.requests.labels("/v1/models", "m", "free", "200").inc()
+    metrics.requests.add(1, "/v1/models", "m", "free", "200")
     page = (await metrics.page()).decode()
     for family in text_string_to_metric_families(page):
         assert family.documentation
@@ -56,13 +56,13 @@ async def test_a6_the_page_of_a_busy_house_has_less_than_two_thousand_lines() ->
     models, tiers = [f"org/model-{n}" for n in range(4)], ["free", "pro", "unlimited", "none"]
     for endpoint in ("/v1/chat/completions", "/v1/completions"):
         for stream in ("true", "false"):
-            metrics.duration.labels(endpoint, stream).observe(1)
+            metrics.duration.observe(1, endpoint, stream)
         for model in models:
             for tier in tiers:
                 for code in ("200", "400", "404", "429", "499", "503"):
-                    metrics.requests.labels(endpoint, model, tier, code).inc()
+                    metrics.requests.add(1, endpoint, model, tier, code)
     for model in models:
-        metrics.first_token.labels(model).observe(1)
+        metrics.first_token.observe(1, model)
     for key in range(50):
         metrics.active.saw(f"key{key}")
     page = await metrics.page()

@@ -1,0 +1,45 @@
+"""Our own counters and histograms make the samples that prometheus_client's make."""
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+
+from proxy.tallies import Spread, Tally
+
+BOUNDS = (0.1, 0.5, 1, 2.5)
+
+
+def page(registry: CollectorRegistry) -> list[str]:
+    """The page's lines, with what depends on when it was made left out."""
+    lines = generate_latest(registry).decode().splitlines()
+    return [line.rsplit(" ", 1)[0] if "_created{" in line else line for line in lines]
+
+
+def test_a_tally_is_shown_as_a_counter_is() -> None:
+    theirs, ours = CollectorRegistry(), CollectorRegistry()
+    counter = Counter("things_total", "Things.", ["kind", "size"], registry=theirs)
+    tally = Tally("things_total", "Things.", ["kind", "size"], registry=ours)
+    for by, kind, size in ((1, "a", "s"), (2.5, "b", 'l"\n'), (1, "a", "s"), (0, "c", "m")):
+        counter.labels(kind, size).inc(by)
+        tally.add(by, kind, size)
+    assert page(ours) == page(theirs)
+    assert ours.get_sample_value("things_total", {"kind": "a", "size": "s"}) == 2
+
+
+@pytest.mark.parametrize("value", [0, 0.1, 0.1000001, 1, 2.5, 3, 1e9])
+def test_a_spread_is_shown_as_a_histogram_is(value: float) -> None:
+    theirs, ours = CollectorRegistry(), CollectorRegistry()
+    histogram = Histogram("times_seconds", "Times.", ["kind"], buckets=BOUNDS, registry=theirs)
+    spread = Spread("times_seconds", "Times.", ["kind"], bounds=BOUNDS, registry=ours)
+    for seconds, kind in ((value, "a"), (0.2, "a"), (value, "b")):
+        histogram.labels(kind).observe(seconds)
+        spread.observe(seconds, kind)
+    assert page(ours) == page(theirs)
+
+
+def test_what_was_never_counted_is_shown_by_its_name() -> None:
+    theirs, ours = CollectorRegistry(), CollectorRegistry()
+    Counter("things_total", "Things.", ["kind"], registry=theirs)
+    Tally("things_total", "Things.", ["kind"], registry=ours)
+    Histogram("times_seconds", "Times.", ["kind"], registry=theirs)
+    Spread("times_seconds", "Times.", ["kind"], bounds=BOUNDS, registry=ours)
+    assert page(ours) == page(theirs)
