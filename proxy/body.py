@@ -32,7 +32,6 @@ _TEMPLATE_FIELDS: Final = frozenset(
         "tools",
     }
 )
-_CALL_FIELDS: Final = ("tool_calls", "function_call")
 _RESULT_ROLES: Final = ("tool", "function")
 # Those of calls and their results, of the items of /v1/responses and of the blocks of /v1/messages.
 _CALL_ITEMS: Final = ("function_call", "function_call_output")
@@ -63,12 +62,14 @@ def read_call(endpoint: Endpoint, body: bytes, *, max_choices: int, max_prompts:
     fields = _decode(body)
     store, previous_id = _stored(fields) if endpoint is Endpoint.RESPONSES else (None, None)
     # All that is produced counts, also what is not given in the end.
-    choices = max(_integer(fields, name, highest=max_choices) or 1 for name in ("n", "best_of"))
+    one_way, another = (_integer(fields, "n", highest=max_choices), _integer(fields, "best_of", highest=max_choices))
+    choices = max(one_way or 1, another or 1)
     max_output, max_output_param = (0, "input") if endpoint is Endpoint.EMBEDDINGS else _max_output(endpoint, fields)
     messages = _messages(endpoint, fields, max_prompts)
     if endpoint is Endpoint.COMPLETIONS:
         choices *= messages
-    plain = all(fields.get(name) is None for name in _TEMPLATE_FIELDS) and not _has_calls(fields, endpoint)
+    none_given = _TEMPLATE_FIELDS.isdisjoint(fields) or all(fields.get(name) is None for name in _TEMPLATE_FIELDS)
+    plain = none_given and not _has_calls(fields, endpoint)
     if endpoint is Endpoint.MESSAGES:
         # A last message of the assistant's is gone on with.
         plain = plain and not _prefilled(fields.get("messages"))
@@ -254,10 +255,12 @@ def _has_calls(fields: dict[str, object], endpoint: Endpoint) -> bool:
     if endpoint is Endpoint.MESSAGES:
         blocks = (block for message in messages for block in _objects(message.get("content")))
         return any(block.get("type") in _CALL_BLOCKS for block in blocks)
-    return any(
-        message.get("role") in _RESULT_ROLES or any(message.get(name) is not None for name in _CALL_FIELDS)
-        for message in messages
-    )
+    for message in messages:
+        if message.get("role") in _RESULT_ROLES:
+            return True
+        if message.get("tool_calls") is not None or message.get("function_call") is not None:
+            return True
+    return False
 
 
 def _objects(given: object) -> list[dict[str, object]]:

@@ -71,8 +71,7 @@ class Head(Protocol):
         """All values of a header, by its name in lower case."""
 
 
-@dataclass(frozen=True, slots=True)
-class Principal:
+class Principal(msgspec.Struct, frozen=True):
     """Who asks. `models` of None means every model the tier allows, `scopes` of None all that a key may do by default.
 
     `limits` and `account_limits` are its own, in the place of its tier's. `allow_from` and `deny_from` are networks
@@ -90,10 +89,15 @@ class Principal:
     account_limits: Overrides = NO_OVERRIDES
     allow_from: tuple[str, ...] = ()
     deny_from: tuple[str, ...] = ()
-    public_keys: tuple[bytes, ...] = field(default=(), repr=False)
+    public_keys: tuple[bytes, ...] = ()
     expires: dt.datetime | None = None
-    mac: bytes = field(default=b"", repr=False)
+    mac: bytes = b""
     response_headers: tuple[tuple[str, str], ...] = ()
+
+    @override
+    def __repr__(self) -> str:
+        # What proves a key is in no line of a log.
+        return f"Principal({self.key_id} of {self.account_id}, tier={self.tier!r})"
 
     @property
     def signed(self) -> bool:

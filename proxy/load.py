@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -25,9 +25,8 @@ class Load(msgspec.Struct, frozen=True):
     per_s: float
 
 
-def together(loads: Iterable[Load]) -> Load:
+def together(every: Sequence[Load]) -> Load:
     """The load of several sidecars as that of one."""
-    every = list(loads)
     if len(every) == 1:
         return every[0]
     return Load(

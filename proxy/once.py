@@ -21,6 +21,7 @@ from proxy.store.database import StorageError
 from sidecar.wire.errors import ApiError
 
 PURGE_EVERY_S: Final = 60.0
+_UNGUARDED: Final = contextlib.nullcontext()
 # Given an answer, returns when it is on disk.
 Keep = Callable[[bytes], Awaitable[None]]
 
@@ -143,7 +144,7 @@ def keeping(guard: Guard | None, keep: Keep | None, *, stream: bool) -> Keep | N
 
 
 def held(guard: Guard | None, grant: Durable) -> contextlib.AbstractAsyncContextManager[None]:
-    return contextlib.nullcontext() if guard is None else guard.held(grant)
+    return _UNGUARDED if guard is None else guard.held(grant)
 
 
 async def purge(store: Forgets, expired: Purge, entries: Gauge) -> None:

@@ -216,7 +216,8 @@ class Pipeline:
             notes.principal = principal
             client.known()
         # Before any other header: what the policy adds never takes the place of ours.
-        client.announce({name.lower(): value for name, value in principal.response_headers})
+        if principal.response_headers:
+            client.announce({name.lower(): value for name, value in principal.response_headers})
         self._abuse.came(principal, client.arrival.address)
         scopes.check(principal, scopes.ROUTES[template])
         notes.guard = await self._once.expect(principal, client, signature, client.arrival)
@@ -225,20 +226,25 @@ class Pipeline:
     async def _admitted(
         self, client: Client, endpoint: Endpoint, principal: Principal, body: bytes, notes: Notes
     ) -> Admitted:
-        with contextlib.ExitStack() as stack:
-            begun_s = self._clock.monotonic()
-            try:
-                call = notes.call = read_call(
-                    endpoint, body, max_choices=self._limits.max_choices, max_prompts=self._limits.max_prompts
-                )
-                remarks = stack.enter_context(self._abuse.asked(principal, call))
+        begun_s, waited_s = self._clock.monotonic(), 0.0
+        try:
+            call = notes.call = read_call(
+                endpoint, body, max_choices=self._limits.max_choices, max_prompts=self._limits.max_prompts
+            )
+            with self._abuse.asked(principal, call) as remarks:
                 model = await self._allowed(principal, call, notes)
                 call = notes.call = await self._responses.continued(principal, call)
-            finally:
-                notes.admit_s = self._clock.monotonic() - begun_s
-            # A wait comes before the choice: who has waited has not chosen yesterday's sidecar. It is no work of ours.
-            turn = stack.enter_context(await self._admission.turn(principal, model.id))
-            admitted = await self._granted(client, principal, model, turn, notes=notes, call=call)
+                # A wait comes before the choice: who has waited has not chosen yesterday's sidecar.
+                waits_s = self._clock.monotonic()
+                try:
+                    turn = await self._admission.turn(principal, model.id)
+                finally:
+                    waited_s = self._clock.monotonic() - waits_s
+                with turn:
+                    admitted = await self._granted(client, principal, model, turn, notes=notes, call=call)
+        finally:
+            # A wait is no work of ours.
+            notes.admit_s = self._clock.monotonic() - begun_s - waited_s
         notes.admitted, notes.remarks = True, (*remarks, *admitted.grant.remarks)
         return admitted
 
@@ -257,21 +263,17 @@ class Pipeline:
     async def _granted(
         self, client: Client, principal: Principal, model: ModelState, turn: Turn, *, call: Call, notes: Notes
     ) -> Admitted:
-        begun_s = self._clock.monotonic()
-        try:
-            sidecar = notes.sidecar = self._upstreams.choose(model.id)
-            grant = await self._admission.admit(
-                principal,
-                call,
-                client.arrival,
-                model,
-                sidecar.count,
-                turn=turn,
-                upstream=sidecar.name,
-                claims=claims_of(notes.guard),
-            )
-        finally:
-            notes.admit_s = (notes.admit_s or 0.0) + self._clock.monotonic() - begun_s
+        sidecar = notes.sidecar = self._upstreams.choose(model.id)
+        grant = await self._admission.admit(
+            principal,
+            call,
+            client.arrival,
+            model,
+            sidecar.count,
+            turn=turn,
+            upstream=sidecar.name,
+            claims=claims_of(notes.guard),
+        )
         return Admitted(call, sidecar, grant)
 
     async def _let_in(self, arrival: Arrival, principal: Principal, question: Question, notes: Notes) -> Pass:
@@ -305,7 +307,9 @@ class Pipeline:
         settlement = Settlement(grant, client.arrival, timings, self._clock, self._storage_s)
         keep = keeping(guard, self._responses.keeping(principal, call), stream=call.stream)
         run = Run(call, ticket, sidecar, grant, client, settlement, timings, keep)
-        with self._record.streaming() if call.stream else contextlib.nullcontext():
+        if not call.stream:
+            return await self._forward.run(run)
+        with self._record.streaming():
             return await self._forward.run(run)
 
     async def _left(self, client: Client, ending: Ending, notes: Notes) -> Outcome:
@@ -342,7 +346,9 @@ async def _body(client: Client, principal: Principal, notes: Notes) -> bytes:
 
 def _scope(kind: CacheScope, principal: Principal) -> str:
     """What the sidecar is told: no id of one kind is ever one of another."""
-    return {"key": f"k:{principal.key_id}", "account": f"a:{principal.account_id}", "global": "g:"}[kind]
+    if kind == "key":
+        return f"k:{principal.key_id}"
+    return f"a:{principal.account_id}" if kind == "account" else "g:"
 
 
 async def _raised(error: ApiError) -> Outcome:

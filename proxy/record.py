@@ -177,7 +177,9 @@ def _line(ended: Ended, duration_s: float) -> dict[str, Field]:
         "error_code": outcome.error_code,
         "error_type": ended.error.type if ended.error else None,
         "rule": ended.error.rule if isinstance(ended.error, RefusedError) else None,
-        "shadow": ",".join(remark.rule for remark in ended.remarks if remark.decision == SHADOW) or None,
+        "shadow": ",".join(remark.rule for remark in ended.remarks if remark.decision == SHADOW) or None
+        if ended.remarks
+        else None,
         "prompt_tokens": usage.prompt_tokens if usage else None,
         "cached_tokens": usage.cached_tokens if usage else None,
         "completion_tokens": usage.completion_tokens if usage else None,

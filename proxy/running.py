@@ -1,8 +1,9 @@
 """Whose requests run now, so that those of a key that is not good any more can be ended."""
 
-import contextlib
 import datetime as dt
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Protocol
 
 from proxy.exchange import Ending, Principal
@@ -14,23 +15,35 @@ class Leaves(Protocol):
     def leave(self, ending: Ending) -> None: ...
 
 
+class _Stay:
+    """A client among those at work, from entering to leaving. Mutable: nothing of its own."""
+
+    def __init__(self, every: dict[str, dict[Leaves, Principal]], principal: Principal, client: Leaves) -> None:
+        self._every = every
+        self._principal = principal
+        self._client = client
+
+    def __enter__(self) -> None:
+        self._every.setdefault(self._principal.key_id, {})[self._client] = self._principal
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        clients = self._every[self._principal.key_id]
+        del clients[self._client]
+        if not clients:
+            del self._every[self._principal.key_id]
+
+
 class Running:
     """The requests at work. Mutable: `_clients`, by key's id, each with whom it was taken for."""
 
     def __init__(self) -> None:
         self._clients: dict[str, dict[Leaves, Principal]] = {}
 
-    @contextlib.contextmanager
-    def at_work(self, principal: Principal, client: Leaves) -> Iterator[None]:
+    def at_work(self, principal: Principal, client: Leaves) -> AbstractContextManager[None]:
         """While this lasts, `cut` reaches the client."""
-        clients = self._clients.setdefault(principal.key_id, {})
-        clients[client] = principal
-        try:
-            yield
-        finally:
-            del clients[client]
-            if not clients:
-                del self._clients[principal.key_id]
+        return _Stay(self._clients, principal, client)
 
     @property
     def key_ids(self) -> set[str]:

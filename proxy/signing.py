@@ -37,6 +37,7 @@ ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy
 ID_CHARS: Final = 10
 SECRET_CHARS: Final = 32
 CHECK_CHARS: Final = 6
+_CHECK_POWERS: Final = (62**5, 62**4, 62**3, 62**2, 62, 1)
 NONCE_BYTES: Final = 18
 _SECRET: Final = re.compile(
     rf"{SECRET_PREFIX}(?P<id>[0-9A-Za-z]{{{ID_CHARS}}})_[0-9A-Za-z]{{{SECRET_CHARS + CHECK_CHARS}}}"
@@ -169,9 +170,5 @@ def public_key(secret: str) -> bytes:
 
 def checksum(text: str) -> str:
     """CRC-32 in base 62: catches typing errors and secret scanners' false finds before anything is looked up."""
-    rest = zlib.crc32(text.encode())
-    digits = []
-    for _ in range(CHECK_CHARS):
-        rest, digit = divmod(rest, len(ALPHABET))
-        digits.append(ALPHABET[digit])
-    return "".join(reversed(digits))
+    check = zlib.crc32(text.encode())
+    return "".join([ALPHABET[check // power % 62] for power in _CHECK_POWERS])

@@ -253,7 +253,7 @@ class Upstreams:
     def load(self, model: str) -> Load:
         """What the ready sidecars that serve the model have to do, together."""
         return together(
-            sidecar.workload.load for sidecar in self.sidecars if sidecar.models and model in sidecar.models
+            [sidecar.workload.load for sidecar in self.sidecars if sidecar.models and model in sidecar.models]
         )
 
     def choose(self, model: str) -> Sidecar:

@@ -9,6 +9,7 @@ import hashlib
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Final
 
 import msgspec
@@ -20,7 +21,7 @@ from proxy.admission.refusal import REQUESTS, duration
 from proxy.clock import Clock
 from proxy.exchange import Call, Principal
 from proxy.metrics import Metrics
-from proxy.policy.schema import Policy, Rule
+from proxy.policy.schema import Policy, Rule, Tier
 from proxy.verdict import SHADOW, RefusedError, Remark
 from sidecar.jsonlog import JsonLog
 
@@ -30,6 +31,7 @@ ADDRESSES: Final = "addresses"
 MOST_PROMPTS: Final = 65_536
 MOST_LISTS: Final = 4096
 _DIGEST_BYTES: Final = 16
+_UNCOUNTED: Final = contextlib.nullcontext[tuple[Remark, ...]](())
 _LOWER: Final = bytes(range(256)).lower()
 _ESCAPED_SPACE: Final = (b"\\n", b"\\r", b"\\t")
 
@@ -117,17 +119,18 @@ class Abuse:
             self._metrics.keys_from_many_addresses.inc()
             self._log.warning("key_from_many_addresses", key_id=principal.key_id, count=count, limit=limit)
 
-    @contextlib.contextmanager
-    def asked(self, principal: Principal, call: Call) -> Iterator[tuple[Remark, ...]]:
+    def asked(self, principal: Principal, call: Call) -> AbstractContextManager[tuple[Remark, ...]]:
         """While a call is admitted. Raises RefusedError 429 for a prompt that was sent too often.
 
         What is refused in here after all does not count.
         """
         tier = self._policy().tier(principal.tier)
-        if tier.equal_prompts_per_minute is None:
-            yield ()
-            return
-        taken = self._repeats.take(principal.key_id, call, tier.equal_prompts_per_minute)
+        limit = tier.equal_prompts_per_minute
+        return _UNCOUNTED if limit is None else self._counted(principal, call, tier, limit)
+
+    @contextlib.contextmanager
+    def _counted(self, principal: Principal, call: Call, tier: Tier, limit: int) -> Iterator[tuple[Remark, ...]]:
+        taken = self._repeats.take(principal.key_id, call, limit)
         if isinstance(taken, RateLook):
             if EQUAL_PROMPTS not in tier.shadow:
                 raise _repeated(taken, tier.name)

@@ -102,6 +102,8 @@ class _Pending:
     def fail(self, error: Exception) -> None:
         if not self.done.done():
             self.done.set_exception(error)
+            # Looked at, so that a dropped one's error is no news: the observer has it.
+            self.done.exception()
 
 
 class Writer:
@@ -178,7 +180,6 @@ class Writer:
         One that has patience makes no commit of its own before that is over, but goes with the next.
         """
         pending = _Pending(apply, record, retained, self._clock.monotonic(), asyncio.get_running_loop().create_future())
-        pending.done.add_done_callback(_retrieve)
         if self._closing:
             pending.fail(StorageError(STOPPED))
         elif not retained and len(self._queue) >= MAX_QUEUE:

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import datetime as dt
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
 from typing import Any, Final, Self
+
+from msgspec.structs import replace
 
 from proxy.client import LeftError
 from proxy.exchange import Arrival, Call, Ending, Estimate, Outcome, Principal, Question, Trace

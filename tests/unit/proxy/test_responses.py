@@ -1,7 +1,6 @@
 """Stored responses: what the tier and the body decide, what a failing store is told as, and where a refusal points."""
 
 import asyncio
-import dataclasses
 import datetime as dt
 import json
 from collections.abc import Callable
@@ -110,7 +109,7 @@ class Room:
 async def test_what_is_stored_is_the_tier_s_and_then_the_body_s_to_say(
     tier: str, store: bool | None, decided: bool
 ) -> None:
-    room, principal = Room(), dataclasses.replace(MINE, tier=tier)
+    room, principal = Room(), replace(MINE, tier=tier)
     found = await room.responses.continued(principal, call(store=store))
     assert found == call(store=decided)
     assert (room.responses.keeping(principal, found) is not None) is decided

@@ -1,12 +1,12 @@
 """Signed requests, one attack after the other: each is a 401, in its order, and uses nothing up."""
 
 import base64
-import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from proxy.admission.replay import Replay, authorities
 from proxy.exchange import Principal
@@ -256,14 +256,14 @@ async def test_a_signature_of_somebody_else_with_another_tag_may_stand_beside(ga
 
 
 async def test_r_a_signature_by_another_key_is_refused(gate: Gate) -> None:
-    other = dataclasses.replace(PRINCIPAL, public_keys=(public_key(OTHER),))
+    other = replace(PRINCIPAL, public_keys=(public_key(OTHER),))
     assert (await gate.refused(gate.signed(), other)).code == "invalid_signature"
-    stranger = dataclasses.replace(PRINCIPAL, key_id="zzzzzzzzzz")
+    stranger = replace(PRINCIPAL, key_id="zzzzzzzzzz")
     assert (await gate.refused(gate.signed(), stranger)).code == "invalid_signature"
 
 
 async def test_a_key_that_was_rotated_signs_with_either(gate: Gate) -> None:
-    both = dataclasses.replace(PRINCIPAL, public_keys=(public_key(OTHER), public_key(SECRET)))
+    both = replace(PRINCIPAL, public_keys=(public_key(OTHER), public_key(SECRET)))
     assert await gate.take(gate.signed(), both)
 
 

@@ -11,7 +11,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +241,7 @@ async def live(policy: Policy, day: list[Wish], books: Any, *, own: bool = True)
             return Count(one.prompt_tokens, 0)
 
         arrival = Arrival(one.request_id, None, TRACE, "", clock.monotonic(), clock.now())
-        who = one.principal if own else replace(one.principal, models=None, limits=NO_OVERRIDES)
+        who = one.principal if own else structs.replace(one.principal, models=None, limits=NO_OVERRIDES)
         try:
             grant = await admission.admit(who, one.call, arrival, MODELS[one.call.model], count)
         except RefusedError as refused:
