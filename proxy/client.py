@@ -61,6 +61,8 @@ class Client:
     ) -> None:
         self.arrival = arrival
         self._request = request
+        # Whatever listens here is an edge.
+        self._connection = cast("EdgeProtocol", request.protocol)
         self._limits = limits
         self._timeouts = timeouts
         self._clock = clock
@@ -98,11 +100,6 @@ class Client:
     def known(self) -> None:
         """The client's key is one of ours: its connection is no stranger's any more."""
         self._connection.known()
-
-    @property
-    def _connection(self) -> EdgeProtocol:
-        # Whatever listens here is an edge.
-        return cast("EdgeProtocol", self._request.protocol)
 
     def outlive(self) -> None:
         """The exchange comes to its end without its client, too: it is told of it, and not cancelled."""

@@ -21,8 +21,8 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's clocks."""
 
-    def monotonic(self) -> float:
-        return time.monotonic()
+    # Itself, without a call of ours around it: a request asks some thirty times.
+    monotonic = staticmethod(time.monotonic)
 
     def now(self) -> dt.datetime:
         return dt.datetime.now(dt.UTC)

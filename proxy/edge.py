@@ -238,11 +238,13 @@ def _head_refusal(request: web.BaseRequest) -> ApiError | None:
     if size > MAX_HEADER_BYTES:
         return ApiError(431, "The request headers are too large together.", code="request_too_large")
     # That there is one, and no second, is the parser's.
-    if not all(map(_HOST.fullmatch, request.headers.getall("host", ()))):
-        return ApiError(400, "The request has no valid Host header.")
+    for host in request.headers.getall("host", ()):
+        if not _HOST.fullmatch(host):
+            return ApiError(400, "The request has no valid Host header.")
     # aiohttp takes `gzip, chunked` for chunked. Nobody is to have to guess where a body ends.
-    if any(coding.strip().lower() != "chunked" for coding in request.headers.getall("transfer-encoding", ())):
-        return ApiError(400, "The only transfer encoding is 'chunked'.")
+    for coding in request.headers.getall("transfer-encoding", ()):
+        if coding.strip().lower() != "chunked":
+            return ApiError(400, "The only transfer encoding is 'chunked'.")
     return None
 
 

@@ -56,12 +56,13 @@ class Stretch:
 
     def __init__(self) -> None:
         self.was_cut = False
+        self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[Any] | None = None
         self._cancelling = 0
 
     def cut(self) -> None:
         """Cancel what runs in it, in the loop's next turn; `TimeoutError` comes out of it."""
-        asyncio.get_running_loop().call_soon(self._cut)
+        self._loop.call_soon(self._cut)
 
     def _cut(self) -> None:
         if self._task is not None and not self.was_cut:
@@ -69,7 +70,7 @@ class Stretch:
             self._task.cancel()
 
     def begin(self) -> None:
-        self._task = task = asyncio.current_task()
+        self._task = task = asyncio.current_task(self._loop)
         if task is None:
             raise RuntimeError("a stretch is a task's")
         self._cancelling = task.cancelling()

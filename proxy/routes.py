@@ -106,7 +106,8 @@ class Front:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request; aiohttp's handler."""
-        arrival = self._arrival(request, address_of(request, self._addresses))
+        path = request.raw_path.partition("?")[0]
+        arrival = self._arrival(request.headers, path, address_of(request, self._addresses))
         client = Client(request, arrival, limits=self._limits, timeouts=self._timeouts, clock=self._clock)
         client.announce({POLICY_HEADER: self._policy().revision})
         if arrival.anthropic:
@@ -118,7 +119,7 @@ class Front:
         self._exchanges[client] = request.task
         self._none_runs.clear()
         try:
-            await self._serve(client, request)
+            await self._serve(client, request, path)
         finally:
             del self._exchanges[client]
             if not self._exchanges:
@@ -127,7 +128,7 @@ class Front:
 
     def refuse(self, error: ApiError, address: str) -> web.Response:
         """The answer for bytes that are no request."""
-        arrival = self._arrival(None, address)
+        arrival = self._arrival({}, "", address)
         outcome = Outcome(error.status, Ending.REFUSED, None, "", error.code)
         self._record.finish(Ended(arrival, OTHER, outcome, error=error))
         headers = {**error.headers(), **common_headers(arrival.request_id, 0.0), "content-type": "application/json"}
@@ -153,8 +154,7 @@ class Front:
         while self._exchanges:
             await self._none_runs.wait()
 
-    async def _serve(self, client: Client, request: web.BaseRequest) -> None:
-        path = _path(request)
+    async def _serve(self, client: Client, request: web.BaseRequest, path: str) -> None:
         template = _template(path)
         authorization, differs = _authorization(request.headers, api_key=client.arrival.anthropic)
         if template is None:
@@ -176,8 +176,7 @@ class Front:
         else:
             await self._pipeline.run(client, Endpoint(template), authorization)
 
-    def _arrival(self, request: web.BaseRequest | None, address: str) -> Arrival:
-        headers = request.headers if request is not None else {}
+    def _arrival(self, headers: Mapping[str, str], path: str, address: str) -> Arrival:
         return Arrival(
             request_id=f"req_{secrets.token_hex(12)}",
             client_request_id=_client_request_id(headers.get("x-client-request-id")),
@@ -185,7 +184,7 @@ class Front:
             address=address,
             monotonic_s=self._clock.monotonic(),
             utc=self._clock.now(),
-            anthropic=request is not None and _path(request) in anthropic.PATHS,
+            anthropic=path in anthropic.PATHS,
         )
 
     def _usable(self, principal: Principal) -> list[ModelState]:
@@ -216,10 +215,6 @@ class Front:
             return partial(self._responses.delete, response_id)
         shown = self._responses.items if template == INPUT_ITEMS else self._responses.show
         return partial(shown, response_id, request.query)
-
-
-def _path(request: web.BaseRequest) -> str:
-    return request.raw_path.partition("?")[0]
 
 
 def _authorization(headers: Mapping[str, str], *, api_key: bool) -> tuple[str | None, bool]:

@@ -1,6 +1,7 @@
 """One client's end: leaving early interrupts what runs under `present`, and nothing else."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from tests.fakes.proxy import ARRIVAL, FakeClock
 
 
 def client() -> Client:
-    request: Any = object()
+    request: Any = SimpleNamespace(protocol=None)
     return Client(request, ARRIVAL, limits=Limits(), timeouts=Timeouts(), clock=FakeClock())
 
 
