@@ -6,7 +6,7 @@ refused, and `UpstreamLostError` when it may have begun.
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from proxy.answers import Head
@@ -54,6 +54,16 @@ class Answer:
         """What has come since the last call, at least a byte; empty at a proper end. Raises UpstreamLostError."""
         try:
             return await self._connection.piece(self._between_bytes_s)
+        except OSError as exc:
+            raise UpstreamLostError(timed_out=isinstance(exc, TimeoutError)) from exc
+
+    async def each(self, take: Callable[[bytes], bool]) -> bool:
+        """Give `take` what comes, until that says no; whether it did, before a proper end.
+
+        Raises UpstreamLostError, and what `take` raises.
+        """
+        try:
+            return await self._connection.each(take, self._between_bytes_s)
         except OSError as exc:
             raise UpstreamLostError(timed_out=isinstance(exc, TimeoutError)) from exc
 

@@ -197,10 +197,24 @@ class Client:
         head = self._begin(status, "application/json", len(body))
         await self._deliver(head if self._request.method == "HEAD" else head + body)
 
-    async def send(self, events: bytes) -> None:
-        """Send whole server-sent events, the head with the first ones. Raises LeftError."""
+    def send(self, events: bytes) -> bool:
+        """Send whole server-sent events, the head with the first ones; whether the client reads as fast as they come.
+
+        If it does not, `caught_up` is to be awaited before more is sent. Raises LeftError.
+        """
         self._begin_stream()
-        await self._deliver(self._pieces(events))
+        self._write(self._pieces(events))
+        return not self._connection.writing_paused
+
+    async def caught_up(self) -> None:
+        """Wait for a client that is slow to read, for as long as the limit allows. Raises LeftError."""
+        try:
+            if self._connection.writing_paused:
+                await unless_late(self._connection.drained(), self._timeouts.client_write_s, self._stall)
+        except ConnectionError as exc:
+            raise self._gone() from exc
+        if self._stalled:
+            raise LeftError(Ending.CLIENT_STALLED)
 
     async def finish(self, events: bytes) -> None:
         """Send the last events and the proper end. Raises LeftError."""
@@ -251,18 +265,21 @@ class Client:
         return head + (reply.chunk(events) if events else b"") + end
 
     async def _deliver(self, data: bytes) -> None:
-        """Write, and wait for a client that is slow to read, for as long as the limit allows. Raises LeftError."""
-        connection = self._connection
+        """Write, and wait for a client that is slow to read. Raises LeftError."""
+        self._write(data)
+        await self.caught_up()
+
+    def _write(self, data: bytes) -> None:
+        """Raises LeftError."""
         try:
-            connection.send(data)
-            # By this it is known that an answer is under way.
-            self._request.writer.output_size += len(data)
-            if connection.writing_paused:
-                await unless_late(connection.drained(), self._timeouts.client_write_s, self._stall)
+            self._connection.send(data)
         except ConnectionError as exc:
-            raise LeftError(Ending.CLIENT_STALLED if self._stalled else Ending.CLIENT_GONE) from exc
-        if self._stalled:
-            raise LeftError(Ending.CLIENT_STALLED)
+            raise self._gone() from exc
+        # By this it is known that an answer is under way.
+        self._request.writer.output_size += len(data)
+
+    def _gone(self) -> LeftError:
+        return LeftError(Ending.CLIENT_STALLED if self._stalled else Ending.CLIENT_GONE)
 
     def _stall(self) -> None:
         """The client does not read. Without a connection the write ends, one way or the other."""

@@ -36,7 +36,8 @@ class Client(Protocol):
     def announce(self, headers: dict[str, str]) -> None: ...
     def present(self) -> contextlib.AbstractAsyncContextManager[None]: ...
     async def answer(self, status: int, body: bytes) -> None: ...
-    async def send(self, events: bytes) -> None: ...
+    def send(self, events: bytes) -> bool: ...
+    async def caught_up(self) -> None: ...
     async def finish(self, events: bytes) -> None: ...
     async def fail(self, event: bytes) -> None: ...
 
@@ -164,11 +165,19 @@ class Forward:
 
     async def _relay(self, run: Run, answer: Answer, sifter: Sifter) -> None:
         """Pass events on until the answer is complete or the sidecar ends it."""
-        while not sifter.complete and (piece := await answer.piece()):
-            if events := sifter.feed(piece):
-                if run.timings.first_byte_s is None and _has_data(events):
-                    run.timings.first_byte_s = self._clock.monotonic()
-                await run.client.send(events)
+
+        def pass_on(piece: bytes) -> bool:
+            """Whether the next piece may follow at once."""
+            events = sifter.feed(piece)
+            if not events:
+                return not sifter.complete
+            if run.timings.first_byte_s is None and _has_data(events):
+                run.timings.first_byte_s = self._clock.monotonic()
+            return run.client.send(events) and not sifter.complete
+
+        while not sifter.complete and await answer.each(pass_on):
+            if not sifter.complete:
+                await run.client.caught_up()
 
     async def _durable(self, run: Run) -> None:
         await run.reserved.durable()

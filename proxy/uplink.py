@@ -9,7 +9,7 @@ import asyncio
 import os
 import select
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, cast
 
 from typing_extensions import override
@@ -35,7 +35,8 @@ class Uplink(asyncio.Protocol):
     Mutable: `free_since_s`, when it had its last answer; `_transport`, while it is open; `_events`, what has happened
     to it that the loop does not know yet; `_asked_s`, when the request was sent; `_reading`; `_pieces`, of the body,
     that nobody has taken yet, and `_kept`, their bytes; `_held`, while those are too many; `_error`, why no more will
-    come; `_waiter`, for who waits for more; `_over`, for who waits for the end.
+    come; `_waiter`, for who waits for more, and `_timer`, how long yet; `_over`, for who waits for the end; `_take`,
+    what is given each piece as it comes, and `_heard_s`, when one last came then.
     """
 
     def __init__(self) -> None:
@@ -49,7 +50,10 @@ class Uplink(asyncio.Protocol):
         self._kept = 0
         self._held = False
         self._error: BrokenOffError | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[bool] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._take: Callable[[bytes], bool] | None = None
+        self._heard_s = 0.0
         self._over: asyncio.Future[None] | None = None
 
     @override
@@ -65,7 +69,11 @@ class Uplink(asyncio.Protocol):
         except BrokenOffError as exc:
             self._fail(exc)
             return
-        if piece:
+        if piece and self._take is not None and self._waiter is not None and not self._waiter.done():
+            self._give(piece, self._take, self._waiter)
+            if not self._reading.whole:
+                return
+        elif piece:
             self._pieces.append(piece)
             self._kept += len(piece)
             if self._kept > MOST_KEPT_BYTES and not self._held and self._transport is not None:
@@ -128,25 +136,66 @@ class Uplink(asyncio.Protocol):
             self._transport.resume_reading()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    async def each(self, take: Callable[[bytes], bool], limit_s: float) -> bool:
+        """Give `take` what comes of the body, as it comes, until that says no; whether it did, before the end.
+
+        Raises as `piece` does, and what `take` raises. It is called where the loop reads, without a turn between.
+        """
+        while piece := await self.piece(limit_s):
+            if not take(piece):
+                return True
+            if self._reading.whole:
+                break
+            self._take, self._heard_s = take, self._loop.time()
+            try:
+                if await self._wait(self._heard_s + limit_s, limit_s):
+                    return True
+            finally:
+                self._take = None
+        return False
+
     def close(self) -> None:
         """Break the connection off, whatever comes on it."""
         if self._transport is not None:
             self._transport.abort()
 
+    def _give(self, piece: bytes, take: Callable[[bytes], bool], waiter: asyncio.Future[bool]) -> None:
+        self._heard_s = self._loop.time()
+        try:
+            if not take(piece):
+                waiter.set_result(True)
+        except Exception as exc:  # noqa: BLE001 - it is raised where the piece is waited for
+            waiter.set_exception(exc)
+
     async def _more(self, until_s: float) -> None:
         if self._error is not None:
             raise self._error
-        self._waiter = waiter = self._loop.create_future()
-        timer = self._loop.call_at(until_s, _late, waiter)
+        await self._wait(until_s, 0.0)
+
+    async def _wait(self, until_s: float, silent_s: float) -> bool:
+        """Until there is more, or `take` says no: whether that is it. Raises TimeoutError.
+
+        The limit is put off by what is taken meanwhile: there may then be `silent_s` of silence again.
+        """
+        waiter: asyncio.Future[bool] = self._loop.create_future()
+        self._waiter = waiter
+        self._timer = self._loop.call_at(until_s, self._late, waiter, silent_s)
         try:
-            await waiter
+            return await waiter
         finally:
-            timer.cancel()
+            self._timer.cancel()
             self._waiter = None
+
+    def _late(self, waiter: asyncio.Future[bool], silent_s: float) -> None:
+        until_s = self._heard_s + silent_s
+        if self._take is not None and until_s > self._loop.time():
+            self._timer = self._loop.call_at(until_s, self._late, waiter, silent_s)
+        elif not waiter.done():
+            waiter.set_exception(TimeoutError())
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+            self._waiter.set_result(False)
         if self._over is not None and not self._over.done() and (self._reading.whole or self._error is not None):
             self._over.set_result(None)
 
@@ -155,11 +204,6 @@ class Uplink(asyncio.Protocol):
         self._error = self._error or error
         self.close()
         self._wake()
-
-
-def _late(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_exception(TimeoutError())
 
 
 class Uplinks:

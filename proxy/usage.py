@@ -19,6 +19,7 @@ END_OF_EVENT: Final = b"\n\n"
 DONE: Final = b"data: [DONE]\n\n"
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 _ERROR_EVENTS: Final = (b'data: {"error"', b"event: response.failed\n", ERROR_EVENT)
+_NOTED: Final = (USAGE_COMMENT, *_ERROR_EVENTS)
 # The last event of an answer: those that are always the same, and how those begin that tell the answer once more.
 _ENDS: Final = (DONE, MESSAGE_STOP)
 _ENDS_THAT_TELL: Final = (b"event: response.completed\n", b"event: response.incomplete\n")
@@ -67,6 +68,9 @@ class Sifter:
             self._check_size(data)
             return b""
         whole, self._part = data[: end + 2], data[end + 2 :]
+        if data.find(END_OF_EVENT) == end and not whole.startswith(_NOTED):
+            # One event, and nothing but words: as nearly all are.
+            return whole
         at = _find_event(whole, USAGE_COMMENT)
         if at >= 0:
             whole = self._take_usage(whole, at)

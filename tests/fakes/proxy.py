@@ -103,6 +103,9 @@ class FakeClient:
         self.announced: dict[str, str] = {}
         self.answers: list[tuple[int, bytes]] = []
         self.deaf: Ending | None = None
+        # Whether it is to be waited for, and how often it was.
+        self.slow = False
+        self.waits = 0
         self.method, self.target = "POST", "/v1/chat/completions"
         self.sent_headers: dict[str, tuple[str, ...]] = {}
         self.posted = b"{}"
@@ -160,9 +163,13 @@ class FakeClient:
         self.announce(headers or {})
         self.answers.append((status, body))
 
-    async def send(self, events: bytes) -> None:
+    def send(self, events: bytes) -> bool:
         self._hear()
         self.events.append(("send", events))
+        return not self.slow
+
+    async def caught_up(self) -> None:
+        self.waits += 1
 
     async def finish(self, events: bytes) -> None:
         self._hear()
@@ -193,6 +200,12 @@ class FakeAnswer:
                 raise step
             await step.wait()
         return b""
+
+    async def each(self, take: Callable[[bytes], bool]) -> bool:
+        while piece := await self.piece():
+            if not take(piece):
+                return True
+        return False
 
     async def whole(self) -> bytes:
         pieces = []

@@ -102,6 +102,14 @@ async def test_a_whole_answer_whose_reservation_is_refused_after_it_goes_nowhere
     assert kept == []
 
 
+async def test_w3_a_client_that_is_slow_to_read_is_waited_for_after_each_piece() -> None:
+    scene = Scene()
+    scene.client.slow = True
+    await scene.play()
+    assert scene.client.waits == 2
+    assert scene.client.sent == delta("a") + delta("b") + FINISH + DONE
+
+
 async def test_the_end_waits_for_the_settlement() -> None:
     scene = Scene()
     scene.settling.gate = asyncio.Event()

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from proxy import uplink
 from proxy.answers import BrokenOffError
-from proxy.uplink import MOST_FREE, MOST_KEPT_BYTES, AbsentError, Uplink, Uplinks, request
+from proxy.uplink import MOST_KEPT_BYTES, AbsentError, Uplink, Uplinks, request
 
 ASKED = request("POST", "/v1/x", {"x-one": "1"}, b"{}")
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -201,151 +200,138 @@ async def test_f14_another_user_s_socket_is_not_spoken_to(tmp_path: Path, monkey
     assert not heard
 
 
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+async def test_each_piece_is_given_as_it_comes_until_no_more_is_wanted(tmp_path: Path) -> None:
+    came: asyncio.Queue[bytes] = asyncio.Queue()
+    taken: list[bytes] = []
 
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED)
+        for word in (b"a", b"b", b"c", b"d"):
+            writer.write(b"1\r\n" + word + b"\r\n")
+            assert await came.get() == word
+        writer.write(b"0\r\n\r\n")
 
-class Server:
-    """Says `answer` to each request, and hears them all. Mutable: `heard`, `writers`, of each connection one."""
+    def take(piece: bytes) -> bool:
+        taken.append(piece)
+        came.put_nowait(piece)
+        return piece != b"b"
 
-    def __init__(self, answer: bytes = OK) -> None:
-        self.answer = answer
-        self.heard: list[bytes] = []
-        self.writers: list[asyncio.StreamWriter] = []
-        self.closed = 0
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.writers.append(writer)
-        try:
-            while asked := await reader.read(len(ASKED)):
-                self.heard.append(asked)
-                writer.write(self.answer)
-        finally:
-            self.closed += 1
-            writer.close()
-
-
-@contextlib.asynccontextmanager
-async def serving(path: Path, answer: bytes = OK) -> AsyncIterator[tuple[Server, Uplinks]]:
-    server = Server(answer)
-    async with await asyncio.start_unix_server(server.serve, path):
-        uplinks = Uplinks(str(path), 1.0)
-        try:
-            yield server, uplinks
-        finally:
-            uplinks.close()
-
-
-async def exchange(uplinks: Uplinks) -> bytes:
-    sent = await uplinks.send(ASKED)
-    try:
+    async with asked(tmp_path / "s.sock", serve) as sent:
         await sent.head(1.0)
-        return await whole(sent)
-    finally:
-        uplinks.give_back(sent)
+        assert await sent.each(take, 1.0)
+        assert taken == [b"a", b"b"]
+        assert not await sent.each(take, 1.0)
+        assert taken == [b"a", b"b", b"c", b"d"]
+        assert not await sent.each(take, 1.0)
 
 
-async def test_a_connection_is_used_again_once_its_answer_was_taken(tmp_path: Path) -> None:
-    async with serving(tmp_path / "s.sock") as (server, uplinks):
-        assert [await exchange(uplinks) for _ in range(3)] == [b"ok"] * 3
-        assert len(server.writers) == 1
-        both = await uplinks.send(ASKED), await uplinks.send(ASKED)
-        for sent in both:
-            assert await whole(sent) == b"ok"
-            uplinks.give_back(sent)
-        assert len(server.writers) == 2
-        assert await exchange(uplinks) == b"ok"
-        assert len(server.writers) == 2
-    assert server.heard == [ASKED] * 6
+@pytest.mark.parametrize("end", [b"0\r\n\r\n", b"what\r\n"])
+async def test_an_end_that_comes_with_the_last_piece_is_not_waited_for(tmp_path: Path, end: bytes) -> None:
+    async with asked(tmp_path / "s.sock", says(CHUNKED + b"1\r\na\r\n" + end)) as sent:
+        if end.startswith(b"0"):
+            assert not await sent.each(lambda _: True, 5.0)
+        else:
+            with pytest.raises(BrokenOffError):
+                await sent.each(lambda _: True, 5.0)
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok",
-    ],
-)
-async def test_a_connection_that_is_to_end_with_its_answer_is_not_used_again(tmp_path: Path, answer: bytes) -> None:
-    async with serving(tmp_path / "s.sock", answer) as (server, uplinks):
-        assert [await exchange(uplinks) for _ in range(2)] == [b"ok"] * 2
-        assert len(server.writers) == 2
-
-
-async def test_an_answer_that_is_not_taken_whole_is_broken_off(tmp_path: Path) -> None:
-    async with serving(tmp_path / "s.sock") as (server, uplinks):
-        sent = await uplinks.send(ASKED)
-        await sent.head(1.0)
-        uplinks.give_back(sent)
-        assert await exchange(uplinks) == b"ok"
-        assert len(server.writers) == 2
-        async with asyncio.timeout(5):
-            while server.closed < 1:  # noqa: ASYNC110  # it is the loop that brings it
-                await asyncio.sleep(0)
-
-
-# What the loop does not know yet, it knows a turn later.
-@pytest.mark.parametrize("turns", [0, 5])
-async def test_w1_a_connection_that_ended_meanwhile_takes_no_request(tmp_path: Path, turns: int) -> None:
-    async with serving(tmp_path / "s.sock") as (server, uplinks):
-        await exchange(uplinks)
-        server.writers[0].get_extra_info("socket")._sock.shutdown(socket.SHUT_RDWR)
-        for _ in range(turns):
+async def test_what_comes_after_no_more_is_wanted_waits(tmp_path: Path) -> None:
+    async with asked(tmp_path / "s.sock", says(CHUNKED + b"1\r\na\r\n", b"1\r\nb\r\n0\r\n\r\n")) as sent:
+        assert await sent.each(lambda _: False, 1.0)
+        for _turn in range(50):
             await asyncio.sleep(0)
-        assert await exchange(uplinks) == b"ok"
-        assert len(server.writers) == 2
-    assert server.heard == [ASKED] * 2
+        assert sent._kept <= 1
+        assert (await whole(sent)) in (b"", b"b")
 
 
-@pytest.mark.parametrize("turns", [0, 5])
-async def test_w1_a_connection_on_which_more_was_said_takes_no_request(tmp_path: Path, turns: int) -> None:
-    async with serving(tmp_path / "s.sock") as (server, uplinks):
-        await exchange(uplinks)
-        server.writers[0].get_extra_info("socket")._sock.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        assert await exchange(uplinks) == b"ok"
-        assert len(server.writers) == 2
+class RefusedError(Exception):
+    pass
 
 
-async def test_f2_a_request_whose_connection_ends_is_lost_and_never_sent_again(tmp_path: Path) -> None:
-    async with serving(tmp_path / "s.sock") as (server, uplinks):
-        await exchange(uplinks)
-        sent = await uplinks.send(ASKED)
-        server.writers[0].transport.abort()
+@pytest.mark.parametrize("at", [0, 1])
+async def test_what_is_raised_of_a_piece_is_raised_where_it_is_waited_for(tmp_path: Path, at: int) -> None:
+    go_on = asyncio.Event()
+    taken: list[bytes] = []
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED + b"1\r\na\r\n")
+        await go_on.wait()
+        writer.write(b"1\r\nb\r\n0\r\n\r\n")
+
+    def take(piece: bytes) -> bool:
+        go_on.set()
+        taken.append(piece)
+        if len(taken) > at:
+            raise RefusedError
+        return True
+
+    async with asked(tmp_path / "s.sock", serve) as sent:
+        with pytest.raises(RefusedError):
+            await sent.each(take, 1.0)
+    assert len(taken) == at + 1
+
+
+async def test_silence_between_pieces_has_a_limit_that_each_of_them_puts_off(tmp_path: Path) -> None:
+    taken: list[float] = []
+    loop = asyncio.get_running_loop()
+    never = asyncio.Event()
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED)
+        for _number in range(4):
+            writer.write(b"1\r\na\r\n")
+            await asyncio.sleep(0.03)
+        with contextlib.suppress(asyncio.CancelledError):
+            await never.wait()
+
+    def take(_: bytes) -> bool:
+        taken.append(loop.time())
+        return True
+
+    async with asked(tmp_path / "s.sock", serve) as sent:
+        with pytest.raises(TimeoutError):
+            await sent.each(take, 0.08)
+        assert loop.time() - taken[-1] >= 0.079
+        never.set()
+    assert len(taken) == 4
+
+
+async def test_a_connection_that_breaks_between_pieces_is_told(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED + b"1\r\na\r\n")
+        await go_on.wait()
+
+    def take(_: bytes) -> bool:
+        go_on.set()
+        return True
+
+    async with asked(tmp_path / "s.sock", serve) as sent:
         with pytest.raises(BrokenOffError):
-            await sent.head(1.0)
-        uplinks.give_back(sent)
-        assert await exchange(uplinks) == b"ok"
-        assert len(server.writers) == 2
-    assert len(server.heard) <= 3
+            await sent.each(take, 1.0)
 
 
-async def test_what_is_free_for_long_is_closed_and_no_more_is_kept_than_so_many(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(uplink, "MOST_FREE", 2)
-    assert MOST_FREE > 2
-    async with serving(tmp_path / "s.sock") as (server, uplinks):
-        used = [await uplinks.send(ASKED) for _ in range(3)]
-        for sent in used:
-            await whole(sent)
-            uplinks.give_back(sent)
-        assert len(uplinks._free) == 2
-        uplinks.close(free_for_s=60.0)
-        assert len(uplinks._free) == 2
-        uplinks.close()
-        async with asyncio.timeout(5):
-            while server.closed < 3:  # noqa: ASYNC110  # it is the loop that brings it
-                await asyncio.sleep(0)
+async def test_who_is_given_pieces_can_be_cancelled_and_is_given_no_more(tmp_path: Path) -> None:
+    here, go_on = asyncio.Event(), asyncio.Event()
+    taken: list[bytes] = []
 
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED + b"1\r\na\r\n")
+        await go_on.wait()
+        writer.write(b"1\r\nb\r\n")
 
-async def test_the_end_is_told_to_who_waits_for_it_alone(tmp_path: Path) -> None:
-    for answer in (OK, b"nonsense\r\n\r\n"):
-        async with serving(tmp_path / f"{len(answer)}.sock", answer) as (_, uplinks):
-            sent = await uplinks.send(ASKED)
-            over = sent.over()
-            assert not over.done()
-            async with asyncio.timeout(5):
-                await over
-            assert sent.over() is over
-            uplinks.give_back(sent)
+    def take(piece: bytes) -> bool:
+        taken.append(piece)
+        here.set()
+        return True
+
+    async with asked(tmp_path / "s.sock", serve) as sent:
+        waiting = asyncio.create_task(sent.each(take, 5.0))
+        await here.wait()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        go_on.set()
+        assert await sent.piece(1.0) == b"b"
+    assert taken == [b"a"]
