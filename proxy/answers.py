@@ -17,6 +17,8 @@ _STATUS: Final = re.compile(rb"HTTP/1\.([01]) ([2-5][0-9]{2})(?: [\t\x20-\x7e\x8
 # A token, a colon, and a value with the space around it (RFC 9110, 5.5 and 5.6.2).
 _FIELD: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)")
 _CHUNK: Final = re.compile(rb"([0-9a-fA-F]{1,12})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
+# As nearly all chunks are told: a size, and nothing more.
+_PLAIN_CHUNK: Final = re.compile(rb"([0-9a-fA-F]{1,12})\r\n")
 _LENGTH: Final = re.compile(r"[0-9]{1,15}")
 _WITHOUT_BODY: Final = frozenset({204, 304})
 
@@ -104,6 +106,10 @@ class Reading:
         pieces: list[bytes] = []
         at, size = 0, len(data)
         while at < size:
+            if not (self._left or self._in_chunk):
+                at = self._whole_chunks(data, at, pieces)
+                if at == size:
+                    break
             if self._left:
                 piece = data[at : at + self._left]
                 pieces.append(piece)
@@ -119,6 +125,19 @@ class Reading:
             if self.whole and at < size:
                 raise BrokenOffError("bytes after the answer's end")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _whole_chunks(self, data: bytes, at: int, pieces: list[bytes]) -> int:
+        """Take the chunks that lie in `data` with all that belongs to them, but the last; where those end."""
+        if self._trailer is not None:
+            return at
+        while matched := _PLAIN_CHUNK.match(data, at):
+            begin = matched.end()
+            end = begin + int(matched[1], 16)
+            if end == begin or not data.startswith(_END_OF_LINE, end):
+                break
+            pieces.append(data[begin:end])
+            at = end + len(_END_OF_LINE)
+        return at
 
     def _line(self, line: bytes) -> None:
         """A line between chunks: the end of one, the size of the next, or the trailer."""

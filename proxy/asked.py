@@ -55,7 +55,7 @@ class Answer:
         try:
             return await self._connection.piece(self._between_bytes_s)
         except OSError as exc:
-            raise UpstreamLostError(timed_out=isinstance(exc, TimeoutError)) from exc
+            raise _lost(exc) from exc
 
     async def each(self, take: Callable[[bytes], bool]) -> bool:
         """Give `take` what comes, until that says no; whether it did, before a proper end.
@@ -65,7 +65,7 @@ class Answer:
         try:
             return await self._connection.each(take, self._between_bytes_s)
         except OSError as exc:
-            raise UpstreamLostError(timed_out=isinstance(exc, TimeoutError)) from exc
+            raise _lost(exc) from exc
 
     async def whole(self) -> bytes:
         """The whole body. Raises UpstreamLostError, also when it is larger than `MAX_BODY_BYTES`."""
@@ -97,8 +97,10 @@ class Asked:
 
 async def heard(sent: Uplink, limit_s: float, between_bytes_s: float) -> Answer:
     """The answer, whose head is here. Raises UpstreamRefusedError, UpstreamLostError."""
-    with translated():
+    try:
         answer = Answer(sent, await sent.head(limit_s), between_bytes_s)
+    except OSError as exc:
+        raise _lost(exc) from exc
     if answer.head.status != 200:
         raise await _refusal(answer)
     return answer
@@ -125,7 +127,9 @@ def translated() -> Iterator[None]:
         yield
     except AbsentError as exc:
         raise absent() from exc
-    except TimeoutError as exc:
-        raise UpstreamLostError(timed_out=True) from exc
     except OSError as exc:
-        raise UpstreamLostError from exc
+        raise _lost(exc) from exc
+
+
+def _lost(exc: OSError) -> UpstreamLostError:
+    return UpstreamLostError(timed_out=isinstance(exc, TimeoutError))

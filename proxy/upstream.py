@@ -160,8 +160,7 @@ class Sidecar:
         try:
             # An encoder has no queue, and the engine's is not filled by what is embedded.
             with self.workload.running(0 if call.endpoint is Endpoint.EMBEDDINGS else call.choices):
-                with translated():
-                    sent = await self._send("POST", call.endpoint.value, call.body, headers)
+                sent = await self._send("POST", call.endpoint.value, call.body, headers)
                 try:
                     yield Asked(sent, self._timeouts)
                 finally:
@@ -173,8 +172,11 @@ class Sidecar:
             self.outstanding_tokens -= ticket.max_total_tokens
 
     async def _send(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> uplink.Uplink:
-        """Raises AbsentError; then nothing was sent."""
-        return await self._uplinks.send(uplink.request(method, path, headers, body))
+        """Raises ApiError; then nothing was sent."""
+        try:
+            return await self._uplinks.send(uplink.request(method, path, headers, body))
+        except uplink.AbsentError as exc:
+            raise absent() from exc
 
     async def _ask(self, method: str, path: str, limit_s: float) -> bytes:
         """One short exchange. Raises ApiError or UpstreamLostError."""
