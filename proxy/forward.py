@@ -165,19 +165,21 @@ class Forward:
 
     async def _relay(self, run: Run, answer: Answer, sifter: Sifter) -> None:
         """Pass events on until the answer is complete or the sidecar ends it."""
+        client, timings = run.client, run.timings
 
         def pass_on(piece: bytes) -> bool:
             """Whether the next piece may follow at once."""
             events = sifter.feed(piece)
-            if not events:
-                return not sifter.complete
-            if run.timings.first_byte_s is None and _has_data(events):
-                run.timings.first_byte_s = self._clock.monotonic()
-            return run.client.send(events) and not sifter.complete
+            if events:
+                if timings.first_byte_s is None and _has_data(events):
+                    timings.first_byte_s = self._clock.monotonic()
+                if not client.send(events):
+                    return False
+            return not sifter.complete
 
         while not sifter.complete and await answer.each(pass_on):
             if not sifter.complete:
-                await run.client.caught_up()
+                await client.caught_up()
 
     async def _durable(self, run: Run) -> None:
         await run.reserved.durable()
@@ -202,8 +204,9 @@ class Forward:
         """Its head is here. Raises UpstreamRefusedError, UpstreamLostError."""
         answer = await asked.answer()
         run.timings.upstream_head_s = self._clock.monotonic()
-        if answer.prompt_tokens is not None:
-            run.reserved.counted(answer.prompt_tokens)
+        prompt_tokens = answer.prompt_tokens
+        if prompt_tokens is not None:
+            run.reserved.counted(prompt_tokens)
         if answer.ignored is not None:
             run.client.announce({IGNORED: answer.ignored})
         return answer

@@ -74,8 +74,9 @@ class Sifter:
         at = _find_event(whole, USAGE_COMMENT)
         if at >= 0:
             whole = self._take_usage(whole, at)
-        if any(_find_event(whole, start) >= 0 for start in _ERROR_EVENTS):
-            self.failed = True
+        for start in _ERROR_EVENTS:
+            if _find_event(whole, start) >= 0:
+                self.failed = True
         return whole
 
     def _take_usage(self, whole: bytes, at: int) -> bytes:
