@@ -64,6 +64,14 @@ async def test_f1_one_alone_becomes_the_keeper_of_the_dead(store: Any, make: Any
     assert [found.keeper for found in await store.boots.others("boot_9")] == [None]
 
 
+async def test_f1_one_that_was_seen_since_has_not_lapsed(store: Any, make: Any) -> None:
+    await store.boots.begin(make.boot("boot_1"))
+    (as_it_was,) = await store.boots.others("boot_2")
+    await store.boots.beat("boot_1")
+    await store.boots.keep(as_it_was, "boot_2")
+    assert [found.keeper for found in await store.boots.others("boot_2")] == [None]
+
+
 async def test_the_rows_of_the_dead_are_their_keeper_s_and_end_with_the_last(store: Any, make: Any) -> None:
     await store.boots.begin(make.boot("boot_0"))
     await Ledger(store.writer, "boot_0").reserve(make.entry("req_a", 100))

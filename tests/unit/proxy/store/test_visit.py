@@ -1,4 +1,5 @@
 import asyncio
+import sqlite3
 import threading
 from typing import Any
 
@@ -6,6 +7,7 @@ import pytest
 from sqlalchemy import text
 
 from proxy.settings import Database as DatabaseSettings
+from proxy.store.address import file_of
 from proxy.store.database import Database, StorageRejectedError, open_database
 
 BOOT = text("INSERT INTO boot (id, pid, started) VALUES (:id, 1, '2026-11-25 12:00:00')")
@@ -62,6 +64,24 @@ async def test_on_sqlite_it_is_one_visit_to_another_thread(on_sqlite: DatabaseSe
         await database.transact(work)
     assert len(set(threads)) == 1
     assert threading.current_thread().name not in threads
+
+
+async def test_f6_on_sqlite_nobody_writes_between_what_a_transaction_reads_and_what_it_writes(
+    on_sqlite: DatabaseSettings,
+) -> None:
+    """Not even a foreign program: a transaction that had read by then would have to be refused."""
+
+    async def work(connection: Any) -> None:
+        assert (await connection.execute(COUNT)).scalar_one() == 0
+        foreign = sqlite3.connect(file_of(on_sqlite), timeout=0)
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            foreign.execute("UPDATE boot SET pid = 2")
+        foreign.close()
+        await connection.execute(BOOT, {"id": "a"})
+
+    async with open_database(on_sqlite) as database:
+        await database.transact(work)
+        assert await boots(database) == 1
 
 
 async def test_on_sqlite_work_that_waits_for_something_else_fails(on_sqlite: DatabaseSettings) -> None:
