@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,20 @@ def test_f16_the_images_install_nothing_that_is_not_checked_but_torch() -> None:
                 install
             )
     assert "torch" not in (ROOT / "Dockerfile.proxy").read_text().replace("No torch", "")
+
+
+def test_the_images_have_every_file_that_the_package_brings() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    brought = {Path(name) for names in project["tool"]["setuptools"]["data-files"].values() for name in names}
+    for name in DOCKERFILES:
+        text = (ROOT / name).read_text()
+        building = text[: text.rindex("\nFROM ")]
+        copied = {
+            Path(source)
+            for sources in re.findall(r"^COPY (.+) \S+$", building, re.MULTILINE)
+            for source in sources.split()
+        }
+        assert all(copied & {each, *each.parents} for each in brought), name
 
 
 def test_the_environment_of_the_images_names_settings() -> None:

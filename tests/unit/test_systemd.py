@@ -1,0 +1,123 @@
+"""The units are understood by systemd whole, expose little, and agree with the settings and with each other."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from proxy.cli.exits import Exit
+from proxy.settings import load_settings as load_proxy
+from sidecar.settings import load_settings as load_sidecar
+
+ROOT = Path(__file__).parents[2]
+UNITS = ROOT / "conf/systemd"
+PROXY = UNITS / "tollhouse.service"
+SIDECAR = UNITS / "tollhouse-sidecar@.service"
+PROGRAMS = "/opt/tollhouse/bin"
+# The worst that systemd can say is 10.
+MOST_EXPOSED = 3.0
+ANALYZE = shutil.which("systemd-analyze")
+
+wants_systemd = pytest.mark.skipif(
+    ANALYZE is None and os.environ.get("CI") != "true", reason="systemd-analyze (Debian's systemd) is not installed"
+)
+
+
+def stage(unit: Path, folder: Path, change: tuple[str, str] = ("", "")) -> Path:
+    """A copy in a folder where its programs exist; a template's is its first instance."""
+    programs = folder / "bin"
+    programs.mkdir(exist_ok=True)
+    for name in ("tollhouse", "tollhouse-sidecar"):
+        (programs / name).write_text("#!/bin/sh\n")
+        (programs / name).chmod(0o755)
+    staged = folder / unit.name.replace("@", "@0")
+    staged.write_text(unit.read_text().replace(PROGRAMS, str(programs)).replace(*change))
+    return staged
+
+
+def analyze(*arguments: str | Path) -> tuple[int, str, str]:
+    done = subprocess.run([str(ANALYZE), *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def values(unit: Path, key: str) -> list[str]:
+    return re.findall(rf"^{key}=(.*)$", unit.read_text(), re.MULTILINE)
+
+
+def seconds(unit: Path, key: str) -> float:
+    (value,) = values(unit, key)
+    number, minutes = re.fullmatch(r"(\d+)(min)?", value).groups()  # type: ignore[union-attr]  # else the test fails
+    return int(number) * (60 if minutes else 1)
+
+
+def environment(unit: Path) -> dict[str, str]:
+    return dict(value.split("=", 1) for value in values(unit, "Environment"))
+
+
+@wants_systemd
+@pytest.mark.parametrize("unit", [PROXY, SIDECAR], ids=lambda unit: unit.name)
+def test_systemd_understands_every_line_of_a_unit(unit: Path, tmp_path: Path) -> None:
+    assert analyze("verify", "--man=no", stage(unit, tmp_path)) == (0, "", "")
+
+
+@wants_systemd
+@pytest.mark.parametrize("unit", [PROXY, SIDECAR], ids=lambda unit: unit.name)
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (("WatchdogSec=", "WatchdogSecs="), "WatchdogSecs"),
+        (("[Install]", "[Instal]"), "Instal"),
+        (("Type=notify", "Type=notified"), "notified"),
+        (("ProtectClock=yes", "ProtectClock=maybe"), "maybe"),
+    ],
+    ids=["key", "section", "value", "switch"],
+)
+def test_a_bad_key_of_a_unit_is_told(unit: Path, change: tuple[str, str], word: str, tmp_path: Path) -> None:
+    assert word in analyze("verify", "--man=no", stage(unit, tmp_path, change))[2]
+
+
+@wants_systemd
+@pytest.mark.parametrize("unit", [PROXY, SIDECAR], ids=lambda unit: unit.name)
+def test_a_unit_exposes_little(unit: Path, tmp_path: Path) -> None:
+    code, out, err = analyze("security", "--offline=true", "--no-pager", stage(unit, tmp_path))
+    assert (code, err) == (0, "")
+    (level,) = re.findall(r"Overall exposure level for \S+: ([\d.]+)", out)
+    assert float(level) <= MOST_EXPOSED
+
+
+@pytest.mark.parametrize("unit", [PROXY, SIDECAR], ids=lambda unit: unit.name)
+def test_the_units_share_a_user_and_the_folder_of_the_sockets(unit: Path) -> None:
+    assert values(unit, "User") == values(unit, "Group") == ["tollhouse"]
+    assert values(unit, "RuntimeDirectory") == ["tollhouse"]
+    assert values(unit, "RuntimeDirectoryMode") == ["0700"]
+    assert values(unit, "RuntimeDirectoryPreserve") == ["yes"]
+
+
+def test_the_units_know_how_long_the_settings_let_things_take() -> None:
+    proxy = load_proxy(ROOT / "conf/proxy.yaml", {}).timeouts
+    sidecar = load_sidecar(ROOT / "conf/sidecar.yaml", {}).timeouts
+    assert seconds(PROXY, "TimeoutStopSec") > proxy.drain_s
+    assert seconds(SIDECAR, "TimeoutStopSec") > sidecar.drain_s
+    assert seconds(SIDECAR, "TimeoutStartSec") > sidecar.load_s
+    assert seconds(SIDECAR, "WatchdogSec") > sidecar.stall_s
+
+
+@pytest.mark.parametrize("unit", [PROXY, SIDECAR], ids=lambda unit: unit.name)
+def test_a_unit_hears_of_readiness_and_ends_only_the_front(unit: Path) -> None:
+    assert values(unit, "Type") == ["notify"]
+    assert values(unit, "KillMode") == ["mixed"]
+    (codes,) = values(unit, "RestartPreventExitStatus")
+    assert codes.split() == [str(Exit.USAGE.value), str(Exit.CONFIG_INVALID.value)]
+
+
+def test_the_environment_of_the_units_names_settings() -> None:
+    proxy = load_proxy(ROOT / "conf/proxy.yaml", environment(PROXY))
+    assert (proxy.policies, proxy.admin.socket) == ("/etc/tollhouse/policies", "/run/tollhouse/admin.sock")
+    assert Path(proxy.database.url.partition("///")[2]).parts[0] == Path(proxy.secret_file).parts[0] == "data"
+    told = environment(SIDECAR)
+    assert told.pop("CUDA_VISIBLE_DEVICES") == "%i"
+    sidecar = load_sidecar(ROOT / "conf/sidecar.yaml", told)
+    assert (sidecar.socket, sidecar.cache) == ("/run/tollhouse/sidecar-%i.sock", "/var/cache/tollhouse")
