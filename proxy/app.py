@@ -52,6 +52,7 @@ from proxy.stores import Stores, open_stores
 from proxy.tls import Certificate, SecureServer
 from proxy.upstream import Sidecar, Upstreams
 from sidecar.jsonlog import JsonLog
+from sidecar.notify import Notifier
 
 FAILED: Final = 1
 # The operator's own connections, to either admin listener.
@@ -87,16 +88,22 @@ async def serve(settings: Proxy, log: JsonLog) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.tell)
-    loop.add_signal_handler(signal.SIGHUP, stop.hang_up)
+    notifier = Notifier(os.environ, log)
+
+    def hang_up() -> None:
+        notifier.rereading()
+        stop.hang_up()
+
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
     try:
-        await live(settings, log, stop)
+        await live(settings, log, stop, notifier)
     except sockets.ListenError as exc:
         log.error("listen_failed", hint=str(exc))
         return FAILED
     return 0
 
 
-async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
+async def live(settings: Proxy, log: JsonLog, stop: Stop, notifier: Notifier) -> None:
     """The life of the server, in order. Raises what `serve` does, and ListenError."""
     clock = SystemClock()
     policies = Path(settings.policies)
@@ -104,7 +111,7 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
     certificate = await asyncio.to_thread(Certificate, settings.listen.tls) if settings.listen.tls else None
     release = await asyncio.to_thread(version, "tollhouse")
     metrics = Metrics(clock, CollectorRegistry(), release)
-    policy = PolicyWatch(policies, first, Reloads(metrics, clock, log))
+    policy = PolicyWatch(policies, first, Reloads(metrics, clock, log, notifier.reread))
     async with contextlib.AsyncExitStack() as stack:
         public, admin, admin_unix = await listeners.bind(settings, stack)
         stores = await stack.enter_async_context(open_stores(settings, clock, CommitWatch(metrics, log)))
@@ -142,7 +149,10 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop) -> None:
         _tell_ready(ground, place)
         if certificate is None and not sockets.is_loopback(settings.listen.host):
             log.warning("plain_http", host=settings.listen.host, hint="Keys travel unencrypted: see listen.tls.")
+        notifier.ready(f"Serving {settings.listen.host}:{port}.")
+        await stack.enter_async_context(_beside(notifier.beat(lambda: True), "watchdog"))
         await stop.told.wait()
+        notifier.stopping()
         await _drain(house, server, settings.timeouts.drain_s, log, stop)
 
 

@@ -1,6 +1,6 @@
 """What is told of the policy when it is read: its metrics and its log lines. See `proxy.policy.watch.Observer`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from proxy.clock import Clock
 from proxy.metrics import Metrics
@@ -10,12 +10,13 @@ from sidecar.yamlfile import ConfigInvalidError, Problem
 
 
 class Reloads:
-    """Stateless."""
+    """Stateless. `told` is called after each reading but the first."""
 
-    def __init__(self, metrics: Metrics, clock: Clock, log: JsonLog) -> None:
+    def __init__(self, metrics: Metrics, clock: Clock, log: JsonLog, told: Callable[[], None]) -> None:
         self._metrics = metrics
         self._clock = clock
         self._log = log
+        self._told = told
 
     def loaded(self, policy: Policy, before: Policy | None) -> None:
         """`before` is None at the start, which is no reload."""
@@ -26,6 +27,7 @@ class Reloads:
         if before is not None:
             self._metrics.reloads.labels("ok").inc()
             self._log.info("policy_reloaded", revision=policy.revision, tiers=len(policy.tiers))
+            self._told()
 
     def refused(self, problems: Sequence[Problem], exc: Exception, current: Policy) -> None:
         """The policy stays as it is; what is wrong with the files is one line."""
@@ -38,3 +40,4 @@ class Reloads:
         )
         if not isinstance(exc, ConfigInvalidError):
             self._log.exception("policy_unreadable", exc)
+        self._told()

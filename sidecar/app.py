@@ -30,6 +30,7 @@ from sidecar.catalog.fetch import resolve
 from sidecar.engine.config import EngineConfig
 from sidecar.jsonlog import JsonLog
 from sidecar.metrics import Metrics
+from sidecar.notify import Notifier
 from sidecar.protocol.speech.dialect import find_dialect
 from sidecar.settings import Api, Embedding, Sidecar
 from sidecar.supervisor import Supervisor
@@ -82,6 +83,16 @@ class House:
     log: JsonLog
     rooms: tuple[Room, ...]
     app: web.Application
+
+    @property
+    def lives(self) -> bool:
+        """Whether every engine serves, or may still come back by itself."""
+        return all(room.supervisor.lives for room in self.rooms)
+
+    def tell_ready(self, notifier: Notifier) -> None:
+        """Tell the service manager, once every model is ready."""
+        if all(room.front.ready for room in self.rooms):
+            notifier.ready(f"Serving {', '.join(room.front.served for room in self.rooms)}.")
 
 
 class Signals:
@@ -236,7 +247,7 @@ async def serve(settings: Sidecar, log: JsonLog) -> int:
     except (CatalogError, SocketUnusableError) as exc:
         return _cannot_start(log, exc)
     try:
-        return await _run(build(settings, folder, log, embedding_folder), listening)
+        return await _run(build(settings, folder, log, embedding_folder), listening, Notifier(os.environ, log))
     finally:
         await asyncio.to_thread(close_socket, listening, Path(settings.socket))
 
@@ -255,7 +266,7 @@ def _cannot_start(log: JsonLog, exc: Exception) -> int:
     return 1
 
 
-async def _run(house: House, listening: socket.socket) -> int:
+async def _run(house: House, listening: socket.socket, notifier: Notifier) -> int:
     runner = web.AppRunner(
         house.app, handler_cancellation=True, access_log=None, auto_decompress=False, shutdown_timeout=LEAVE_S
     )
@@ -267,11 +278,15 @@ async def _run(house: House, listening: socket.socket) -> int:
         house.log.info("listening", socket=house.settings.socket, pid=os.getpid())
         async with signals.heard(), asyncio.TaskGroup() as tasks:
             for room in house.rooms:
+                room.supervisor.on_ready.append(lambda _: house.tell_ready(notifier))
                 tasks.create_task(room.supervisor.run(), name=f"supervisor of {room.front.served}")
-            loading = tasks.create_task(_load(house.rooms, signals), name="tokenizers")
+            loading = tasks.create_task(_load(house, notifier, signals), name="tokenizers")
+            beating = tasks.create_task(notifier.beat(lambda: house.lives), name="watchdog")
             await signals.leave.wait()
+            notifier.stopping()
             await _drain(house, signals)
             await asyncio.gather(*(room.supervisor.stop() for room in house.rooms))
+            beating.cancel()
             loaded = await loading
     finally:
         await runner.cleanup()
@@ -279,12 +294,12 @@ async def _run(house: House, listening: socket.socket) -> int:
     return 0 if loaded else 1
 
 
-async def _load(rooms: tuple[Room, ...], signals: Signals) -> bool:
+async def _load(house: House, notifier: Notifier, signals: Signals) -> bool:
     """Whether the tokenizers could be loaded; without them there is nothing to serve.
 
     One after the other: Transformers cannot be imported in two threads at once.
     """
-    for room in rooms:
+    for room in house.rooms:
         try:
             room.front.language = await asyncio.to_thread(room.load)
         except (TokenizerUnusableError, OSError) as exc:
@@ -292,6 +307,7 @@ async def _load(rooms: tuple[Room, ...], signals: Signals) -> bool:
             signals.leave.set()
             return False
         room.announce()
+    house.tell_ready(notifier)
     return True
 
 

@@ -66,6 +66,11 @@ class Supervisor:
         return "draining" if self._draining else self._life.reason
 
     @property
+    def lives(self) -> bool:
+        """Whether its engine serves, or may still come back by itself."""
+        return self._life.lives
+
+    @property
     def info(self) -> Ready | None:
         """What the engine said of itself when it was last ready."""
         return self._life.info

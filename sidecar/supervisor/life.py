@@ -62,7 +62,7 @@ class EngineLife:
 
     Mutable: `link` (None between two processes), `info` (of the last Ready), `ready`, `reason`, `restarts`, `pulse`,
     `slots` (None where there is no file yet), `on_ready` (callbacks), `_load_s` (how long the last load took),
-    `_stopping`.
+    `_down_s` (since when it is not ready, if it is not), `_stopping`.
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class EngineLife:
         self.slots: SlotReader | None = None
         self.on_ready: list[Callable[[Ready], None]] = []
         self._load_s = _LOAD_GUESS_S
+        self._down_s = clock()
         self._stopping = asyncio.Event()
 
     def expected_s(self) -> float:
@@ -104,6 +105,15 @@ class EngineLife:
             return None
         self._take_pulse()
         return self.pulse.age_s(self._clock())
+
+    @property
+    def lives(self) -> bool:
+        """Whether it serves, or may still come back by itself: longer than a load may take it should not be away."""
+        now_s = self._clock()
+        if not self.ready:
+            return now_s - self._down_s <= self._timeouts.load_s
+        self._take_pulse()
+        return self.pulse.verdict(now_s, has_work=self._listener.has_work) is Verdict.WELL
 
     async def stop(self) -> None:
         """End the engine, and with it `run`."""
@@ -182,8 +192,7 @@ class EngineLife:
 
     def _ended(self, link: EngineLink, exit_code: int) -> None:
         self.link = None
-        self.ready = False
-        self.reason = "failed" if self.pulse.ready_s is None else "restarting"
+        self._unready("failed" if self.pulse.ready_s is None else "restarting")
         lost = self._listener.lost()
         say = self._log.info if self._stopping.is_set() else self._log.error
         say("engine_ended", engine_pid=link.pid, exit_code=exit_code, requests=lost)
@@ -199,10 +208,15 @@ class EngineLife:
                 self.pulse.alive(now_s)
             self._take_pulse()
             verdict = self.pulse.verdict(now_s, has_work=self._listener.has_work)
-        self.ready = False
-        self.reason = "stalled" if verdict is Verdict.STALLED else "failed"
+        self._unready("stalled" if verdict is Verdict.STALLED else "failed")
         self._log.error("engine_stalled", engine_pid=link.pid, reason=verdict.value)
         await link.terminate(0.0)
+
+    def _unready(self, reason: str) -> None:
+        if self.ready:
+            self._down_s = self._clock()
+        self.ready = False
+        self.reason = reason
 
     def _take_pulse(self) -> None:
         """A step shows in the slot file even when its report is still on the way."""

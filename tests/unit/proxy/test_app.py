@@ -15,6 +15,7 @@ from proxy.store import migrate
 from proxy.store.database import StorageLockedError
 from proxy.store.migrate import SchemaError
 from sidecar.jsonlog import JsonLog
+from sidecar.notify import Notifier
 from sidecar.wire.errors import ApiError
 from sidecar.yamlfile import ConfigInvalidError
 
@@ -54,7 +55,8 @@ def settings(tmp_path: Path) -> Proxy:
 async def start(settings: Proxy) -> None:
     stop = app.Stop()
     stop.tell()
-    await app.live(settings, JsonLog(io.StringIO()), stop)
+    log = JsonLog(io.StringIO())
+    await app.live(settings, log, stop, Notifier({}, log))
 
 
 async def test_a_server_without_its_sidecar_starts_and_ends(settings: Proxy) -> None:

@@ -20,6 +20,7 @@ from sidecar.api.listener import open_socket
 from sidecar.engine.config import EngineConfig
 from sidecar.jsonlog import JsonLog
 from sidecar.metrics import Metrics
+from sidecar.notify import Notifier
 from sidecar.settings import Model, Sidecar, Timeouts
 from sidecar.supervisor import Supervisor
 from sidecar.tokenizer.model_tokenizer import TokenizerUnusableError
@@ -109,6 +110,19 @@ class Stage:
         self.house = app.House(settings, log, (room,), app.application(front))
         supervisor.on_ready.append(lambda _: room.announce())
         self.listening: socket.socket = open_socket(self.path, log)
+        self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.manager.bind(str(folder / "notify"))
+        environment = {"NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": "30000000"}
+        self.notifier = Notifier(environment, log)
+
+    def told(self) -> list[str]:
+        """What the service manager was told since the last look, each in its first line."""
+        said: list[str] = []
+        while True:
+            try:
+                said.append(self.manager.recv(4096).decode().partition("\n")[0])
+            except BlockingIOError:
+                return said
 
     async def spawn(self, config: EngineConfig) -> FakeLink:
         return self.link
@@ -120,7 +134,7 @@ class Stage:
 
     def start(self) -> asyncio.Task[int]:
         self.link.reported.put_nowait(READY)
-        return asyncio.create_task(app._run(self.house, self.listening))
+        return asyncio.create_task(app._run(self.house, self.listening, self.notifier))
 
     async def ask(self, document: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_unix_connection(str(self.path))
@@ -138,6 +152,7 @@ def stage(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Stage]:
     stage = Stage(tmp_path, getattr(request, "param", 30.0))
     yield stage
     stage.listening.close()
+    stage.manager.close()
 
 
 def terminate() -> None:
@@ -152,6 +167,21 @@ async def test_readiness_is_told_with_what_was_loaded(stage: Stage) -> None:
     terminate()
     assert await serving == 0
     assert [event["event"] for event in stage.output.events()].count("ready") == 1
+
+
+async def test_the_service_manager_hears_of_readiness_of_life_and_of_the_end(stage: Stage) -> None:
+    serving = stage.start()
+    await stage.output.event("ready")
+    terminate()
+    assert await serving == 0
+    told = stage.told()
+    assert told == ["READY=1", "WATCHDOG=1", "STOPPING=1"]
+
+
+async def test_a_sidecar_without_its_tokenizer_is_not_told_ready(stage: Stage) -> None:
+    stage.load_error = TokenizerUnusableError("no")
+    assert await stage.start() == 1
+    assert "READY=1" not in stage.told()
 
 
 async def test_a_drain_lets_a_running_stream_end_and_takes_nothing_new(stage: Stage) -> None:

@@ -17,6 +17,7 @@ from proxy import app
 from proxy.admin.client import AdminClient
 from proxy.settings import Admin, Database, Limits, Listen, Proxy, Timeouts, Tls, Upstream
 from sidecar.jsonlog import JsonLog
+from sidecar.notify import Notifier
 from sidecar.wire.slots import SlotWriter
 from tests.fakes.sidecar import FakeSidecar
 from tests.wire.proxy.house import TIERS, WAIT_S, House, Wire
@@ -85,7 +86,7 @@ def build(request: pytest.FixtureRequest, tmp_path: Path, database: Database) ->
             if prepare is not None:
                 prepare(sidecar)
             await sidecar.__aenter__()
-            task = asyncio.create_task(app.live(settings, JsonLog(log), stop))
+            task = asyncio.create_task(app.live(settings, JsonLog(log), stop, Notifier({}, JsonLog(log))))
             stack.push_async_callback(_ended, task, stop)
             house = House(settings, sidecar, log, stop, task, server)
             stack.push_async_callback(_hung_up, house.wires)

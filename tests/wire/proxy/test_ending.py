@@ -12,6 +12,7 @@ from proxy.admin.client import AdminClient
 from proxy.settings import Admin, Timeouts
 from proxy.sockets import ListenError
 from sidecar.jsonlog import JsonLog
+from sidecar.notify import Notifier
 from tests.fakes.sidecar import DONE, FINISH, WHOLE, delta, usage_comment
 from tests.wire.proxy.conftest import Build
 from tests.wire.proxy.house import House, chat, request
@@ -107,5 +108,5 @@ async def test_an_address_in_use_is_told_before_anything_is_opened(house: House)
     other = msgspec.structs.replace(house.settings, admin=Admin(port=0, socket=taken))
     log = io.StringIO()
     with pytest.raises(ListenError, match="another process listens there"):
-        await app.live(other, JsonLog(log), app.Stop())
+        await app.live(other, JsonLog(log), app.Stop(), Notifier({}, JsonLog(log)))
     assert log.getvalue() == ""

@@ -233,7 +233,7 @@ async def test_it_looks_by_itself(desk: Desk, monkeypatch: pytest.MonkeyPatch) -
 def test_readings_are_counted_and_logged_with_every_place(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text(10))
     registry, log, clock = CollectorRegistry(), io.StringIO(), FakeClock()
-    desk = Desk(tmp_path, Reloads(Metrics(clock, registry, "1"), clock, JsonLog(log)))
+    desk = Desk(tmp_path, Reloads(Metrics(clock, registry, "1"), clock, JsonLog(log), lambda: None))
     first = desk.watch().revision
 
     def shown(name: str) -> list[str]:

@@ -212,3 +212,30 @@ async def test_stopping_while_the_engine_is_being_started_ends_it(tmp_path: Path
     async with asyncio.timeout(PATIENCE_S):
         await task
     assert bench.link.graces == [0.0]
+
+
+async def test_an_engine_lives_while_it_serves_and_while_it_may_still_come_back(bench: Bench) -> None:
+    assert bench.supervisor.lives  # it loads, and may for 100 s
+    await bench.made_ready()
+    await bench.pass_time(200)
+    assert bench.supervisor.lives
+    await bench.crash()
+    assert bench.supervisor.lives
+    for count in range(2, 9):
+        await bench.pass_time(30)
+        await bench.started(count)
+        await bench.crash()
+        # Ever new starts that come to nothing are no life.
+        assert bench.supervisor.lives == (30 * (count - 1) <= 100)
+    await bench.pass_time(30)
+    await bench.made_ready(9)
+    assert bench.supervisor.lives
+
+
+async def test_an_engine_that_has_work_and_takes_no_step_does_not_live(bench: Bench) -> None:
+    await bench.made_ready()
+    bench.supervisor.open("r", [submit("r")])
+    assert bench.supervisor.lives
+    # Nobody watches: the clock goes on, and no sleeper wakes.
+    bench.now_s += 31
+    assert not bench.supervisor.lives
