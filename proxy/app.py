@@ -32,6 +32,7 @@ from proxy.admission.shared import SharedLimits
 from proxy.body import reading
 from proxy.clock import Clock, SystemClock
 from proxy.connections import Places
+from proxy.disk import Disk
 from proxy.door import Door
 from proxy.edge import DIRECT
 from proxy.house import Ground, House, admin_edge, build, desk_of
@@ -45,6 +46,7 @@ from proxy.record import CommitWatch, ValkeyWatch
 from proxy.reloads import Reloads
 from proxy.responses import purge
 from proxy.settings import Proxy
+from proxy.store import address
 from proxy.store.notices import listen
 from proxy.store.retention import Retention
 from proxy.store.writer import Unobserved
@@ -110,7 +112,7 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop, notifier: Notifier) ->
     first = await asyncio.to_thread(read, policies)
     certificate = await asyncio.to_thread(Certificate, settings.listen.tls) if settings.listen.tls else None
     release = await asyncio.to_thread(version, "tollhouse")
-    metrics = Metrics(clock, CollectorRegistry(), release)
+    metrics = _metrics(settings, clock, release)
     policy = PolicyWatch(policies, first, Reloads(metrics, clock, log, notifier.reread))
     async with contextlib.AsyncExitStack() as stack:
         public, admin, admin_unix = await listeners.bind(settings, stack)
@@ -165,6 +167,13 @@ async def open_desk(settings: Proxy) -> AsyncIterator[Desk]:
         meters = Meters(Cells(clock), Cells(clock), Leases(), QuotaBook(stores.ledger, clock))
         explain = Explain(lambda: policy, meters, clock, Knowledge(lambda _model: None, None, reading(settings.limits)))
         yield desk_of(stores, lambda: policy, clock, _unwatched, explain)
+
+
+def _metrics(settings: Proxy, clock: Clock, release: str) -> Metrics:
+    registry = CollectorRegistry()
+    if address.is_file(settings.database):
+        registry.register(Disk(address.file_of(settings.database).absolute().parent))
+    return Metrics(clock, registry, release)
 
 
 async def _unwatched() -> None:

@@ -223,6 +223,11 @@ class Metrics:
             "When the policy files were last read and taken.",
             registry=registry,
         )
+        self.reload_worked = Gauge(
+            "tollhouse_proxy_config_last_reload_successful",
+            "Whether the policy files were taken when they were last read.",
+            registry=registry,
+        )
         self.loop_lag = Histogram(
             "tollhouse_proxy_event_loop_lag_seconds",
             "How late the event loop runs what is due.",

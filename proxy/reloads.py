@@ -23,6 +23,7 @@ class Reloads:
         if before is None or before.revision != policy.revision:
             self._metrics.policy.clear()
             self._metrics.policy.labels(policy.revision).set(1)
+        self._metrics.reload_worked.set(1)
         self._metrics.reload_success.set(self._clock.now().timestamp())
         if before is not None:
             self._metrics.reloads.labels("ok").inc()
@@ -32,6 +33,7 @@ class Reloads:
     def refused(self, problems: Sequence[Problem], exc: Exception, current: Policy) -> None:
         """The policy stays as it is; what is wrong with the files is one line."""
         self._metrics.reloads.labels("error").inc()
+        self._metrics.reload_worked.set(0)
         self._log.refused(
             "policy_refused",
             [str(problem) for problem in problems],

@@ -21,6 +21,7 @@ from sidecar.yamlfile import ConfigInvalidError, Problem
 from tests.fakes.proxy import FakeClock
 
 SUCCESS = "tollhouse_proxy_config_last_reload_success_timestamp_seconds"
+WORKED = "tollhouse_proxy_config_last_reload_successful"
 TIER = """\
     requests_per_minute: {requests}
     tokens_per_minute: unlimited
@@ -242,15 +243,18 @@ def test_readings_are_counted_and_logged_with_every_place(tmp_path: Path) -> Non
 
     began = clock.now().timestamp()
     assert registry.get_sample_value(SUCCESS) == began
+    assert registry.get_sample_value(WORKED) == 1
     clock.seconds = 60.0
     desk.write("version: 1\ntiers: {t: 3}\nteirs: {}\n")
     desk.look(2)
     assert shown("config_reloads_total") == ['tollhouse_proxy_config_reloads_total{result="error"} 1.0']
     assert registry.get_sample_value(SUCCESS) == began
+    assert registry.get_sample_value(WORKED) == 0
     assert shown("policy_info") == [f'tollhouse_proxy_policy_info{{revision="{first}"}} 1.0']
     desk.write(text(20))
     desk.look(2)
     second = desk.watch().revision
+    assert registry.get_sample_value(WORKED) == 1
     assert shown("policy_info") == [f'tollhouse_proxy_policy_info{{revision="{second}"}} 1.0']
     assert 'tollhouse_proxy_config_reloads_total{result="ok"} 1.0' in shown("config_reloads_total")
     refused, reloaded = map(json.loads, log.getvalue().splitlines())
