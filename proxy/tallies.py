@@ -1,10 +1,10 @@
 """Counters and histograms for what every request counts: a sum in a dict, made into samples when the page is.
 
 Those of prometheus_client take a lock and a handful of calls for each sum. These have one owner, the event loop; the
-page is made in a thread, of copies. Names and samples are the same.
+page is made in a thread, of copies. Names and samples are the same, but for the times at which series were begun: those
+double the page and say nothing.
 """
 
-import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
@@ -18,32 +18,28 @@ Labels = tuple[str, ...]
 
 
 class Tally(Collector):
-    """A counter. Mutable: `_sums`, by their labels, and `_created`, when each was begun."""
+    """A counter. Mutable: `_sums`, by their labels."""
 
     def __init__(self, name: str, about: str, labels: Sequence[str], *, registry: CollectorRegistry) -> None:
         self._name = name
         self._about = about
         self._labels = labels
         self._sums: dict[Labels, float] = {}
-        self._created: dict[Labels, float] = {}
         registry.register(self)
 
     def add(self, by: float, *labels: str) -> None:
-        if labels not in self._sums:
-            self._created[labels] = time.time()
-            self._sums[labels] = 0.0
-        self._sums[labels] += by
+        self._sums[labels] = self._sums.get(labels, 0.0) + by
 
     @override
     def collect(self) -> Iterator[Metric]:
         family = CounterMetricFamily(self._name, self._about, labels=self._labels)
         for labels, total in list(self._sums.items()):
-            family.add_metric(labels, total, self._created[labels])
+            family.add_metric(labels, total)
         yield family
 
 
 class Spread(Collector):
-    """A histogram. Mutable: `_counts`, of each bucket by their labels, `_sums` and `_created` likewise."""
+    """A histogram. Mutable: `_counts`, of each bucket by their labels, and `_sums` likewise."""
 
     def __init__(
         self, name: str, about: str, labels: Sequence[str], *, bounds: Sequence[float], registry: CollectorRegistry
@@ -54,13 +50,12 @@ class Spread(Collector):
         self._bounds = (*map(float, bounds), float("inf"))
         self._counts: dict[Labels, list[int]] = {}
         self._sums: dict[Labels, float] = {}
-        self._created: dict[Labels, float] = {}
         registry.register(self)
 
     def observe(self, value: float, *labels: str) -> None:
         counts = self._counts.get(labels)
         if counts is None:
-            self._created[labels], self._sums[labels] = time.time(), 0.0
+            self._sums[labels] = 0.0
             counts = self._counts[labels] = [0] * len(self._bounds)
         counts[bisect_left(self._bounds, value)] += 1
         self._sums[labels] += value
@@ -74,6 +69,4 @@ class Spread(Collector):
                 below += count
                 buckets.append((str(floatToGoString(bound)), float(below)))  # type: ignore[no-untyped-call]  # a library's
             family.add_metric(labels, buckets, self._sums[labels])
-            named = dict(zip(self._labels, labels, strict=True))
-            family.add_sample(f"{self._name}_created", named, self._created[labels])
         yield family
