@@ -29,9 +29,10 @@ def metrics() -> dict[str, tuple[str, set[str]]]:
     found: dict[str, tuple[str, set[str]]] = {}
     for registry in registries():
         for collector in registry._collector_to_names:
-            wrapped = getattr(collector, "_labelnames", None)
-            for family in collector.collect() if wrapped is None else collector.describe():
-                labels = {name for sample in family.samples for name in sample.labels} if wrapped is None else wrapped
+            # The library's own have a name for them, ours another, and those that are made anew each time none.
+            known = getattr(collector, "_labelnames", getattr(collector, "_labels", None))
+            for family in collector.collect():
+                labels = {name for sample in family.samples for name in sample.labels} if known is None else known
                 if family.name.startswith("tollhouse_"):
                     name = family.name + ("_total" if family.type == "counter" else "")
                     found[name] = (family.type, set(labels))
