@@ -12,8 +12,9 @@ from typing import Any
 
 async def either_within(*waited: asyncio.Future[Any], limit_s: float) -> None:
     """Return when one of them is done, or at the limit. All are left to themselves."""
-    if any(one.done() for one in waited):
-        return
+    for one in waited:
+        if one.done():
+            return
     loop = asyncio.get_running_loop()
     waiter = loop.create_future()
 

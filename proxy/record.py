@@ -193,7 +193,8 @@ def _line(ended: Ended, duration_s: float) -> dict[str, Field]:
 
 
 def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 3)
+    # To the microsecond; `round` to three places takes five times as long.
+    return None if seconds is None else round(seconds * 1_000_000) / 1000
 
 
 class CommitWatch:

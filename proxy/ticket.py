@@ -26,11 +26,7 @@ class Ticket(msgspec.Struct, frozen=True):
 
         `deadline_s`: from now on, when nobody will wait for the end any more.
         """
-        deadline = {} if deadline_s is None else {internal.DEADLINE_MS: str(max(1, round(deadline_s * 1000)))}
-        output = {internal.MAX_OUTPUT_TOKENS: str(self.max_output_tokens)} if self.max_output_tokens else {}
-        store = {internal.STORED: "1"} if self.stored else {}
-        previous = {} if self.previous_id is None else {internal.PREVIOUS_RESPONSE: self.previous_id}
-        return {
+        told = {
             "content-type": "application/json",
             internal.REQUEST_ID: self.request_id,
             internal.TENANT: self.tenant,
@@ -38,9 +34,14 @@ class Ticket(msgspec.Struct, frozen=True):
             internal.PRIORITY: str(self.priority),
             internal.CACHE_SCOPE: self.cache_scope,
             internal.MAX_TOTAL_TOKENS: str(self.max_total_tokens),
-            **output,
-            **store,
-            **previous,
-            **deadline,
-            **tracing.headers(self.trace),
         }
+        if self.max_output_tokens:
+            told[internal.MAX_OUTPUT_TOKENS] = str(self.max_output_tokens)
+        if self.stored:
+            told[internal.STORED] = "1"
+        if self.previous_id is not None:
+            told[internal.PREVIOUS_RESPONSE] = self.previous_id
+        if deadline_s is not None:
+            told[internal.DEADLINE_MS] = str(max(1, round(deadline_s * 1000)))
+        told.update(tracing.headers(self.trace))
+        return told

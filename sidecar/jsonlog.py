@@ -107,8 +107,9 @@ class JsonLog:
             if name not in FIELDS:
                 refused.append(name)
             elif value is not None:
-                # Most are short texts, and a call for each would be most of the work.
-                line[name] = value if type(value) is str and len(value) <= MAX_CHARS else _cut(value)
+                # Most are short texts and numbers, and a call for each would be most of the work.
+                whole = len(value) <= MAX_CHARS if isinstance(value, str) else not isinstance(value, float)
+                line[name] = value if whole else _cut(value)
         line.update(more)
         if refused:
             line["refused"] = _cut(" ".join(refused))

@@ -56,7 +56,10 @@ class Meters:
 
         Changes nothing. The quota book must be primed for the subject.
         """
-        return [limit for limit in subject.rules.limits if not self._fits(subject, limit, size.under(limit))]
+        tokens, tried = size.tokens, size.tried
+        return [
+            limit for limit in subject.rules.limits if not self._fits(subject, limit, tried if limit.shadow else tokens)
+        ]
 
     def unfit_pass(self, subject: Subject) -> list[Limit]:
         """The same for what runs nothing: it is one of the minute's requests, and of those at once."""

@@ -67,19 +67,19 @@ class Cells:
 
     def peek(self, subject: str, rate: Rate, units: int) -> RateLook:
         """Whether `units` fit now; changes nothing. Asking for 0 units fits always."""
-        now = self._now_ns() * rate.limit
-        missing = max(0, self._full_at.get((subject, rate), 0) - now)
-        whole = rate.limit * rate.unit
-        too_much = missing + units * rate.unit - whole
+        limit, unit = rate.limit, rate.unit
+        missing = max(0, self._full_at.get((subject, rate), 0) - self._now_ns() * limit)
+        whole = limit * unit
+        too_much = missing + units * unit - whole
         retry_after_s: float | None = 0.0
-        if units > rate.limit:
+        if units > limit:
             retry_after_s = None
         elif units and too_much > 0:
             retry_after_s = _seconds(too_much, rate)
         return RateLook(
-            limit=rate.limit,
+            limit=limit,
             requested=units,
-            remaining=max(0, whole - missing) // rate.unit,
+            remaining=max(0, whole - missing) // unit,
             reset_s=_seconds(missing, rate),
             retry_after_s=retry_after_s,
         )

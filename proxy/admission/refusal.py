@@ -25,8 +25,8 @@ CONCURRENCY_RETRY_S: Final = 1.0
 def duration(seconds: float) -> str:
     """As Go writes it and OpenAI's headers have it: `0s`, `12ms`, `1.5s`, `6m0s`, `1h0m0s`; rounded up to 1 ms."""
     milliseconds = math.ceil(round(seconds * 1e6) / 1e3)
-    if 0 < milliseconds < 1000:
-        return f"{milliseconds}ms"
+    if milliseconds < 1000:
+        return f"{milliseconds}ms" if milliseconds else "0s"
     minutes, rest = divmod(milliseconds, 60_000)
     hours, minutes = divmod(minutes, 60)
     text = f"{rest / 1000:.3f}".rstrip("0").rstrip(".") + "s"

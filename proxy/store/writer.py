@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
 
+import msgspec
 from sqlalchemy import Executable, Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -85,8 +86,7 @@ class Unobserved:
     def failed(self, error: Exception, operations: int) -> None: ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Pending:
+class _Pending(msgspec.Struct, frozen=True, eq=False):
     """One operation on its way to the disk, since when, and who waits for it."""
 
     apply: Apply[Any]
@@ -179,7 +179,8 @@ class Writer:
 
         One that has patience makes no commit of its own before that is over, but goes with the next.
         """
-        pending = _Pending(apply, record, retained, self._clock.monotonic(), asyncio.get_running_loop().create_future())
+        done = asyncio.get_running_loop().create_future()
+        pending = _Pending(apply, record, retained, self._clock.monotonic(), done)
         if self._closing:
             pending.fail(StorageError(STOPPED))
         elif not retained and len(self._queue) >= MAX_QUEUE:
@@ -187,7 +188,7 @@ class Writer:
         else:
             self._queue.append(pending)
             self._wake_within(patience_s)
-        return pending.done
+        return done
 
     def _wake_within(self, patience_s: float) -> None:
         if not patience_s:
