@@ -239,6 +239,8 @@ class Core:
             alone = Batch((chunk,), ()) if chunk in batch.decodes else Batch((), (chunk,))
             try:
                 sampled = self._runner.run(alone)
+            except DeviceLostError as exc:
+                raise EngineBrokenError("the GPU has failed") from exc
             except Exception as exc:  # noqa: BLE001  # as above
                 if len(batch.chunks) > 1:
                     self._on_step_error(exc, 1)

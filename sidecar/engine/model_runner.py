@@ -104,10 +104,11 @@ class ModelRunner:
         started = time.perf_counter()
         try:
             logits = self.forward.logits(batch)
+            forward_s = time.perf_counter() - started
+            # A GPU computes while the next is prepared: what it failed at may be told here.
+            outcomes = tuple(_outcomes(batch, logits))
         except torch.AcceleratorError as exc:
             raise DeviceLostError(str(exc)) from exc
-        forward_s = time.perf_counter() - started
-        outcomes = tuple(_outcomes(batch, logits))
         for outcome in outcomes:
             if outcome.failed:
                 self.forward.release(outcome.chunk.sequence.slot, spoiled=True)

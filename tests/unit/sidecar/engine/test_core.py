@@ -56,6 +56,7 @@ class FakeRunner:
     copies: list[Load | Save] = field(default_factory=list)
     copy_error: Exception | None = None
     device_lost: bool = False
+    lost_alone: bool = False
 
     def copy(self, copies: tuple[Load | Save, ...]) -> None:
         if self.copy_error is not None:
@@ -65,6 +66,9 @@ class FakeRunner:
     def run(self, batch: Batch) -> Sampled:
         if self.device_lost:
             raise DeviceLostError("CUDA error: an illegal memory access was encountered")
+        if self.lost_alone:
+            self.device_lost = True
+            raise RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED")
         if self.broken or any(chunk.sequence.tokens[0] == 666 for chunk in batch.chunks):
             raise RuntimeError("the model fell over")
         return Sampled(tuple(self._outcome(chunk) for chunk in batch.chunks))
@@ -299,6 +303,17 @@ def test_f4_a_lost_gpu_ends_the_engine_at_once_and_no_sequence_is_blamed(slots: 
     with pytest.raises(EngineBrokenError, match="the GPU has failed"):
         core.run()
     assert told == [2]
+    assert channel.deltas("a") == channel.deltas("b") == []
+
+
+def test_f4_a_gpu_that_is_lost_while_a_culprit_is_sought_is_lost_all_the_same(slots: SlotWriter) -> None:
+    channel = FakeChannel([[submit("a"), submit("b")], []])
+    scheduler = Scheduler(SlotPool(4, 100), 16)
+    core = Core(
+        FakeRunner(lost_alone=True), scheduler, slots, channel, lambda _exc, _count: None, grammars=FakeGrammars()
+    )
+    with pytest.raises(EngineBrokenError, match="the GPU has failed"):
+        core.run()
     assert channel.deltas("a") == channel.deltas("b") == []
 
 

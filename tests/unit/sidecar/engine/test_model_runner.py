@@ -150,3 +150,21 @@ class Lost(Storeless):
 def test_what_a_gpu_raises_is_no_fault_of_a_request() -> None:
     with pytest.raises(DeviceLostError, match="CUDA error, with 0 chunks"):
         ModelRunner(Lost()).run(Batch((), ()))
+
+
+class LostLater(Storeless):
+    """The failure is told when somebody waits for what was computed."""
+
+    @override
+    def logits(self, batch: Batch) -> torch.Tensor:
+        return torch.zeros(1, 9)
+
+
+def test_what_a_gpu_raises_while_a_token_is_picked_is_no_fault_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("sidecar.engine.model_runner.sample", lost)
+    submit = Submit("a", 0, [1], 1, Sampling(), [])
+    with pytest.raises(DeviceLostError, match="illegal memory access"):
+        ModelRunner(LostLater()).run(Batch((Chunk(Sequence(submit, 0, record=0), 0, 1),), ()))
