@@ -28,10 +28,13 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """`torch.cuda.CUDAGraph`. Mutable: `_pool`, the memory that all graphs share, since one runs at a time."""
+    """`torch.cuda.CUDAGraph`. Mutable: `_first`, of whose memory all graphs take, since one runs at a time.
+
+    Memory of graphs is gone with the last of them, so the first one is of nothing, and stays.
+    """
 
     def __init__(self) -> None:
-        self._pool: Any = None
+        self._first: Any = None
 
     def __call__(self, function: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
         # Libraries set themselves up at their first call, which cannot be recorded.
@@ -40,10 +43,13 @@ class CudaRecorder:
         with torch.cuda.stream(side):
             function()
         torch.cuda.current_stream().wait_stream(side)
+        if self._first is None:
+            self._first = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._first):
+                torch.zeros(1, device="cuda")
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._first.pool()):
             out = function()
-        self._pool = self._pool or graph.pool()
         return out, graph.replay
 
 
@@ -81,8 +87,8 @@ class _Graph:
 
 
 class GraphedNetwork(nn.Module):
-    """See `packed.Network`. Mutable: `_graphs` by bucket, `_blocks` (of the pool they read), `off` (why there are none
-    any more, empty while there are).
+    """See `packed.Network`. Mutable: `_graphs` by bucket, `_generation` (of the cache they read), `off` (why there are
+    none any more, empty while there are).
     """
 
     def __init__(self, network: nn.Module, context: PagedContext, recorder: Recorder, tolerance: float) -> None:
@@ -94,7 +100,7 @@ class GraphedNetwork(nn.Module):
         self._recorder = recorder
         self._tolerance = tolerance
         self._graphs: dict[tuple[int, int], _Graph] = {}
-        self._blocks = context.cache.blocks
+        self._generation = context.cache.generation
 
     @override
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
@@ -103,10 +109,10 @@ class GraphedNetwork(nn.Module):
         run = step.decodes
         if self.off or run is None or len(keep) != len(tokens):
             return network(tokens, positions, keep)
-        if self._blocks != self._context.cache.blocks:
+        if self._generation != self._context.cache.generation:
             # They read memory that is no cache any more.
             self._graphs.clear()
-            self._blocks = self._context.cache.blocks
+            self._generation = self._context.cache.generation
         bucket = _bucket(run.tables.shape[0]), _bucket(run.tables.shape[1])
         graph = self._graphs.get(bucket)
         if graph is not None:

@@ -64,9 +64,10 @@ class PagedLayer:
 
 
 class PagedCache:
-    """All layers. Mutable: `layers` (made when a layer first sees a key), `blocks` (how many there are), `_tables` (the
-    blocks of each slot, in order), `_left` (those of sequences that have left since the last step, by slot, and whether
-    to zero them), `_free` (those of nobody, the next one last).
+    """All layers. Mutable: `layers` (made when a layer first sees a key), `blocks` (how many there are), `generation`
+    (how often all memory was made anew), `_tables` (the blocks of each slot, in order), `_left` (those of sequences
+    that have left since the last step, by slot, and whether to zero them), `_free` (those of nobody, the next one
+    last).
 
     The pool has a block for each slot beyond what its tokens fill, since each sequence fills its last one in part: so
     it never runs out while the sequences hold no more than was asked for.
@@ -78,6 +79,7 @@ class PagedCache:
         self.device = torch.device(device)
         self.block_tokens = block_tokens
         self.layers: dict[int, PagedLayer] = {}
+        self.generation = 0
         self._begin(_PROVING_TOKENS)
 
     @property
@@ -99,6 +101,7 @@ class PagedCache:
     def keep(self, tokens: int) -> None:
         """Have room for so many tokens of all sequences together. What slots held before is lost."""
         self._begin(tokens)
+        self.generation += 1
         for index in list(self.layers):
             # The old one goes first: both might not fit.
             shapes = self.layers.pop(index).resized(1)
