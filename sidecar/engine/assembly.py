@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
+import torch
 from torch import nn
 
 from sidecar.engine import embedder, loader
@@ -32,6 +33,16 @@ class Engine:
 
 def generator(config: EngineConfig) -> Engine:
     """Raises one of UNUSABLE."""
+    try:
+        return _generator(config)
+    except torch.OutOfMemoryError as exc:
+        raise loader.ModelUnusableError(
+            f"{config.model_path}: the GPU's memory does not hold this model and its KV cache: set engine.kv_tokens, "
+            f"engine.prefix_cache_tokens or model.max_context lower, or take another precision: {exc}"
+        ) from exc
+
+
+def _generator(config: EngineConfig) -> Engine:
     loaded = loader.load(config)
     scheduler = Scheduler(
         SlotPool(config.max_sequences, loaded.capacity_tokens, loaded.runner.forward.release),
