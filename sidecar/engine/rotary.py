@@ -53,5 +53,8 @@ def settle(model: PreTrainedModel, context: int) -> None:
 
 def _cosines(rotary: Any, *others: int) -> torch.Tensor:
     """Of position 1, beside other positions."""
-    cosines: torch.Tensor = rotary(torch.zeros(1, 1), torch.tensor([[1, *others]]))[0][:, :1]
+    # On its device: it keeps the frequencies where it is asked for them.
+    device = rotary.inv_freq.device
+    asked = torch.tensor([[1, *others]], device=device)
+    cosines: torch.Tensor = rotary(torch.zeros(1, 1, device=device), asked)[0][:, :1]
     return cosines

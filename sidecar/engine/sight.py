@@ -76,16 +76,19 @@ def learn(model: PreTrainedModel, tokens: int) -> dict[torch.nn.Module, Sight]:
     known: dict[Mask, Sight] = {}
     for mask in handed.values():
         if mask not in known:
-            known[mask] = sight_of(mask.function, tokens)
+            known[mask] = sight_of(mask.function, tokens, model.device)
     return {module: known[mask] for module, mask in handed.items()}
 
 
-def sight_of(function: Callable[..., torch.Tensor], tokens: int) -> Sight:
-    """What a mask's function shows of `tokens` tokens. Raises UnsupportedAttentionError."""
-    keys = torch.arange(tokens)
+def sight_of(function: Callable[..., torch.Tensor], tokens: int, device: torch.device | str = "cpu") -> Sight:
+    """What a mask's function shows of `tokens` tokens. Raises UnsupportedAttentionError.
+
+    `device`: where the model is, since what a mask is made of may be there.
+    """
+    keys = torch.arange(tokens, device=device)
 
     def row(query: int) -> torch.Tensor:
-        at = torch.zeros(4, 1, 1, 1, 1, dtype=torch.long)
+        at = torch.zeros(4, 1, 1, 1, 1, dtype=torch.long, device=device)
         at[2] = query
         return function(at[0], at[1], at[2], keys.view(1, 1, 1, -1)).broadcast_to(1, 1, 1, tokens).view(-1)
 
@@ -98,7 +101,7 @@ def sight_of(function: Callable[..., torch.Tensor], tokens: int) -> Sight:
     queries = {0, 1, max(0, start - 1), start, start + 1, last // 3, last // 2, last - 1, last}
     rows = {query: row(query) for query in queries if 0 <= query <= last}
     for sight in candidates:
-        if all(torch.equal(sight.seen(torch.tensor(query), keys), seen) for query, seen in rows.items()):
+        if all(torch.equal(sight.seen(torch.tensor(query, device=device), keys), seen) for query, seen in rows.items()):
             return sight
     raise UnsupportedAttentionError("the model hides tokens from each other in a way that is not computed here")
 
