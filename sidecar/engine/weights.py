@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from sidecar.engine.precision import PACKAGES, Machine, Plan
 _LARGEST_INT8: Final = 127
 # Rows and columns of what bitsandbytes' 4-bit kernel for AVX-512 BF16 takes; the columns are those of a scale.
 _TILE_4BIT: Final = (32, 64)
+_BITSANDBYTES_PRODUCTS: Final = "bitsandbytes.autograd._functions"
 _MODULES: Final = {"optimum-quanto": "optimum.quanto"}
 
 
@@ -81,6 +83,10 @@ def method(folder: Path) -> str | None:
 def read(folder: Path, plan: Plan, device: str) -> PreTrainedModel:
     """The stock model, on its device. Raises UnreadableError."""
     quantised = plan.quantise is not None or method(folder) is not None
+    # It warns at every product that it rounds to 16 bits of another kind on the way to 8.
+    logging.getLogger(_BITSANDBYTES_PRODUCTS).setLevel(logging.ERROR)
+    # The default of PyTorch's convolutions on a GPU is 19 bits for fp32, and a prompt in chunks gives something else.
+    torch.backends.cudnn.allow_tf32 = False
     placed: dict[str, Any] = {"device_map": {"": device}} if quantised or device != "cpu" else {}
     if plan.quantise is not None:
         placed["quantization_config"] = _bitsandbytes(plan)
