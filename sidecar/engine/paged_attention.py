@@ -69,6 +69,14 @@ class PagedRun:
         return found
 
 
+class Reader(Protocol):
+    """Computes what queries `[sequences, tokens, heads, head_dim]` of a run see: `[…, values' head_dim]`."""
+
+    def __call__(
+        self, layer: PagedLayer, run: PagedRun, queries: torch.Tensor, scoring: Scoring, sight: Sight
+    ) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True, slots=True)
 class PagedStep:
     """What attention needs to know of a step: `positions` and `places` of its tokens, int64 `[T]`, and the calls."""
@@ -86,8 +94,10 @@ class PagedStep:
 class PagedContext:
     """See `attention.Context`. Mutable: `step`, replaced for each step."""
 
-    def __init__(self, cache: PagedCache, kernel: PagedKernel | None = None) -> None:
+    def __init__(self, cache: PagedCache, kernel: PagedKernel | None = None, reader: Reader | None = None) -> None:
+        """`kernel` for what it fits, `reader` for the rest; without one, blocks are gathered."""
         self.cache = cache
+        self._reader = reader or gather
         self.step = PagedStep(torch.empty(0), torch.empty(0), ())
         self._kernel = kernel
 
@@ -137,7 +147,7 @@ class PagedContext:
             if self._kernel is not None and _fits(layer, scoring, sight):
                 seen = _flash(self._kernel, layer, run, queries, scoring=scoring, window=sight.window)
             else:
-                seen = _seen(layer, run, queries, scoring, sight)
+                seen = self._reader(layer, run, queries, scoring, sight)
             out[at] = seen.flatten(0, 1)
         return out
 
@@ -173,7 +183,7 @@ def _flash(
     scoring: Scoring,
     window: int | None,
 ) -> torch.Tensor:
-    """As `_seen`, by flash-attention. A token sees those before it, the last one all of its sequence."""
+    """As a `Reader`, by flash-attention. A token sees those before it, the last one all of its sequence."""
     return kernel(
         queries,
         layer.keys,
@@ -187,8 +197,8 @@ def _flash(
     )
 
 
-def _seen(layer: PagedLayer, run: PagedRun, queries: torch.Tensor, scoring: Scoring, sight: Sight) -> torch.Tensor:
-    """What `queries` `[sequences, tokens, heads, head_dim]` see: the same shape, with the values' head_dim."""
+def gather(layer: PagedLayer, run: PagedRun, queries: torch.Tensor, scoring: Scoring, sight: Sight) -> torch.Tensor:
+    """See `Reader`. PyTorch's own attention, on copies of the blocks."""
     # Head by head: `[sequences, kv_heads, keys, head_dim]`.
     keys, values = (pool[run.tables].flatten(1, 2).transpose(1, 2) for pool in (layer.keys, layer.values))
     seen = run.seen(sight, keys.shape[2])

@@ -7,10 +7,11 @@
 | sequential | the model's own | every sequence alone |
 """
 
+import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -22,7 +23,7 @@ from sidecar.engine.kv_cache import SlotCache
 from sidecar.engine.model_runner import Forward
 from sidecar.engine.norms import use_native_norms
 from sidecar.engine.packed import PackedForward, StockNetwork
-from sidecar.engine.paged_attention import FLASH_BLOCK_TOKENS, PagedContext, PagedKernel, flash_kernel
+from sidecar.engine.paged_attention import FLASH_BLOCK_TOKENS, PagedContext, PagedKernel, Reader, flash_kernel
 from sidecar.engine.paged_cache import PagedCache
 from sidecar.engine.prefix_cache import BLOCK_TOKENS
 from sidecar.engine.rows import RowsForward
@@ -116,7 +117,13 @@ def ways(slots: int, context: int, fastest: str = "auto", device: str = "cpu", t
     packed = ways_over_slots(slots, context)
     if device != "cpu":
         packed = ways_over_blocks(
-            slots, context, device, kernel=flash_kernel(), recorder=CudaRecorder(), tolerance=tolerance
+            slots,
+            context,
+            device,
+            kernel=flash_kernel(),
+            reader=tile_reader(),
+            recorder=CudaRecorder(),
+            tolerance=tolerance,
         )
     found = [
         *packed,
@@ -161,14 +168,18 @@ def ways_over_blocks(
     device: str,
     *,
     kernel: PagedKernel | None,
+    reader: Reader | None = None,
     recorder: Recorder | None,
     tolerance: float,
 ) -> list[Way]:
-    """For a GPU: attention over paged blocks, by flash-attention's `kernel` if there is one, and decodes as graphs."""
+    """For a GPU: attention over paged blocks, and decodes as graphs.
 
-    def build(model: PreTrainedModel, kernel: PagedKernel | None) -> Built:
+    By flash-attention's `kernel` and by a `reader`, where there are such.
+    """
+
+    def build(model: PreTrainedModel, kernel: PagedKernel | None, reader: Reader | None) -> Built:
         cache = PagedCache(slots, context, device, BLOCK_TOKENS if kernel is None else FLASH_BLOCK_TOKENS)
-        told = PagedContext(cache, kernel)
+        told = PagedContext(cache, kernel, reader)
         attention.install(model, told, context)
         use_native_norms(model)
         network: nn.Module = StockNetwork(model)
@@ -176,7 +187,20 @@ def ways_over_blocks(
             network = GraphedNetwork(network, told, recorder, tolerance)
         return Built(PackedForward(network, told, cache, cache.device), network, changed=True)
 
-    made = [Way("packed", "paged blocks", partial(build, kernel=None))]
+    made = [Way("packed", "paged blocks", partial(build, kernel=None, reader=None))]
+    if reader is not None:
+        made.insert(0, Way("packed", "tiles over paged blocks", partial(build, kernel=None, reader=reader)))
     if kernel is not None:
-        made.insert(0, Way("packed", "flash-attention over paged blocks", partial(build, kernel=kernel)))
+        # Its blocks are too large for our tiles.
+        flash = partial(build, kernel=kernel, reader=None)
+        made.insert(0, Way("packed", "flash-attention over paged blocks", flash))
     return made
+
+
+def tile_reader() -> Reader | None:
+    """Our kernel, where Triton is."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    kernels: Any = importlib.import_module("sidecar.engine.paged_tiles")
+    reader: Reader = kernels.tiles()
+    return reader

@@ -10,8 +10,8 @@ from sidecar.engine import attention
 from sidecar.engine.attention import Projected, Scoring, install
 from sidecar.engine.batch import Batch, Chunk
 from sidecar.engine.packed import PackedForward, StockNetwork
-from sidecar.engine.paged_attention import FLASH_BLOCK_TOKENS, PagedContext
-from sidecar.engine.paged_cache import PagedCache
+from sidecar.engine.paged_attention import FLASH_BLOCK_TOKENS, PagedContext, PagedRun, gather
+from sidecar.engine.paged_cache import PagedCache, PagedLayer
 from sidecar.engine.prefix_cache import Pair
 from sidecar.engine.sequence import Sequence
 from sidecar.engine.sight import FULL, Sight
@@ -89,6 +89,24 @@ def test_flash_attention_is_asked_for_what_is_computed_without(sight: Sight, sof
         assert torch.allclose(*found, atol=4e-3)
     # Chunks are not among what it computes.
     assert flash.calls == (0 if sight.chunk else 5)
+
+
+def test_a_reader_is_asked_for_whatever_flash_attention_does_not_compute() -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def reader(layer: PagedLayer, run: PagedRun, queries: torch.Tensor, scoring: Scoring, sight: Sight) -> torch.Tensor:
+        asked.append(tuple(queries.shape))
+        return gather(layer, run, queries, scoring, sight)
+
+    flash = Flash()
+    context = PagedContext(PagedCache(3, CONTEXT, "cpu", FLASH_BLOCK_TOKENS), flash, reader)
+    batch = Batch((), (Chunk(sequence(0, 20), 0, 19),))
+    context.cache.touch({0: 19})
+    context.begin(batch, torch.arange(19))
+    given = Projected(*(torch.randn(19, heads, HEAD_DIM).to(torch.float16) for heads in (HEADS, KV_HEADS, KV_HEADS)))
+    found = [context.attend(layer, given, Scoring(0.25), sight) for layer, sight in enumerate((FULL, Sight(chunk=64)))]
+    assert (flash.calls, asked) == (1, [(1, 19, HEADS, HEAD_DIM)])
+    assert torch.allclose(*found, atol=4e-3)
 
 
 def test_a_step_is_computed_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
