@@ -8,6 +8,7 @@ in the tests is seen on a CPU.
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Final, Protocol
 
 import torch
@@ -87,7 +88,7 @@ class PagedStep:
 
     @property
     def decodes(self) -> PagedRun | None:
-        """The one run, if all sequences decode a token each."""
+        """The one run, if all sequences decode, a token or several."""
         return self.runs[0] if len(self.runs) == 1 and self.runs[0].positions.shape[1] == 1 else None
 
 
@@ -114,20 +115,25 @@ class PagedContext:
         self.step = PagedStep(positions, torch.tensor(where, device=self.cache.device), runs)
 
     def _runs(self, batch: Batch, positions: torch.Tensor) -> Iterator[PagedRun]:
-        row = len(batch.decodes)
+        # A guess sees those before it, like any token: computed beside the decodes, it is part of their graph.
+        guesses = tuple(takewhile(lambda chunk: chunk.draft, batch.prefills))
+        ends = {chunk: range(chunk.start + 1, chunk.end + 1) for chunk in batch.decodes + guesses}
+        row = sum(map(len, ends.values()))
         if row:
-            yield self._run(0, batch.decodes, positions[:row])
-        for chunk in batch.prefills:
-            yield self._run(row, (chunk,), positions[row : row + chunk.count])
+            chunks = [chunk for chunk, each in ends.items() for _ in each]
+            yield self._run(0, chunks, [end for each in ends.values() for end in each], positions[:row])
+        for chunk in batch.prefills[len(guesses) :]:
+            yield self._run(row, [chunk], [chunk.end], positions[row : row + chunk.count])
             row += chunk.count
 
-    def _run(self, row: int, chunks: tuple[Chunk, ...], positions: torch.Tensor) -> PagedRun:
+    def _run(self, row: int, chunks: list[Chunk], ends: list[int], positions: torch.Tensor) -> PagedRun:
+        """As many tokens of each of `chunks`, the last one before its end."""
         tables = [self.cache.table(chunk.sequence.slot) for chunk in chunks]
         width = max(map(len, tables))
         return PagedRun(
             row,
             positions.view(len(chunks), -1),
-            torch.tensor([chunk.end for chunk in chunks], dtype=torch.int32, device=self.cache.device),
+            torch.tensor(ends, dtype=torch.int32, device=self.cache.device),
             torch.tensor(
                 [table + [NOBODYS] * (width - len(table)) for table in tables],
                 dtype=torch.int32,

@@ -111,6 +111,25 @@ def test_new_memory_is_recorded_anew(tiny_model: PreTrainedModel) -> None:
     assert recorder.recorded == 3
 
 
+def test_guesses_are_part_of_the_graph(tiny_model: PreTrainedModel) -> None:
+    recorder = Recorder()
+    found: list[torch.Tensor] = []
+    for made in (None, recorder):
+        house = House(tiny_model, made)
+        first, second = house.begin([20, 3])
+        for _ in range(2):
+            decode, guessed = Chunk(first, 19, 1), Chunk(second, 2, 4, (9, 8, 7))
+            found.append(house.forward.logits(Batch((decode,), (guessed,))).clone())
+    assert (recorder.recorded, recorder.replays) == (1, 2)
+    assert all(torch.allclose(one, found[0], atol=1e-4) for one in found)
+    # What is guessed right is what would have been computed without.
+    plain = House(tiny_model, None)
+    _, second = plain.begin([20, 3])
+    second.tokens += [9, 8, 7]
+    whole = plain.forward.logits(Batch((), (Chunk(second, 2, 4),)))
+    assert torch.allclose(found[0][-1], whole[-1], atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("recorder", "reason"),
     [
