@@ -92,7 +92,7 @@ class Bench:
 @torch.inference_mode()
 def generate(model: PreTrainedModel, prompt: list[int]) -> tuple[list[int], list[float]]:
     """The stock model's greedy answer, and the log-probability of each of its tokens."""
-    ids = torch.tensor([prompt])
+    ids = torch.tensor([prompt], device=model.device)
     out = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
@@ -106,4 +106,4 @@ def generate(model: PreTrainedModel, prompt: list[int]) -> tuple[list[int], list
     )
     answer: list[int] = out.sequences[0, len(prompt) :].tolist()
     logprobs = torch.cat(out.logits).float().log_softmax(-1)
-    return answer, logprobs.gather(1, torch.tensor(answer)[:, None])[:, 0].tolist()
+    return answer, logprobs.gather(1, torch.tensor(answer, device=logprobs.device)[:, None])[:, 0].tolist()

@@ -1,25 +1,12 @@
-"""A sidecar alone, as real processes with a tiny model, and everything there is to see of it from outside."""
+"""A sidecar alone, with a tiny model."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import aiohttp
-import httpx2
 import pytest
 
 from tests.fakes import tiny
-
-BIN = Path(sys.executable).parent
-MODEL = "tiny"
-START_TIMEOUT_S = 120.0
+from tests.fakes.served import Served, starter
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,61 +17,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("e2e")
 
 
-@dataclass
-class Served:
-    """A started sidecar; `log` is the file of its JSON lines, of the front and of its engine."""
-
-    popen: subprocess.Popen[bytes]
-    folder: Path
-    log: Path
-
-    @property
-    def socket(self) -> str:
-        return str(self.folder / "s.sock")
-
-    @property
-    def slots(self) -> Path:
-        return self.folder / "s.slots"
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        lines = (json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{"))
-        return [line for line in lines if line["event"] == name]
-
-    def wait_for(self, name: str, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            if found := self.events(name):
-                return found[0]
-            if self.popen.poll() is not None:
-                break
-            time.sleep(0.05)
-        raise AssertionError(f"no {name!r}:\n{self.log.read_text()[-4000:]}")
-
-    def session(self) -> aiohttp.ClientSession:
-        unix = aiohttp.UnixConnector(self.socket, limit=0)
-        return aiohttp.ClientSession("http://sidecar", connector=unix, timeout=aiohttp.ClientTimeout(total=60))
-
-    def client(self) -> httpx2.Client:
-        transport = httpx2.HTTPTransport(uds=self.socket)
-        return httpx2.Client(transport=transport, base_url="http://sidecar", timeout=60)
-
-    def state(self) -> dict[str, Any]:
-        with self.client() as client:
-            return dict(client.get("/internal/state").json())
-
-    def metrics(self) -> dict[str, float]:
-        """The page, by name with labels."""
-        with self.client() as client:
-            lines = client.get("/metrics").text.splitlines()
-        pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-        return {name: float(value) for name, value in pairs}
-
-    def stop(self, timeout_s: float = 40.0) -> int:
-        if self.popen.poll() is None:
-            self.popen.send_signal(signal.SIGTERM)
-        return self.popen.wait(timeout_s)
-
-
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.build(tmp_path_factory.mktemp("tiny") / "model")
@@ -92,28 +24,6 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def serve(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Served]]:
-    """Start a sidecar with these settings; it is ended after the module. `environ` is added to its environment."""
-    started: list[Served] = []
-
-    def start(environ: dict[str, str] | None = None, **settings: Any) -> Served:
-        # A Unix socket's path holds 107 bytes, so the folder is short.
-        folder = tmp_path_factory.mktemp("f")
-        config = {"model": {"id": MODEL, "source": str(tiny_folder)}, "socket": str(folder / "s.sock"), **settings}
-        # JSON is YAML, and has no anchors.
-        (folder / "sidecar.yaml").write_text(json.dumps(config))
-        log = folder / "log"
-        with log.open("wb") as out:
-            popen = subprocess.Popen(
-                [BIN / "tollhouse-sidecar", "serve", "--config", folder / "sidecar.yaml"],
-                stdout=out,
-                stderr=out,
-                env={**os.environ, **(environ or {})},
-                start_new_session=True,
-            )
-        started.append(Served(popen, folder, log))
-        started[-1].wait_for("ready")
-        return started[-1]
-
-    yield start
-    for served in started:
-        served.stop()
+    """See `starter`; what it starts is ended after the module."""
+    with starter(tiny_folder, lambda: tmp_path_factory.mktemp("f")) as start:
+        yield start
