@@ -1,4 +1,4 @@
-"""Decode steps recorded as CUDA graphs, so that a step is one launch instead of a thousand. Not run on a GPU yet.
+"""Decode steps recorded as CUDA graphs, so that a step is one launch instead of a thousand.
 
 A graph repeats what was launched once, on the same memory: so it is recorded for a bucket of sequences and of blocks,
 on inputs of its own, and a step's inputs are copied there, filled up with rows that are none. Buckets are recorded

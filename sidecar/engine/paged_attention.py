@@ -1,8 +1,8 @@
 """Attention over a pool of blocks, on a GPU: the counterpart of `slot_attention`.
 
-All sequences that decode are one call, each prompt chunk is one. flash-attention's paged kernel reads the blocks where
-they are; without it they are gathered first, and PyTorch's own attention computes. Not run on a GPU yet: what is seen
-in the tests is seen on a CPU.
+All sequences that decode are one call, each prompt chunk is one. flash-attention's paged kernel, or ours in
+`paged_tiles`, read the blocks where they are; without them they are gathered first, and PyTorch's own attention
+computes.
 """
 
 import importlib.util
