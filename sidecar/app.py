@@ -121,7 +121,7 @@ class Signals:
 
 def build(settings: Sidecar, folder: Path, log: JsonLog, embedding_folder: Path | None = None) -> House:
     """Everything, wired; nothing of it runs yet. The folders are the models'; the second is of `settings.embedding`."""
-    metrics = Metrics(settings.model.id)
+    metrics = Metrics(settings.model.id, settings.metrics.compat)
     room = _room(settings, engine_config(settings, folder), metrics, log)
     room.supervisor.on_step.append(metrics.step)
     if settings.embedding is None or embedding_folder is None:

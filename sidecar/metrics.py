@@ -4,6 +4,7 @@ Every label comes from a closed set: the one served model, enums, the engine's o
 and happens on the event loop; the page is rendered in a thread, for it can take milliseconds.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +25,9 @@ ABORT_REASONS: Final = ("client_gone", "engine_lost", "engine_error")
 EMBEDDING_OUTCOMES: Final = ("complete", "failed", "client_gone")
 PROMPT_SOURCES: Final = ("computed", "cached")
 PHASES: Final = ("prefill", "decode", "mixed")
+# What Kubernetes' inference gateways ask of a server to choose among several, by the names that vLLM gave it
+# (docs.vllm.ai, "Production Metrics").
+VLLM: Final = "vllm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +46,15 @@ class Metrics:
     counted; an engine counts its preemptions anew).
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, compat: Collection[str] = ()) -> None:
+        """`compat`: other servers by whose names the most important ones are published, too."""
         self.registry = CollectorRegistry()
         self._model = model
         self._restarts = self._preempted = 0
         ProcessCollector(registry=self.registry)
         self._make_request_metrics()
         self._make_engine_metrics()
+        self._vllm = self._make_vllm_metrics() if VLLM in compat else None
 
     def _make_request_metrics(self) -> None:
         requests = self._counter("requests", "Requests that ran, by how they ended.", "model", "finish_reason")
@@ -67,6 +73,12 @@ class Metrics:
         self._request_output = self._histogram("request_output_tokens", "Tokens generated for a request.", TOKENS)
         self._duration = self._histogram("request_duration_seconds", "From acceptance to the end.", LATENCY_S)
         self._decode = self._histogram("decode_seconds", "From the first token to the last.", LATENCY_S)
+        self._queue_wait = self._histogram(
+            "queue_wait_seconds", "From acceptance to the first work on a sequence.", LATENCY_S
+        )
+        self._prefill = self._histogram(
+            "prefill_seconds", "From the first work on a sequence to its first token.", LATENCY_S
+        )
         self._compile = self._histogram(
             "grammar_compile_seconds", "Compiling a schema or grammar that was not kept from before.", LATENCY_S
         )
@@ -76,6 +88,15 @@ class Metrics:
         self._between_tokens = self._histogram(
             "inter_token_latency_seconds", "Between two tokens of one sequence.", BETWEEN_TOKENS_S
         )
+
+    def _make_vllm_metrics(self) -> tuple[Gauge, ...]:
+        names = (
+            ("num_requests_running", "As tollhouse_sidecar_requests_running."),
+            ("num_requests_waiting", "As tollhouse_sidecar_requests_waiting."),
+            ("kv_cache_usage_perc", "As tollhouse_sidecar_kv_cache_used_ratio: 1 is all of it."),
+        )
+        made = [Gauge(f"vllm:{name}", text, ["model_name"], registry=self.registry) for name, text in names]
+        return tuple(gauge.labels(self._model) for gauge in made)
 
     def _make_engine_metrics(self) -> None:
         steps = self._histogram("step_duration_seconds", "Duration of an engine step.", BETWEEN_TOKENS_S, "phase")
@@ -135,6 +156,10 @@ class Metrics:
         # Fewer than before are another engine's.
         self._preemptions.inc(step.preemptions - (self._preempted if step.preemptions >= self._preempted else 0))
         self._preempted = step.preemptions
+        for wait_s in step.waits_s:
+            self._queue_wait.observe(wait_s)
+        for prefill_s in step.prefills_s:
+            self._prefill.observe(prefill_s)
         if step.total_s <= 0:
             return
         self._steps[_phase(step)].observe(step.total_s)
@@ -148,6 +173,9 @@ class Metrics:
         self._kv_used.set(gauges.kv_used_ratio)
         self._engine_restarts.inc(max(0, gauges.restarts - self._restarts))
         self._restarts = max(self._restarts, gauges.restarts)
+        if self._vllm is not None:
+            for gauge, value in zip(self._vllm, (gauges.running, gauges.waiting, gauges.kv_used_ratio), strict=True):
+                gauge.set(value)
         if gauges.info is not None:
             self._loaded(gauges.info)
 
@@ -163,6 +191,7 @@ class Metrics:
         for phase, seconds in info.load_seconds.items():
             self._load.labels(phase).set(seconds)
         self._memory.labels("weights").set(info.weights_bytes)
+        self._memory.labels("kv").set(info.kv_bytes)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"tollhouse_sidecar_{name}", text, labels, registry=self.registry)

@@ -111,6 +111,12 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     keep_alive_comment_s: Seconds = 10.0
 
 
+class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the metrics page has beside our own names. `compat`: servers whose names for the load are published, too."""
+
+    compat: tuple[Literal["vllm"], ...] = ()
+
+
 class Sidecar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole of `conf/sidecar.yaml`. `max_queue` of None is four times `engine.max_sequences`.
 
@@ -124,6 +130,7 @@ class Sidecar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     engine: Engine = Engine()
     api: Api = Api()
     timeouts: Timeouts = Timeouts()
+    metrics: Metrics = Metrics()
     max_queue: Positive | None = None
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
 

@@ -44,19 +44,21 @@ def generator(config: EngineConfig) -> Engine:
 
 def _generator(config: EngineConfig) -> Engine:
     loaded = loader.load(config)
+    kept = prefix_tokens(config, loaded.capacity_tokens)
+    prefixes = loaded.runner.keep_prefixes(kept)
     scheduler = Scheduler(
         SlotPool(config.max_sequences, loaded.capacity_tokens, loaded.runner.forward.release),
         config.step_token_budget,
         # The other tiers compute one token of a sequence at a time.
         speculation=config.speculation if loaded.tier.name == "packed" else 0,
         chunks=loaded.tier.chunks,
-        prefixes=loaded.runner.keep_prefixes(prefix_tokens(config, loaded.capacity_tokens)),
+        prefixes=prefixes,
     )
     return Engine(
         loaded.runner,
         loaded.tier.network,
         scheduler,
-        loader.report(loaded, config),
+        loader.report(loaded, config, loaded.capacity_tokens + (0 if prefixes is None else kept)),
         loaded.parity,
         loaded.tier.fused,
     )

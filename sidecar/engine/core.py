@@ -94,8 +94,8 @@ class Grammars(Protocol):
 
 class Core:
     """Mutable: `steps`, `_arrivals`, `_held` (sequences whose grammar is being read), `_deltas` (of the step under
-    way), `_ended` (the last records that were closed, by sequence, with their counts), `_drafted` and `_accepted` (of
-    the step under way), `_failed_steps`, `_stopping`, the scheduler and the grammars.
+    way), `_ended` (the last records that were closed, by sequence, with their counts), `_drafted`, `_accepted`,
+    `_waits_s` and `_prefills_s` (of the step under way), `_failed_steps`, `_stopping`, the scheduler and the grammars.
     """
 
     def __init__(
@@ -111,6 +111,8 @@ class Core:
         """`on_step_error` is told what a step raised and how many sequences were in it."""
         self.steps = 0
         self._drafted = self._accepted = 0
+        self._waits_s: list[float] = []
+        self._prefills_s: list[float] = []
         self._runner = runner
         self._scheduler = scheduler
         self._slots = slots
@@ -144,6 +146,7 @@ class Core:
         """One step, reported in one frame."""
         started_s = time.perf_counter()
         batch = self._scheduler.schedule()
+        self._begin(batch)
         try:
             if batch.copies:
                 self._copy(batch)
@@ -155,6 +158,15 @@ class Core:
         self.steps += 1
         self._slots.beat(self.steps)
         self._report(batch, forward_s=forward_s, started_s=started_s)
+
+    def _begin(self, batch: Batch) -> None:
+        """Note when sequences are first worked on, which is always a piece of their prompt."""
+        now_s = time.monotonic()
+        for chunk in batch.prefills:
+            sequence = chunk.sequence
+            if sequence.begun_s is None:
+                sequence.begun_s = now_s
+                self._waits_s.append(now_s - sequence.arrived_s)
 
     def _obey(self, commands: list[Command]) -> None:
         for command in commands:
@@ -173,10 +185,11 @@ class Core:
                 self._stopping = True
 
     def _submit(self, submit: Submit) -> None:
-        deadline_s = None if submit.deadline_ms is None else time.monotonic() + submit.deadline_ms / 1000
+        now_s = time.monotonic()
+        deadline_s = None if submit.deadline_ms is None else now_s + submit.deadline_ms / 1000
         prompt_tokens = len(submit.prompt_ids) if submit.counts_prompt else 0
         record = self._slots.claim(submit.request_id, submit.index, prompt_tokens)
-        sequence = Sequence(submit, next(self._arrivals), record, deadline_s)
+        sequence = Sequence(submit, next(self._arrivals), record, deadline_s, arrived_s=now_s)
         if submit.grammar:
             self._held.append(sequence)
         else:
@@ -305,6 +318,8 @@ class Core:
     def _note(self, sequence: Sequence, tokens: list[int], generated: int, outcome: Outcome | None = None) -> None:
         submit = sequence.submit
         first = 0 < len(tokens) == sequence.generated
+        if first and sequence.begun_s is not None:
+            self._prefills_s.append(time.monotonic() - sequence.begun_s)
         self._deltas.append(
             Delta(
                 submit.request_id,
@@ -339,7 +354,9 @@ class Core:
             queried_tokens=batch.queried_tokens,
             cached_tokens=batch.cached_tokens,
             prefix_tokens=self._scheduler.prefix_tokens,
+            waits_s=self._waits_s,
+            prefills_s=self._prefills_s,
         )
-        self._deltas = []
+        self._deltas, self._waits_s, self._prefills_s = [], [], []
         self._drafted = self._accepted = 0
         self._channel.send(step)

@@ -188,8 +188,8 @@ def _pack(
     return weights_bytes, max(tier.parity, worst) if exact else tier.parity
 
 
-def report(loaded: Loaded, config: EngineConfig) -> Ready:
-    """What the front is told of a loaded model."""
+def report(loaded: Loaded, config: EngineConfig, kv_tokens: int) -> Ready:
+    """What the front is told of a loaded model. `kv_tokens`: what its caches may hold together."""
     return Ready(
         tier=loaded.tier.name,
         precision=loaded.precision,
@@ -202,6 +202,7 @@ def report(loaded: Loaded, config: EngineConfig) -> Ready:
         fingerprint=loaded.fingerprint,
         load_seconds=loaded.seconds,
         steps_down=[*loaded.notes, *loaded.tier.steps_down],
+        kv_bytes=kv_tokens * loaded.tier.forward.bytes_per_token,
     )
 
 

@@ -34,13 +34,16 @@ class Sequence:
     way for another tenant), `scored` (up to which prompt token log-probabilities were told), `phase`, `finish`,
     `error`, `constraint` (None where anything may be said), and `drafter`.
 
-    `deadline_s` is monotonic; `record` is its place in the usage slots.
+    `deadline_s` is monotonic, as are `arrived_s` and `begun_s`, when it was first worked on (None before); `record` is
+    its place in the usage slots.
     """
 
     submit: Submit
     arrival: int
     record: int
     deadline_s: float | None = None
+    arrived_s: float = 0.0
+    begun_s: float | None = None
     tokens: list[int] = field(default_factory=list)
     computed: int = 0
     held: int = 0

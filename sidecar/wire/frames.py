@@ -146,7 +146,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """The model is loaded and a step has run. `steps_down` says, one line each, why no faster tier was taken.
 
-    `embedding_size` is 0 for a model that generates.
+    `embedding_size` is 0 for a model that generates. `kv_bytes`: what the KV cache may take, with the prefix cache.
     """
 
     tier: str
@@ -161,6 +161,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     load_seconds: dict[str, float]
     steps_down: list[str] = []
     embedding_size: int = 0
+    kv_bytes: int = 0
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):
@@ -169,6 +170,8 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     `cached_tokens`: prompt tokens that this step took from the prefix cache, of `queried_tokens` that it looked for;
     `prefix_tokens`: what the cache holds.
     `drafted` and `accepted` count speculated tokens; `preemptions` is a running total.
+    `waits_s`: how long each sequence had waited whose first work is in this step; `prefills_s`: how long each took from
+    there to its first token, which this step gave it.
     """
 
     number: int
@@ -187,6 +190,8 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     accepted: int = 0
     preemptions: int = 0
     queried_tokens: int = 0
+    waits_s: list[float] = []
+    prefills_s: list[float] = []
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

@@ -28,6 +28,7 @@ READY = Ready(
     weights_bytes=1000,
     fingerprint="fp_1",
     load_seconds={"weights": 0.5, "warm_up": 0.25},
+    kv_bytes=2000,
 )
 
 

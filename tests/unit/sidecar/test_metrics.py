@@ -34,6 +34,7 @@ def test_the_gauges_follow_the_engine() -> None:
     assert value(metrics, "engine_restarts_total") == 3
     assert value(metrics, "model_load_seconds", phase="weights") == 0.5
     assert value(metrics, "memory_bytes", kind="weights") == 1000
+    assert value(metrics, "memory_bytes", kind="kv") == 2000
 
 
 def test_prompt_tokens_are_counted_by_where_they_came_from() -> None:
@@ -47,6 +48,23 @@ def test_prompt_tokens_are_counted_by_where_they_came_from() -> None:
     assert value(metrics, "prefix_cache_query_tokens_total") == 140
     assert value(metrics, "prefix_cache_hit_tokens_total") == 64
     assert value(metrics, "prefix_cache_tokens") == 128
+
+
+def test_waiting_and_reading_the_prompt_are_timed_for_each_sequence() -> None:
+    metrics = Metrics("m")
+    metrics.step(msgspec.structs.replace(STEP, waits_s=[0.5, 1.5]))
+    metrics.step(msgspec.structs.replace(STEP, waits_s=[3.0], prefills_s=[0.25, 0.5]))
+    assert (value(metrics, "queue_wait_seconds_count"), value(metrics, "queue_wait_seconds_sum")) == (3, 5.0)
+    assert (value(metrics, "prefill_seconds_count"), value(metrics, "prefill_seconds_sum")) == (2, 0.75)
+
+
+def test_the_load_is_published_by_vllms_names_if_that_is_wanted() -> None:
+    plain, known = Metrics("m"), Metrics("m", ["vllm"])
+    for metrics in (plain, known):
+        metrics.observe(Gauges(2, 5, 0.25, 0, None))
+    assert b"vllm:" not in plain.render()
+    for name, wanted in (("num_requests_running", 2), ("num_requests_waiting", 5), ("kv_cache_usage_perc", 0.25)):
+        assert known.registry.get_sample_value(f"vllm:{name}", {"model_name": "m"}) == wanted
 
 
 def test_preemptions_are_counted_on_when_an_engine_begins_anew() -> None:

@@ -101,7 +101,7 @@ def test_a_wrong_attention_steps_down_and_the_answers_stay_right(
     ]
     assert all("log-probabilities differ" in reason for reason in loaded.tier.steps_down)
     assert Bench(loaded).answers(PROMPTS) == answers(tiny_model)
-    ready = loader.report(loaded, engine_config())
+    ready = loader.report(loaded, engine_config(), 10)
     assert (ready.tier, len(ready.steps_down)) == ("rows", 2)
 
 

@@ -41,7 +41,7 @@ def test_what_bitsandbytes_makes_is_served_exactly(precision: str, engine_config
     assert (loaded.tier.name, loaded.tier.fused, loaded.tier.steps_down) == ("packed", False, ())
     assert loaded.parity < 1e-3
     assert Bench(loaded).answers(PROMPTS) == [generate(stock, prompt)[0] for prompt in PROMPTS]
-    ready = loader.report(loaded, config)
+    ready = loader.report(loaded, config, loaded.capacity_tokens)
     assert (ready.precision, ready.dtype) == (precision, "float32")
     assert "saves memory" in ready.steps_down[0]
 
@@ -132,7 +132,7 @@ def test_16_bits_without_instructions_are_published_as_what_they_are(
 ) -> None:
     monkeypatch.setattr(weights, "look", lambda _: Machine("cpu", bf16=False, fp16=False, packages=frozenset()))
     config = engine_config(precision="bf16")
-    ready = loader.report(loader.load(config), config)
+    ready = loader.report(loader.load(config), config, 0)
     assert ready.precision == "fp32"
     assert "bf16 runs as fp32" in ready.steps_down[0]
 
