@@ -1,12 +1,16 @@
-"""`tollhouse db upgrade|current`: the schema of the database."""
+"""`tollhouse db upgrade|current|backup`: the database as a whole."""
+
+from pathlib import Path
 
 import click
 import msgspec
 
 from proxy.cli.desk import explained
+from proxy.cli.exits import CommandError
 from proxy.cli.invocation import HouseGroup, Invocation, pass_invocation
 from proxy.store import migrate
-from proxy.store.address import described
+from proxy.store.address import described, is_file
+from proxy.store.backup import back_up
 
 
 class Schema(msgspec.Struct, frozen=True):
@@ -17,9 +21,17 @@ class Schema(msgspec.Struct, frozen=True):
     head: str
 
 
+class Backup(msgspec.Struct, frozen=True):
+    """A copy of the database."""
+
+    database: str
+    file: str
+    size_bytes: int
+
+
 @click.group("db", cls=HouseGroup)
 def db() -> None:
-    """Bring the database's schema up to date."""
+    """Bring the database's schema up to date, and back it up."""
 
 
 @db.command("upgrade")
@@ -43,6 +55,26 @@ def current(invocation: Invocation) -> None:
     with explained():
         found = Schema(described(settings), migrate.current(settings), migrate.head())
     invocation.screen.reply(found, lambda: _described(found))
+
+
+@db.command("backup")
+@click.argument("file", type=click.Path(path_type=Path))
+@pass_invocation
+def backup(invocation: Invocation, file: Path) -> None:
+    """Copy a SQLite database into FILE, as it is at one moment, beside a running server.
+
+    FILE must not be there yet, and is this user's alone. The root secret is not in it: keep that apart.
+
+    tollhouse db backup backups/monday.db
+    """
+    settings = invocation.settings().database
+    with explained():
+        if not is_file(settings):
+            raise CommandError(
+                f"{described(settings)} is a server's.", hint="Use pg_dump, as docs/operations.md describes."
+            )
+        done = Backup(described(settings), str(file), back_up(settings, file))
+    invocation.screen.reply(done, lambda: f"{done.file}: {done.size_bytes:,} bytes, checked.")
 
 
 def _described(found: Schema) -> str:

@@ -28,7 +28,7 @@ COMMANDS: Final = {
     "ledger": ("ledger", "Check the books."),
     "state": ("state", "Show the running server."),
     "policy": ("policy", "Check, compare and try policies."),
-    "db": ("db", "Bring the database's schema up to date."),
+    "db": ("db", "Bring the database's schema up to date, and back it up."),
     "model": ("model", "Fetch and list the models of the catalogue."),
     "doctor": ("doctor", "Look for what is wrong with this installation."),
     "test": ("suite", "Run the checks and tests of a checkout."),

@@ -132,6 +132,18 @@ class Postgres:
         found = self.sql(f"SELECT row_to_json(found) FROM ({query}) AS found", database)  # noqa: S608  a test's words
         return [json.loads(row) for (row,) in found]
 
+    def dump(self, database: str) -> Path:
+        """All of a database, in a file."""
+        path = self.folder / f"{database}.dump"
+        at = ("--host", str(self.folder), "--username", SUPERUSER, "--dbname", database)
+        self._run("pg_dump", *at, "--format", "custom", "--file", str(path))
+        return path
+
+    def restore(self, database: str, dump: Path) -> None:
+        """Put what was dumped in the place of what is there."""
+        at = ("--host", str(self.folder), "--username", SUPERUSER, "--dbname", database)
+        self._run("pg_restore", *at, "--clean", "--if-exists", "--no-owner", "--single-transaction", str(dump))
+
     @contextlib.contextmanager
     def database(self, template: str = "template1") -> Iterator[str]:
         """A database of its own, like the template; its name. It is dropped at the end, whoever is connected."""
