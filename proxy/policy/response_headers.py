@@ -27,7 +27,7 @@ _CONNECTION: Final = frozenset(
         "upgrade",
     }
 )
-_OURS: Final = frozenset(
+OURS: Final = frozenset(
     {
         "allow",
         "cache-control",
@@ -59,7 +59,7 @@ def refusals(headers: dict[str, str]) -> Iterator[tuple[str, str]]:
             yield name, f"{name[:MOST_NAME_CHARACTERS]!r} cannot be a header's name"
         elif lower in _CONNECTION:
             yield name, f"{name!r} is about the connection or the body; the server sets it"
-        elif lower in _OURS or lower.startswith(_OUR_FAMILIES):
+        elif lower in OURS or lower.startswith(_OUR_FAMILIES):
             yield name, f"{name!r} is a header of Tollhouse's own answers; take another name"
         elif lower in seen:
             yield name, f"{name!r} is the header {seen[lower]!r} once more; upper and lower case are the same"
