@@ -8,8 +8,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
+from check_jsonschema.builtin_schemas import get_builtin_schema
 
 from proxy.policy.load import load_policy
 from proxy.settings import Proxy
@@ -24,6 +26,14 @@ DOCKERFILES = ["Dockerfile.proxy", "Dockerfile.sidecar"]
 COMPOSE = ROOT / "conf/compose.yaml"
 PROMETHEUS = ROOT / "conf/prometheus/prometheus.yml"
 HOME = "/srv/tollhouse/"
+# Of the compose file, mappings deeper than a service.
+NESTED = [
+    ("services", "proxy", "healthcheck"),
+    ("services", "proxy", "build"),
+    ("services", "proxy", "depends_on", "postgres"),
+    ("services", "sidecar-gpu", "deploy"),
+    ("secrets", "postgres-password"),
+]
 
 
 def check(*command: str | Path) -> None:
@@ -47,6 +57,70 @@ def test_the_scripts_pass_shellcheck() -> None:
 
 def test_the_compose_file_keeps_its_schema() -> None:
     check(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE)
+
+
+def test_a_bad_key_anywhere_in_the_compose_file_is_told() -> None:
+    validator = jsonschema.Draft202012Validator(get_builtin_schema("vendor.compose-spec"))
+    assert validator.is_valid(compose())
+    services = compose()["services"]
+    for path in [(), *(("services", name) for name in services), *NESTED]:
+        spoilt = node = compose()
+        for part in path:
+            node = node[part]
+        node["tollhose"] = "x"
+        assert not validator.is_valid(spoilt), path
+
+
+def test_what_compose_starts_by_itself_and_with_a_profile() -> None:
+    profiles: dict[str, set[str]] = {}
+    for name, service in compose()["services"].items():
+        for profile in service.get("profiles", ["default"]):
+            profiles.setdefault(profile, set()).add(name)
+    assert profiles == {
+        "default": {"model", "sidecar", "proxy"},
+        "postgres": {"postgres"},
+        "monitoring": {"prometheus", "grafana"},
+        "gpu": {"sidecar-gpu"},
+    }
+
+
+def test_what_waits_for_another_waits_until_it_is_well() -> None:
+    services = compose()["services"]
+    waits = [
+        (name, other, rule)
+        for name, service in services.items()
+        for other, rule in service.get("depends_on", {}).items()
+    ]
+    for name, other, rule in waits:
+        ends = services[other].get("restart") == "no"
+        assert rule["condition"] == ("service_completed_successfully" if ends else "service_healthy"), (name, other)
+        # Who has another profile may not be there.
+        optional = services[other].get("profiles", []) not in ([], services[name].get("profiles"))
+        assert rule.get("required", True) is not optional, (name, other)
+
+
+def test_the_books_are_a_file_unless_a_database_is_named() -> None:
+    said = compose()["services"]["proxy"]["environment"]
+    default = re.fullmatch(r"\$\{TOLLHOUSE_DATABASE_URL:-(.+)\}", said["TOLLHOUSE__DATABASE__URL"])
+    assert default is not None
+    assert default[1] == load_proxy(ROOT / "conf/proxy.yaml", {}).database.url
+    postgres = compose()["services"]["postgres"]
+    assert compose()["secrets"]["postgres-password"] == {"environment": "TOLLHOUSE_POSTGRES_PASSWORD"}
+    assert postgres["environment"]["POSTGRES_PASSWORD_FILE"] == f"/run/secrets/{postgres['secrets'][0]}"
+    assert "ports" not in postgres
+
+
+def test_the_gpu_s_sidecar_is_the_second_upstream_that_the_docs_name() -> None:
+    text = (ROOT / "docs/deployment.md").read_text()
+    (line,) = re.findall(r"^TOLLHOUSE__UPSTREAMS=(.+)$", text, re.MULTILINE)
+    upstreams = load_proxy(ROOT / "conf/proxy.yaml", {"TOLLHOUSE__UPSTREAMS": line}).upstreams
+    gpu = compose()["services"]["sidecar-gpu"]
+    assert [upstream.socket for upstream in upstreams] == [
+        load_sidecar(ROOT / "conf/sidecar.yaml", {}).socket,
+        gpu["environment"]["TOLLHOUSE_SIDECAR__SOCKET"],
+    ]
+    assert gpu["environment"]["TOLLHOUSE_SIDECAR__SOCKET"] in gpu["healthcheck"]["test"][-1]
+    assert "environment" not in compose()["services"]["sidecar"]
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool (Debian's prometheus) is not installed")
@@ -79,7 +153,8 @@ def test_every_container_has_only_what_it_needs() -> None:
         assert "privileged" not in service, name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
         assert service.get("restart") == "no" or "healthcheck" in service or "build" in service, name
-    assert compose()["services"]["sidecar"]["network_mode"] == "none"
+    for name in ("sidecar", "sidecar-gpu"):
+        assert compose()["services"][name]["network_mode"] == "none"
     # The admin listener stays on loopback: who scrapes it shares the proxy's network.
     assert compose()["services"]["prometheus"]["network_mode"] == "service:proxy"
 
@@ -94,10 +169,6 @@ def test_the_containers_share_what_the_processes_share() -> None:
     for name in ("proxy", "sidecar"):
         for source in volumes[name]:
             assert source in compose()["volumes"] or (COMPOSE.parent / source).exists()
-    assert {service for service, parts in services.items() if "monitoring" in parts.get("profiles", [])} == {
-        "prometheus",
-        "grafana",
-    }
 
 
 def test_the_images_run_as_one_user_who_owns_only_what_changes() -> None:
@@ -142,7 +213,16 @@ def test_the_images_have_every_file_that_the_package_brings() -> None:
 def test_the_environment_of_the_images_names_settings() -> None:
     text = "".join((ROOT / name).read_text() for name in DOCKERFILES) + COMPOSE.read_text()
     named = set(re.findall(r"\bTOLLHOUSE(?:_SIDECAR)?__[A-Z_]+", text))
-    assert named == {"TOLLHOUSE__LISTEN__HOST", "TOLLHOUSE__SECRET_FILE", "TOLLHOUSE_SIDECAR__CACHE"}
+    assert named == {
+        "TOLLHOUSE__DATABASE__URL",
+        "TOLLHOUSE__LISTEN__HOST",
+        "TOLLHOUSE__SECRET_FILE",
+        "TOLLHOUSE__UPSTREAMS",
+        "TOLLHOUSE_SIDECAR__CACHE",
+        "TOLLHOUSE_SIDECAR__ENGINE__DEVICE",
+        "TOLLHOUSE_SIDECAR__ENGINE__PRECISION",
+        "TOLLHOUSE_SIDECAR__SOCKET",
+    }
     for name in named:
         settings: Any = Sidecar if name.startswith("TOLLHOUSE_SIDECAR") else Proxy
         for part in name.split("__")[1:]:
