@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "db": ("db", "Bring the database's schema up to date, and back it up."),
     "model": ("model", "Fetch and list the models of the catalogue."),
     "doctor": ("doctor", "Look for what is wrong with this installation."),
+    "completion": ("completion", "Teach a shell to complete these commands."),
     "test": ("suite", "Run the checks and tests of a checkout."),
 }
 
