@@ -61,11 +61,15 @@ def list_(invocation: Invocation, /, after: str | None, limit: int, **filters: A
 
 @log.command("export")
 @filtered
-@click.option("--format", "form", type=click.Choice(["csv", "jsonl"]), default="csv", help="csv or jsonl; csv.")
+@click.option(
+    "--format", "form", type=click.Choice(["csv", "jsonl"]), help="csv or jsonl; csv, with --json on the screen jsonl."
+)
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="A new file, in place of the screen.")
 @pass_invocation
-def export(invocation: Invocation, /, form: str, output: Path | None, **filters: Any) -> None:
+def export(invocation: Invocation, /, form: str | None, output: Path | None, **filters: Any) -> None:
     """Write out all requests, the newest first, with every column: as CSV with a header, or as JSON lines."""
+    if form is None:
+        form = "jsonl" if invocation.as_json and output is None else "csv"
     write = _write_csv if form == "csv" else _write_jsonl
     with _Opened(output) as file:
         exported = at_the_desk(invocation.settings(), lambda desk: _exported(desk, filters, file, write))

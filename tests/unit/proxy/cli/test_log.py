@@ -106,6 +106,12 @@ def test_an_export_to_csv_has_a_header_and_every_column(desk: FakeDesk, capsys: 
     assert {query.until for query in desk.asked} == {dt.datetime(2026, 12, 1, tzinfo=dt.UTC)}
 
 
+def test_an_export_for_a_program_is_of_json_lines(desk: FakeDesk, capsys: pytest.CaptureFixture[str]) -> None:
+    root.run(["--json", "log", "export"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["request_id"] for line in lines] == ["req_1", "req_2", "req_3"]
+
+
 def test_an_export_to_json_lines_goes_to_a_file_of_this_user_s(
     desk: FakeDesk, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
