@@ -20,6 +20,7 @@ OURS: Final = [path for path in LEAVES if path != ("test",)]
 LINES: Final[dict[str, list[str]]] = {
     "db upgrade": [],
     "db current": [],
+    "db backup": ["copy.db"],
     "accounts create": ["team"],
     "accounts list": [],
     "accounts show": ["team"],
@@ -53,6 +54,7 @@ HOMELESS: Final = {"sign", "policy schema", "policy diff", "completion", "test"}
 ALONE: Final = HOMELESS | {
     "db upgrade",
     "db current",
+    "db backup",
     "policy check",
     "doctor",
     "up",
