@@ -6,7 +6,6 @@ is told to the exchange, which stops the sidecar and settles what was produced (
 
 import asyncio
 import contextlib
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final
@@ -177,13 +176,14 @@ class Front:
             await self._pipeline.run(client, Endpoint(template), authorization)
 
     def _arrival(self, headers: Mapping[str, str], path: str, address: str) -> Arrival:
+        now = self._clock.now()
         return Arrival(
-            request_id=f"req_{secrets.token_hex(12)}",
+            request_id=tracing.request_id(now),
             client_request_id=_client_request_id(headers.get("x-client-request-id")),
             trace=tracing.begin(headers.get("traceparent"), headers.get("tracestate")),
             address=address,
             monotonic_s=self._clock.monotonic(),
-            utc=self._clock.now(),
+            utc=now,
             anthropic=path in anthropic.PATHS,
         )
 

@@ -1,6 +1,5 @@
 """The admin listeners' table of URLs: health and metrics, and the admin API for those whom `callers` knows."""
 
-import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote
@@ -127,13 +126,14 @@ class AdminFront:
 
     def _arrival(self, address: str, request: web.BaseRequest | None) -> Arrival:
         headers = {} if request is None else request.headers
+        now = self._clock.now()
         return Arrival(
-            request_id=f"req_{secrets.token_hex(12)}",
+            request_id=tracing.request_id(now),
             client_request_id=None,
             trace=tracing.begin(headers.get("traceparent"), headers.get("tracestate")),
             address=address,
             monotonic_s=self._clock.monotonic(),
-            utc=self._clock.now(),
+            utc=now,
         )
 
 

@@ -55,8 +55,12 @@ FIND: Final = Prepared(
 IS_OPEN: Final = (ledger.c.request_id == bindparam("of")) & (ledger.c.state == State.RESERVED)
 INSERT: Final = Prepared(insert(ledger), columns=("boot_id", "state", *ENTRY_COLUMNS, *ENDING_COLUMNS))
 SHRINK: Final = Prepared(update(ledger).where(IS_OPEN).values(est_tokens=bindparam("to")))
+# `to` is the last estimate, if that changes too.
 END: Final = Prepared(
-    update(ledger).where(IS_OPEN).values({name: bindparam(name) for name in ("state", *ENDING_COLUMNS)})
+    update(ledger)
+    .where(IS_OPEN)
+    .values(est_tokens=func.coalesce(bindparam("to", type_=ledger.c.est_tokens.type), ledger.c.est_tokens))
+    .values({name: bindparam(name) for name in ("state", *ENDING_COLUMNS)})
 )
 
 
@@ -194,7 +198,7 @@ async def _post(connection: AsyncConnection, operations: Sequence[Operation]) ->
 
 
 async def _write_rows(connection: AsyncConnection, posting: Posting) -> None:
-    """A row that begins and ends in the same batch is written once, as it is in the end."""
+    """A row is written once in a batch, as it is in the end."""
     ends = {end.request_id: end for end in posting.ended}
     estimates = dict(posting.shrunk)
     if posting.reserved:
@@ -203,10 +207,11 @@ async def _write_rows(connection: AsyncConnection, posting: Posting) -> None:
             for reserved in posting.reserved
         ]
         await INSERT.on_each(connection, rows)
+    if ends:
+        rows = [_fitting({"of": of, "to": estimates.pop(of, None), **_ending(end)}) for of, end in ends.items()]
+        await END.on_each(connection, rows)
     if estimates:
         await SHRINK.on_each(connection, [{"of": of, "to": to} for of, to in estimates.items()])
-    if ends:
-        await END.on_each(connection, [_fitting({"of": end.request_id, **_ending(end)}) for end in ends.values()])
 
 
 def _inserted(reserved: Reserved, end: Settled | Voided | None, est_tokens: int | None) -> dict[str, object]:

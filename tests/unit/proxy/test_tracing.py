@@ -1,10 +1,22 @@
 """Trace headers: taken when right, replaced when not."""
 
+import datetime as dt
+import re
+
 import pytest
 
 from proxy import tracing
 
+NOW = dt.datetime(2026, 11, 26, 12, 0, 0, 999_000, tzinfo=dt.UTC)
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+def test_ids_of_requests_are_in_the_order_of_their_milliseconds_and_none_comes_twice() -> None:
+    moments = [NOW + dt.timedelta(milliseconds=number) for number in range(3)]
+    ids = [tracing.request_id(moment) for moment in moments for _ in range(100)]
+    assert len(set(ids)) == len(ids)
+    assert [name[:16] for name in sorted(ids)] == [name[:16] for name in ids]
+    assert all(re.fullmatch("req_[0-9a-f]{24}", name) for name in ids)
 
 
 def test_a_right_header_is_continued_with_a_span_of_our_own() -> None:
