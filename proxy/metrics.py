@@ -5,11 +5,11 @@ address, a path or a name that a client chose. The page stays under 2,000 lines 
 """
 
 import asyncio
-import contextlib
 import sys
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Awaitable, Iterator
+from typing import Final, TypeVar
 
+from prometheus_async.aio import time, track_inprogress
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -19,6 +19,7 @@ from proxy.clock import Clock, StepWatch
 from proxy.tallies import Spread, Tally
 from sidecar.jsonlog import JsonLog
 
+T = TypeVar("T")
 OTHER: Final = "_other"
 NO_TIER: Final = "none"
 
@@ -73,10 +74,8 @@ class QueueMetrics:
     def __init__(self, metrics: "Metrics") -> None:
         self._metrics = metrics
 
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        with self._metrics.queue_depth.track_inprogress(), self._metrics.queue_wait.time():
-            yield
+    def waiting(self, turn: Awaitable[T]) -> Awaitable[T]:
+        return time(self._metrics.queue_wait, track_inprogress(self._metrics.queue_depth, turn))
 
 
 class Metrics:

@@ -116,8 +116,7 @@ class Admission:
             return Turn(leases.take(cell))
         lease = None
         if leases.waiting(cell) < rules.tier.max_waiting:
-            with self._queue.waiting():
-                lease = await wait(leases, cell, limit.most, rules.tier.max_wait_s)
+            lease = await self._queue.waiting(wait(leases, cell, limit.most, rules.tier.max_wait_s))
         if lease is None:
             raise self._refusal(subject, limit, 0)
         return Turn(lease)

@@ -6,26 +6,27 @@ after.
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Awaitable
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 from proxy.admission.concurrency import Lease, Leases
+
+T = TypeVar("T")
 
 
 class QueueWatch(Protocol):
     """Who is told of waiting; see `proxy.metrics.QueueMetrics`."""
 
-    def waiting(self) -> contextlib.AbstractContextManager[None]:
-        """While this lasts, a request waits for its turn."""
+    def waiting(self, turn: Awaitable[T]) -> Awaitable[T]:
+        """What awaits this, waits for its turn."""
 
 
 class Unwatched:
     """For who does not want to know."""
 
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        yield
+    def waiting(self, turn: Awaitable[T]) -> Awaitable[T]:
+        return turn
 
 
 class Turn:
