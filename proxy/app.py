@@ -32,10 +32,12 @@ from proxy.admission.shared import SharedLimits
 from proxy.body import reading
 from proxy.clock import Clock, SystemClock
 from proxy.connections import Places
+from proxy.console import files
+from proxy.console.front import Console
 from proxy.disk import Disk
 from proxy.door import Door
 from proxy.edge import DIRECT
-from proxy.house import Ground, House, admin_edge, build, desk_of
+from proxy.house import Ground, House, admin_edge, build, console, desk_of
 from proxy.keeper import Keeper, Trade, keep_log
 from proxy.metrics import Metrics, watch_clock, watch_loop
 from proxy.nonces import open_nonces
@@ -134,8 +136,9 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop, notifier: Notifier) ->
             boot_id=stores.boot_id,
             tls=certificate is not None,
         )
+        pages = await _console(house, ground, stack)
         for listening, callers in ((admin, house.by_key), (admin_unix, SocketCallers())):
-            edge = admin_edge(house, settings, place, callers, clock=clock, log=log)
+            edge = admin_edge(house, ground, place, callers, pages)
             door = Door(edge.welcome, Places(ADMIN_CONNECTIONS), DIRECT)
             await stack.enter_async_context(listeners.listening(edge, door, listening))
         for name, work in _works(ground, house, nonces, stop):
@@ -231,6 +234,15 @@ def _tell_ready(ground: Ground, place: Place) -> None:
     )
 
 
+async def _console(house: House, ground: Ground, stack: contextlib.AsyncExitStack) -> Console | None:
+    """The console, where there is to be one, and the samples that it draws."""
+    admin = ground.settings.admin
+    if not (sockets.is_loopback(admin.host) if admin.console is None else admin.console):
+        return None
+    await stack.enter_async_context(_beside(house.samples.run(), "samples"))
+    return console(house, ground, await asyncio.to_thread(files.load))
+
+
 async def _shared(stores: Stores, watch: ValkeyWatch, stack: contextlib.AsyncExitStack) -> SharedLimits | None:
     """What all proxies count together, where there is a Valkey to count in."""
     if stores.valkey is None:
@@ -255,3 +267,4 @@ async def _drain(house: House, server: listeners.Closes, limit_s: float, log: Js
     server.close()
     house.edge.wind_down()
     await house.front.drain(limit_s, stop.hurry)
+    house.feed.close()

@@ -1,13 +1,15 @@
 """The rooms of the proxy, each handed what it needs. Nothing starts here; the life of what is built is `app`'s."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from proxy.addresses import Addresses
 from proxy.admin.callers import Callers, KeyCallers, SocketCallers
 from proxy.admin.desk import Desk
-from proxy.admin.listener import AdminFront
+from proxy.admin.listener import AdminFront, Extra
 from proxy.admin.pages import Pages, Place
 from proxy.admission.abuse import Abuse
 from proxy.admission.concurrency import Leases
@@ -22,6 +24,11 @@ from proxy.admission.replay import NonceStore, Replay, authorities
 from proxy.admission.shared import SharedLimits
 from proxy.body import reading
 from proxy.clock import Clock
+from proxy.console.feed import Feed
+from proxy.console.files import File
+from proxy.console.front import Console, Rooms
+from proxy.console.samples import Samples
+from proxy.console.trials import Trials
 from proxy.door import Door, public_door
 from proxy.edge import EdgeServer
 from proxy.idempotency import Idempotency
@@ -77,6 +84,8 @@ class House:
     pages: Pages
     by_key: KeyCallers
     key_watch: KeyWatch
+    feed: Feed
+    samples: Samples
 
 
 def build(ground: Ground) -> House:
@@ -91,8 +100,9 @@ def build(ground: Ground) -> House:
     key_watch = KeyWatch(
         stores.generations, stores.keys, identify, running, checked=metrics.keys_checked.set, clock=clock, log=log
     )
-    addresses = Addresses(settings.listen.trusted_proxies)
-    front = _front(ground, identify, _admission(ground, meters), abuse=abuse, running=running, addresses=addresses)
+    addresses, feed = Addresses(settings.listen.trusted_proxies), Feed()
+    admission = _admission(ground, meters)
+    front = _front(ground, identify, admission, abuse=abuse, running=running, addresses=addresses, feed=feed)
     ground.metrics.in_progress.set_function(lambda: front.in_progress)
     desk = desk_of(stores, policy, clock, key_watch.look, _explain(ground, meters))
     pages = Pages(
@@ -111,7 +121,8 @@ def build(ground: Ground) -> House:
     edge = EdgeServer(front.handle, front.refuse, limits, addresses=addresses, overload=spare.refusal)
     door = public_door(edge.welcome, addresses, limits, spare, metrics=metrics, clock=clock, log=log)
     by_key = KeyCallers(identify, abuse.came, settings.admin.api_from)
-    return House(front, edge, door, spare, desk, pages, by_key, key_watch)
+    samples = Samples(pages, lambda: ground.upstreams.sidecars, clock)
+    return House(front, edge, door, spare, desk, pages, by_key, key_watch, feed, samples)
 
 
 def _admission(ground: Ground, meters: Meters) -> Admission:
@@ -130,11 +141,18 @@ def _admission(ground: Ground, meters: Meters) -> Admission:
 
 
 def _front(
-    ground: Ground, identify: Identify, admission: Admission, *, abuse: Abuse, running: Running, addresses: Addresses
+    ground: Ground,
+    identify: Identify,
+    admission: Admission,
+    *,
+    abuse: Abuse,
+    running: Running,
+    addresses: Addresses,
+    feed: Feed,
 ) -> Front:
     """The public listener's, and the hallway behind it."""
     stores, clock, limits, timeouts = ground.stores, ground.clock, ground.settings.limits, ground.settings.timeouts
-    record = Record(ground.metrics, stores.keys, ground.log, clock)
+    record = Record(ground.metrics, stores.keys, ground.log, clock, feed)
     responses = Responses(
         ground.policy, stores.responses, clock, most_bytes=limits.max_body_bytes, storage_s=timeouts.storage_s
     )
@@ -213,10 +231,36 @@ def desk_of(
     )
 
 
-def admin_edge(
-    house: House, settings: Proxy, place: Place, callers: Callers, *, clock: Clock, log: JsonLog
-) -> EdgeServer:
+def console(house: House, ground: Ground, files: Mapping[str, File]) -> Console:
+    """The pages on the admin listeners."""
+    settings = ground.settings
+    names = {urlsplit(f"//{name}").hostname or "" for name in (settings.admin.host, *settings.public_authorities)}
+    rooms = Rooms(
+        files=files,
+        samples=house.samples,
+        feed=house.feed,
+        trials=Trials(settings.admin.socket, ground.clock, ground.log),
+        policy=ground.policy,
+        policies=Path(settings.policies),
+        public=house.front.handle,
+        names=frozenset(names),
+        write_s=settings.timeouts.client_write_s,
+    )
+    return Console(rooms)
+
+
+def admin_edge(house: House, ground: Ground, place: Place, callers: Callers, extra: Extra | None) -> EdgeServer:
     """One admin listener's."""
-    limits, timeouts = settings.limits, settings.timeouts
-    front = AdminFront(house.pages, house.desk, place, callers, clock=clock, log=log, limits=limits, timeouts=timeouts)
+    limits, timeouts = ground.settings.limits, ground.settings.timeouts
+    front = AdminFront(
+        house.pages,
+        house.desk,
+        place,
+        callers,
+        clock=ground.clock,
+        log=ground.log,
+        limits=limits,
+        timeouts=timeouts,
+        extra=extra,
+    )
     return EdgeServer(front.handle, front.refuse, limits, same_user=isinstance(callers, SocketCallers))

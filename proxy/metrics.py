@@ -246,6 +246,10 @@ class Metrics:
             release, ".".join(map(str, sys.version_info[:3]))
         ).set(1)
 
+    async def families(self) -> list[Metric]:
+        """What the page is made of."""
+        return await asyncio.to_thread(lambda: list(self._registry.collect()))
+
     async def page(self) -> bytes:
         """The text that Prometheus scrapes."""
         self.active.forget_old()

@@ -150,6 +150,7 @@ class Pipeline:
                     await client.answer(200, given, REPLAYED)
                     return Outcome(200, Ending.COMPLETE, None, "")
                 admitted = await self._admitted(client, endpoint, principal, body, notes)
+            self._record.begin(client.arrival, principal, admitted.call, notes.model or "")
             client.announce(admitted.grant.headers())
             async with admitted.grant, held(notes.guard, admitted.grant):
                 delivery = await self._forwarded(client, principal, admitted, timings, notes.guard)

@@ -62,12 +62,22 @@ class Touches(Protocol):
     def touch(self, key_id: str, moment: dt.datetime) -> object: ...
 
 
+class Watches(Protocol):
+    """Whoever wants to see requests as they come and go; see `proxy.console.feed.Feed`."""
+
+    def began(self, arrival: Arrival, principal: Principal, call: Call, model: str) -> None: ...
+    def ended(self, ended: Ended, duration_s: float) -> None: ...
+
+
 class Record:
     """The room. Mutable: `_touched`, when the use of a key was last written down, in monotonic seconds."""
 
-    def __init__(self, metrics: Metrics, keys: Touches, log: JsonLog, clock: Clock) -> None:
+    def __init__(
+        self, metrics: Metrics, keys: Touches, log: JsonLog, clock: Clock, watch: Watches | None = None
+    ) -> None:
         self._metrics = metrics
         self._keys = keys
+        self._watch = watch
         self._log = log
         self._clock = clock
         self._touched: dict[str, float] = {}
@@ -75,6 +85,11 @@ class Record:
     def streaming(self) -> contextlib.AbstractContextManager[None]:
         """While this lasts, a stream is open."""
         return self._metrics.open_streams.track_inprogress()
+
+    def begin(self, arrival: Arrival, principal: Principal, call: Call, model: str) -> None:
+        """A request was let in."""
+        if self._watch is not None:
+            self._watch.began(arrival, principal, call, model)
 
     def finish(self, ended: Ended) -> None:
         """The one line and the one count of a request."""
@@ -84,6 +99,8 @@ class Record:
         if ended.principal is not None:
             self._touch(ended.principal.key_id, begun_s)
         self._log.info("request", **_line(ended, duration_s))
+        if self._watch is not None:
+            self._watch.ended(ended, duration_s)
         self._metrics.overhead.observe(self._clock.monotonic() - begun_s, "record")
 
     def _touch(self, key_id: str, now_s: float) -> None:

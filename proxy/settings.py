@@ -53,13 +53,14 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 class Admin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The admin listeners: health, metrics and the admin API, on TCP with an administrator's key and from the networks
-    `api_from` alone, on a 0600 Unix socket without a key.
+    `api_from` alone, on a 0600 Unix socket without a key. `console` of None: where `host` is this machine's alone.
     """
 
     host: str = "127.0.0.1"
     port: Port = 8001
     socket: str = "run/admin.sock"
     api_from: tuple[Network, ...] = ("127.0.0.0/8", "::1/128")
+    console: bool | None = None
 
     def __post_init__(self) -> None:
         _check_networks("admin.api_from", self.api_from)

@@ -14,7 +14,7 @@ from proxy.addresses import network, within
 from proxy.edge import peer_uid
 from proxy.exchange import Arrival, Principal
 from proxy.identity import wrong_key
-from proxy.scopes import granted
+from proxy.scopes import granted, insufficient
 from proxy.store.events import Actor
 from sidecar.wire.errors import ApiError
 
@@ -30,10 +30,16 @@ class Caller:
 
 
 class Callers(Protocol):
-    """How callers are told from each other at one listener."""
+    """How callers are told from each other at one listener. `needs_key`: by their keys."""
+
+    @property
+    def needs_key(self) -> bool: ...
 
     async def caller(self, request: web.BaseRequest, arrival: Arrival) -> Caller:
         """Raises ApiError 401, 404, 429 or 503."""
+
+    def check_near(self, arrival: Arrival) -> None:
+        """Raises ApiError 404 if it comes from where there is nothing but health and metrics."""
 
 
 class Identifies(Protocol):
@@ -45,11 +51,16 @@ class Identifies(Protocol):
 class SocketCallers:
     """Those of a Unix socket that serves its own user alone. Stateless."""
 
+    needs_key: Final = False
+
     async def caller(self, request: web.BaseRequest, arrival: Arrival) -> Caller:
         transport = request.transport
         peer = None if transport is None else transport.get_extra_info("socket")
         user = "gone" if peer is None else str(peer_uid(peer))
         return Caller(Actor(f"socket:{user}", arrival.request_id, SOCKET), None)
+
+    def check_near(self, arrival: Arrival) -> None:
+        """Whoever is here may be."""
 
 
 class KeyCallers:
@@ -58,21 +69,32 @@ class KeyCallers:
     `came` is told of each key's request, and raises ApiError 403 if the key may not come from there.
     """
 
+    needs_key: Final = True
+
     def __init__(self, identify: Identifies, came: Callable[[Principal, str], None], networks: Sequence[str]) -> None:
         self._identify = identify
         self._came = came
         self._networks = tuple(network(text) for text in networks)
 
     async def caller(self, request: web.BaseRequest, arrival: Arrival) -> Caller:
-        if not within(arrival.address, self._networks):
-            # To anybody else there is no such API.
-            raise unknown_url()
+        self.check_near(arrival)
         principal = await self._identify.identify(request.headers.get("authorization"), arrival.address)
         if principal.public_keys:
             # It showed its public id, which proves nothing, and nobody looks at signatures here.
             raise wrong_key()
         self._came(principal, arrival.address)
         return Caller(Actor(principal.key_id, arrival.request_id, arrival.address), granted(principal.scopes))
+
+    def check_near(self, arrival: Arrival) -> None:
+        if not within(arrival.address, self._networks):
+            # To anybody else there is no such API.
+            raise unknown_url()
+
+
+def allowed(caller: Caller, scope: str) -> None:
+    """Raises ApiError 403."""
+    if caller.scopes is not None and scope not in caller.scopes:
+        raise insufficient(scope)
 
 
 def unknown_url() -> ApiError:

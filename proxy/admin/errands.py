@@ -1,6 +1,7 @@
 """An operator's errands by name, wherever they are done: by a running server, or on the database itself."""
 
 import abc
+import datetime as dt
 from typing import Final, TypeVar
 
 import msgspec
@@ -109,6 +110,15 @@ class Errands(abc.ABC):
 
     async def recording(self, wanted: WantedRecording) -> Recording:
         return await self.do(table.RECORDING, wanted)
+
+    async def recorded(self, since: dt.datetime, until: dt.datetime, key_id: str | None = None) -> Recording:
+        """All pages as one."""
+        page = first = await self.recording(WantedRecording(since=since, until=until, key_id=key_id))
+        rows = list(page.rows)
+        while page.more:
+            page = await self.recording(WantedRecording(since=since, until=until, key_id=key_id, after=rows[-1]))
+            rows += page.rows
+        return Recording(rows, first.callers, more=False)
 
     async def explain(self, wanted: WantedExplanation) -> Explanation:
         return await self.do(table.EXPLAIN, wanted)

@@ -1,7 +1,7 @@
 """The admin listeners' table of URLs: health and metrics, and the admin API for those whom `callers` knows."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
@@ -9,7 +9,8 @@ from aiohttp import web
 
 from proxy import tracing
 from proxy.admin import document, table
-from proxy.admin.callers import Caller, Callers, unknown_url
+from proxy.admin.browsers import PROTECTION, check_host, check_origin
+from proxy.admin.callers import Caller, Callers, allowed, unknown_url
 from proxy.admin.desk import Desk, Order
 from proxy.admin.pages import Page, Pages, Place
 from proxy.admin.table import ACTIONS, BASE, ID, Action
@@ -17,13 +18,22 @@ from proxy.client import Client, LeftError
 from proxy.clock import Clock
 from proxy.edge import common_headers, peer_of
 from proxy.exchange import Arrival
-from proxy.scopes import ADMIN_READ, insufficient
+from proxy.scopes import ADMIN_READ
 from proxy.settings import Limits, Timeouts
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import ApiError, bad_request, internal_error
 
 SIDECAR_METRICS: Final = "/metrics/sidecar/"
 URLS: Final = frozenset(action.url for action in ACTIONS)
+
+
+class Extra(Protocol):
+    """What else is on an admin listener; see `proxy.console.front.Console`."""
+
+    async def answer(
+        self, client: Client, request: web.BaseRequest, callers: Callers
+    ) -> Page | web.StreamResponse | None:
+        """None if the URL is not its own. Raises ApiError."""
 
 
 class AdminFront:
@@ -40,6 +50,7 @@ class AdminFront:
         log: JsonLog,
         limits: Limits,
         timeouts: Timeouts,
+        extra: Extra | None = None,
     ) -> None:
         self._pages = pages
         self._desk = desk
@@ -49,6 +60,7 @@ class AdminFront:
         self._log = log
         self._limits = limits
         self._timeouts = timeouts
+        self._extra = extra
         self._health: dict[str, Callable[[], Awaitable[Page]]] = {
             "/livez": self._livez,
             "/readyz": self._readyz,
@@ -62,7 +74,7 @@ class AdminFront:
         arrival = self._arrival(peer_of(request), request)
         client = Client(request, arrival, limits=self._limits, timeouts=self._timeouts, clock=self._clock)
         try:
-            page = await self._page(client, request)
+            page = await self._answer(client, request)
         except LeftError:
             return client.response
         except ApiError as error:
@@ -71,11 +83,15 @@ class AdminFront:
             self._log.exception("admin_request_failed", exc, **arrival.named())
             failure = internal_error()
             return _response(arrival, Page(failure.body(), failure.status), failure.headers())
-        return _response(arrival, page, {})
+        return page if isinstance(page, web.StreamResponse) else _response(arrival, page, {})
 
     def refuse(self, error: ApiError, address: str) -> web.Response:
         """The answer for bytes that are no request."""
         return _response(self._arrival(address, None), Page(error.body(), error.status), error.headers())
+
+    async def _answer(self, client: Client, request: web.BaseRequest) -> Page | web.StreamResponse:
+        found = None if self._extra is None else await self._extra.answer(client, request, self._callers)
+        return await self._page(client, request) if found is None else found
 
     async def _page(self, client: Client, request: web.BaseRequest) -> Page:
         path = request.raw_path.partition("?")[0]
@@ -85,8 +101,12 @@ class AdminFront:
             if path.startswith(SIDECAR_METRICS):
                 return await self._pages.sidecar_metrics(path.removeprefix(SIDECAR_METRICS))
         if path == table.DOCUMENT:
-            _allowed(await self._callers.caller(request, client.arrival), ADMIN_READ)
+            allowed(await self._callers.caller(request, client.arrival), ADMIN_READ)
             return Page(document.of_the_admin_api(self._place.release))
+        check_origin(request.headers)
+        if not self._callers.needs_key:
+            # Forwarded to a port, the socket is in a browser's reach.
+            check_host(request.headers.get("host", ""))
         url, id_ = _template(path)
         methods = {action.method: action for action in ACTIONS if action.url == url}
         # Nothing has an id that cannot be written.
@@ -96,7 +116,7 @@ class AdminFront:
         action = methods.get(request.method)
         if action is None:
             raise ApiError(405, "Wrong method.", code="method_not_supported", headers={"allow": ", ".join(methods)})
-        _allowed(caller, action.scope)
+        allowed(caller, action.scope)
         return await self._done(client, request, action, id_, caller)
 
     async def _done(
@@ -146,11 +166,6 @@ def _template(path: str) -> tuple[str, str]:
     return f"{BASE}/{noun}/{ID}{slash}{verb}" if id_ else path, unquote(id_)
 
 
-def _allowed(caller: Caller, scope: str) -> None:
-    if caller.scopes is not None and scope not in caller.scopes:
-        raise insufficient(scope)
-
-
 def _query(request: web.BaseRequest) -> dict[str, str]:
     pairs = parse_qsl(request.raw_path.partition("?")[2], keep_blank_values=True)
     found = dict(pairs)
@@ -164,5 +179,6 @@ def _json(answer: object) -> Page:
 
 
 def _response(arrival: Arrival, page: Page, headers: dict[str, str]) -> web.Response:
-    told = {**headers, **common_headers(arrival.request_id, 0.0), "content-type": page.content_type}
+    common = common_headers(arrival.request_id, 0.0)
+    told = {**PROTECTION, **page.headers, **headers, **common, "content-type": page.content_type}
     return web.Response(status=page.status, body=page.body, headers=told)

@@ -6,11 +6,12 @@ metrics are passed on, because Prometheus cannot scrape a Unix socket.
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import msgspec
+from prometheus_client import Metric
 
 from proxy.admin.desk import Desk
 from proxy.admin.openapi import merged
@@ -59,10 +60,13 @@ class Page:
     body: bytes
     status: int = 200
     content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Pages:
-    """The pages. Mutable: `draining`, once the server is told to end; `_bands_s`, when the quota bands were made."""
+    """The pages. Mutable: `draining`, once the server is told to end; `_bands_s`, when the quota bands
+    were made, for a page and for samples.
+    """
 
     def __init__(
         self,
@@ -84,7 +88,7 @@ class Pages:
         self._in_progress = in_progress
         self._policy_problems = policy_problems
         self._storage_s = storage_s
-        self._bands_s: float | None = None
+        self._bands_s: dict[str, float] = {}
         self.draining = False
 
     @property
@@ -133,13 +137,22 @@ class Pages:
         return Page(msgspec.json.encode(state), 200 if state.ready else 503)
 
     async def metrics(self) -> Page:
+        await self._refresh("page")
+        return Page(await self._metrics.page(), content_type=METRICS_TYPE)
+
+    async def families(self) -> list[Metric]:
+        """The same, not yet written down."""
+        await self._refresh("samples")
+        return await self._metrics.families()
+
+    async def _refresh(self, whose: str) -> None:
+        """Bring the gauges up to date that nobody moves. Who samples does not make a page older than it is."""
         metrics = self._metrics
         for sidecar in self._upstreams.sidecars:
             metrics.upstream_up.labels(sidecar.name).set(sidecar.ready)
         metrics.ledger_depth.set(self._backlog.depth)
         metrics.ledger_lag.set(self._backlog.lag_s)
-        await self._make_bands()
-        return Page(await metrics.page(), content_type=METRICS_TYPE)
+        await self._make_bands(whose)
 
     async def sidecar_metrics(self, name: str) -> Page:
         """Raises ApiError 404 or 503."""
@@ -158,11 +171,11 @@ class Pages:
                 return Page(merged(await sidecar.openapi(), url(place.host, place.port, tls=place.tls)))
         raise unavailable("No sidecar can be reached.", code="upstream_unavailable", retry_after_s=1)
 
-    async def _make_bands(self) -> None:
+    async def _make_bands(self, whose: str) -> None:
         now_s = self._clock.monotonic()
-        if self._bands_s is not None and now_s - self._bands_s < BANDS_EVERY_S:
+        if now_s - self._bands_s.get(whose, -BANDS_EVERY_S) < BANDS_EVERY_S:
             return
-        self._bands_s = now_s
+        self._bands_s[whose] = now_s
         try:
             shares = await quota_shares(self._desk)
         except ApiError:

@@ -7,8 +7,6 @@ from pathlib import Path
 import click
 from rich.console import RenderableType
 
-from proxy.admin.errands import Errands
-from proxy.admin.recording import Recording, WantedRecording
 from proxy.cli.desk import at_the_desk
 from proxy.cli.invocation import HouseCommand, Invocation, pass_invocation
 from proxy.cli.moments import PastMoment
@@ -16,7 +14,6 @@ from proxy.cli.screen import Screen, counted
 from proxy.policy.load import load_policy
 from proxy.simulation.report import Report, Verdict
 from proxy.simulation.run import simulate as run
-from proxy.store.recordings import Recorded
 
 
 @click.command("simulate", cls=HouseCommand)
@@ -51,20 +48,9 @@ def simulate(
         raise click.UsageError("--from must be before --to.")
     settings = invocation.settings()
     policy = load_policy(folder or Path(settings.policies))
-    recorded = at_the_desk(settings, lambda desk: _recorded(desk, since, until, key_id))
+    recorded = at_the_desk(settings, lambda desk: desk.recorded(since, until, key_id))
     found = run(policy, recorded.rows, recorded.callers, since=since, until=until)
     invocation.screen.reply(found, lambda: _shown(invocation.screen, found, each=each))
-
-
-async def _recorded(desk: Errands, since: dt.datetime, until: dt.datetime, key_id: str | None) -> Recording:
-    """All pages as one."""
-    rows: list[Recorded] = []
-    page = first = await desk.recording(WantedRecording(since=since, until=until, key_id=key_id))
-    rows += page.rows
-    while page.more:
-        page = await desk.recording(WantedRecording(since=since, until=until, key_id=key_id, after=rows[-1]))
-        rows += page.rows
-    return Recording(rows, first.callers, more=False)
 
 
 def _shown(screen: Screen, found: Report, *, each: bool) -> RenderableType:

@@ -179,6 +179,9 @@ class FakeRecord:
     def __init__(self) -> None:
         self.ended: list[Ended] = []
 
+    def begin(self, *_: object) -> None:
+        """Nobody watches."""
+
     def finish(self, ended: Ended) -> None:
         self.ended.append(ended)
 

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
+from proxy.admin.errands import Errands
 from proxy.admin.recording import Recording, WantedRecording
+from proxy.admin.table import Action
 from proxy.cli import policy_simulate, root
 from proxy.simulation.request import Caller
 from proxy.store.recordings import Recorded
@@ -42,12 +45,17 @@ def row(number: int) -> Recorded:
     )
 
 
-class FakeDesk:
+class FakeDesk(Errands):
     """Twelve requests in pages of five. Mutable: `asked`."""
 
     def __init__(self) -> None:
         self.asked: list[WantedRecording] = []
 
+    @override
+    async def do(self, action: Action[Any, Any], given: Any, id_: str = "") -> Any:
+        raise NotImplementedError
+
+    @override
     async def recording(self, wanted: WantedRecording) -> Recording:
         self.asked.append(wanted)
         begin = 0 if wanted.after is None else int(wanted.after.request_id.removeprefix("req_")) + 1

@@ -1,0 +1,94 @@
+// What the server is asked, and how its errors are told. The key is in this tab's memory alone: sessionStorage.
+const KEY = "tollhouse.key";
+
+export class ServerError extends Error {
+  constructor(status, message, code) {
+    super(message);
+    this.status = status;
+    this.code = code;
+  }
+}
+
+export const session = {
+  get key() {
+    return sessionStorage.getItem(KEY);
+  },
+  set key(value) {
+    if (value === null) sessionStorage.removeItem(KEY);
+    else sessionStorage.setItem(KEY, value);
+  },
+};
+
+// Who is told that the key is not good any more.
+export const signedOut = new EventTarget();
+
+function headers(key, body) {
+  const told = {};
+  if (key) told.authorization = `Bearer ${key}`;
+  if (body !== undefined) told["content-type"] = "application/json";
+  return told;
+}
+
+export async function send(method, path, { body, key = session.key, signal } = {}) {
+  const options = { method, headers: headers(key, body), signal, cache: "no-store", credentials: "omit" };
+  if (body !== undefined) options.body = JSON.stringify(body);
+  try {
+    return await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ServerError(0, "The server does not answer. Is it running, and is this address still right?");
+  }
+}
+
+export async function errorOf(response) {
+  let told = {};
+  try {
+    told = (await response.json()).error || {};
+  } catch {
+    told = { message: `The server answered with status ${response.status}.` };
+  }
+  return new ServerError(response.status, told.message, told.code);
+}
+
+export async function ask(method, path, options) {
+  const response = await send(method, path, options);
+  if (!response.ok) {
+    const error = await errorOf(response);
+    if (error.status === 401) signedOut.dispatchEvent(new Event("signed-out"));
+    throw error;
+  }
+  return response.json();
+}
+
+export const get = (path) => ask("GET", path);
+export const post = (path, body = {}) => ask("POST", path, { body });
+
+// A list that comes in parts, as one. `most` keeps a page usable where there are very many.
+export async function all(path, field = "data", most = 5000) {
+  const found = [];
+  let after = null;
+  do {
+    const query = new URLSearchParams({ limit: 1000, ...(after === null ? {} : { after }) });
+    const part = await get(`${path}?${query}`);
+    found.push(...part[field]);
+    after = part.next;
+  } while (after !== null && found.length < most);
+  return found;
+}
+
+// Server-sent events of an answer, as their data. Lines may come in pieces.
+export async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    rest += value;
+    const blocks = rest.split(/\r?\n\r?\n/);
+    rest = blocks.pop();
+    for (const block of blocks) {
+      const lines = block.split(/\r?\n/).filter((line) => line.startsWith("data:"));
+      if (lines.length) yield lines.map((line) => line.slice(5).trimStart()).join("\n");
+    }
+  }
+}

@@ -1,0 +1,167 @@
+// A chat with the real model through the real gate, with any key: its limits hold, and what it uses is charged to it.
+import { errorOf, events, send } from "./api.js";
+import { Component, createRef, Field, html, none, number, Problem, rounded, seconds } from "./html.js";
+
+const MODELS = "/console/v1/models";
+const CHAT = "/console/v1/chat/completions";
+const LIMIT_HEADER = /^x-ratelimit-(limit|remaining|reset)-(.+)$/;
+
+function limitsOf(response) {
+  const found = new Map();
+  for (const [name, value] of response.headers) {
+    const [, kind, what] = LIMIT_HEADER.exec(name) || [];
+    if (kind) found.set(what, { ...found.get(what), [kind]: value });
+  }
+  return [...found];
+}
+
+export class Playground extends Component {
+  state = {
+    key: "", models: [], model: this.props.server.upstreams.flatMap((one) => one.models)[0] ?? "", temperature: "0.7", most: "256", system: "",
+    text: "", turns: [], busy: false, error: null, keyError: null, figures: null, limits: [], status: null, requestId: null,
+  };
+  end = createRef();
+
+  componentWillUnmount() {
+    this.stop?.abort();
+  }
+
+  set = (field) => (event) => this.setState({ [field]: event.target.value });
+
+  listModels = async () => {
+    const key = this.state.key.trim();
+    if (!key || key === this.listedFor) return;
+    this.listedFor = key;
+    try {
+      const response = await send("GET", MODELS, { key });
+      if (!response.ok) throw await errorOf(response);
+      const models = (await response.json()).data.map((one) => one.id);
+      this.setState({ models, model: models.includes(this.state.model) ? this.state.model : models[0] ?? "", keyError: null });
+    } catch (error) {
+      this.setState({ models: [], keyError: error });
+    }
+  };
+
+  ask = async (event) => {
+    event.preventDefault();
+    const { text, turns, busy } = this.state;
+    if (busy || !text.trim()) return;
+    const asked = [...turns, { role: "user", content: text.trim() }];
+    this.stop = new AbortController();
+    this.setState({ turns: [...asked, { role: "assistant", content: "" }], text: "", busy: true, error: null, figures: null, limits: [], status: null });
+    const began = performance.now();
+    try {
+      await this.stream(asked, began);
+    } catch (error) {
+      if (error.name !== "AbortError") {
+        // What was not answered is given back, to be sent again.
+        this.setState(({ turns: now }) => (now[now.length - 1].content ? { error } : { error, turns, text }));
+      }
+    }
+    this.setState({ busy: false });
+  };
+
+  async stream(asked, began) {
+    const { key, model, temperature, most, system } = this.state;
+    const messages = system.trim() ? [{ role: "system", content: system.trim() }, ...asked] : asked;
+    const body = { model, messages, stream: true, stream_options: { include_usage: true } };
+    if (temperature !== "") body.temperature = Number(temperature);
+    if (most !== "") body.max_tokens = Number(most);
+    const response = await send("POST", CHAT, { body, key: key.trim(), signal: this.stop.signal });
+    this.setState({ limits: limitsOf(response), status: response.status, requestId: response.headers.get("x-request-id") });
+    if (!response.ok) throw await errorOf(response);
+    let first = null;
+    for await (const data of events(response)) {
+      if (data === "[DONE]") break;
+      const piece = JSON.parse(data);
+      if (piece.error) throw Object.assign(new Error(piece.error.message), { code: piece.error.code });
+      const now = performance.now();
+      const added = piece.choices?.[0]?.delta?.content || "";
+      if (added && first === null) first = now;
+      if (added) this.add(added);
+      const figures = { first: first === null ? null : (first - began) / 1000, total: (now - began) / 1000, reason: piece.choices?.[0]?.finish_reason };
+      this.setState(({ figures: before }) => ({
+        figures: { ...before, ...figures, reason: figures.reason || before?.reason, usage: piece.usage || before?.usage, decode: first === null ? null : (now - first) / 1000 },
+      }));
+    }
+  }
+
+  add(text) {
+    this.setState(({ turns }) => {
+      const last = turns[turns.length - 1];
+      return { turns: [...turns.slice(0, -1), { ...last, content: last.content + text }] };
+    });
+  }
+
+  press = (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.ask(event);
+  };
+
+  settings() {
+    const { key, models, model, temperature, most, system, keyError } = this.state;
+    return html`<section class="card settings" aria-label="Settings">
+      <${Field} label="API key" hint="Any key, not the admin key. It stays on this page.">
+        <input id="api-key" type="password" autocomplete="off" spellcheck="false" value=${key} onInput=${this.set("key")} onBlur=${this.listModels} /><//>
+      <${Problem} error=${keyError} />
+      <${Field} label="Model">
+        ${models.length
+          ? html`<select id="model" value=${model} onChange=${this.set("model")}>${models.map((one) => html`<option key=${one} value=${one}>${one}</option>`)}</select>`
+          : html`<input id="model" value=${model} onInput=${this.set("model")} spellcheck="false" />`}<//>
+      <div class="row">
+        <${Field} label="Temperature"><input type="number" min="0" max="2" step="0.1" value=${temperature} onInput=${this.set("temperature")} /><//>
+        <${Field} label="Max tokens"><input id="most" type="number" min="1" step="1" value=${most} onInput=${this.set("most")} /><//>
+      </div>
+      <${Field} label="System message"><textarea rows="3" value=${system} onInput=${this.set("system")}></textarea><//>
+    </section>`;
+  }
+
+  render(_, { key, turns, text, busy, error }) {
+    return html`
+      <div class="page-head"><h1>Playground</h1>
+        <span class="dim">The real model, through the real gate. What it uses is charged to the key.</span></div>
+      <div class="play">
+        <div class="side">${this.settings()}<${Figures} ...${this.state} /></div>
+        <section class="card chat" aria-label="Conversation">
+          <div class="turns" id="turns" aria-live="polite" aria-busy=${busy ? "true" : "false"}>
+            ${turns.length === 0 && html`<div class="empty"><p class="empty-title">Nothing asked yet.</p><p>${key ? "Write something below." : "Paste an API key, and write something below."}</p></div>`}
+            ${turns.map((turn, i) => html`<div key=${i} class=${`turn ${turn.role}`}><span class="who">${turn.role === "user" ? "You" : "Model"}</span>
+              <div class="said">${turn.content || (busy ? html`<span class="dim">…</span>` : html`<span class="dim">nothing</span>`)}</div></div>`)}
+          </div>
+          <${Problem} error=${error} />
+          <form onSubmit=${this.ask} class="ask">
+            <textarea id="message" rows="3" aria-label="Message" placeholder="Ask something. Ctrl+Enter sends." value=${text} onInput=${this.set("text")} onKeyDown=${this.press}></textarea>
+            <div class="buttons">
+              ${turns.length > 0 && html`<button type="button" class="quiet" disabled=${busy} onClick=${() => this.setState({ turns: [], figures: null, error: null, limits: [], status: null })}>Start over</button>`}
+              ${busy
+                ? html`<button type="button" class="primary" id="stop" onClick=${() => this.stop.abort()}>Stop</button>`
+                : html`<button class="primary" id="send" disabled=${!text.trim() || !key.trim()}>Send</button>`}
+            </div>
+          </form>
+        </section>
+      </div>`;
+  }
+}
+
+function Figures({ figures, limits, status, requestId }) {
+  if (status === null) return null;
+  const usage = figures?.usage;
+  const speed = usage && figures.decode > 0 && usage.completion_tokens > 1 ? (usage.completion_tokens - 1) / figures.decode : null;
+  const rows = [
+    ["Status", String(status)],
+    ["First token after", seconds(figures?.first)],
+    ["Took", seconds(figures?.total)],
+    ["Tokens per second", speed === null ? none : rounded(speed)],
+    ["Prompt tokens", usage ? `${number(usage.prompt_tokens)}${usage.prompt_tokens_details?.cached_tokens ? `, ${number(usage.prompt_tokens_details.cached_tokens)} cached` : ""}` : none],
+    ["Output tokens", number(usage?.completion_tokens)],
+    ["Charged", usage ? `${number(usage.total_tokens)} tokens` : none],
+    ["Ended by", figures?.reason || none],
+  ];
+  return html`<section class="card" id="figures" aria-label="Figures">
+    <h2>This answer</h2>
+    <table class="pairs"><tbody>${rows.map(([name, value]) => html`<tr key=${name}><th scope="row">${name}</th><td class="num">${value}</td></tr>`)}</tbody></table>
+    ${limits.length > 0 && html`<h3>Left of the key's limits</h3>
+      <table class="pairs"><tbody>${limits.map(([what, one]) => html`<tr key=${what}><th scope="row">${what}</th>
+        <td class="num">${number(Number(one.remaining))} of ${number(Number(one.limit))}<span class="more">all back in ${one.reset}</span></td></tr>`)}</tbody></table>`}
+    <p class="hint"><code>${requestId}</code></p>
+  </section>`;
+}

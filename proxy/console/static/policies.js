@@ -1,0 +1,177 @@
+// The policy in force, what it says of a key, and what another one would have said of recorded requests.
+import { all, get, post } from "./api.js";
+import { Component, counted, date, Empty, Field, html, none, number, Problem } from "./html.js";
+
+const DAYS = [["1", "the last day"], ["7", "the last 7 days"], ["30", "the last 30 days"]];
+const VERDICTS = { allowed: "good", waits: "warn", shadow: "warn", refused: "bad" };
+// Rules that no tier has set are left out, but for these.
+const ALWAYS = ["requests_per_minute", "tokens_per_minute", "concurrency", "monthly_requests", "monthly_tokens", "max_output_tokens", "default_output_tokens", "models", "priority"];
+const LIMITS = /requests|tokens|concurrency|addresses|prompts/;
+const PLAIN = { weight: 1, cache_scope: "account", response_retention_days: 0, max_wait_s: 0, max_waiting: 0, replay: "off", idempotency_bodies: false };
+
+function words(rule, value) {
+  if (value === null || value === undefined) return LIMITS.test(rule) ? "unlimited" : none;
+  if (Array.isArray(value)) return value.length ? [...value].sort().join(", ") : none;
+  if (typeof value === "object") return Object.keys(value).length ? JSON.stringify(value) : none;
+  return typeof value === "number" ? number(value) : String(value);
+}
+
+function isSet(rule, value) {
+  if (ALWAYS.includes(rule)) return true;
+  if (rule in PLAIN) return value !== PLAIN[rule];
+  return words(rule, value) !== none && words(rule, value) !== "unlimited";
+}
+
+export class Policies extends Component {
+  state = { policy: null, keys: [], error: null };
+
+  async componentDidMount() {
+    try {
+      const [policy, keys] = await Promise.all([get("/console/data/policy"), all("/admin/v1/keys")]);
+      this.setState({ policy, keys: keys.filter((key) => key.state !== "revoked") });
+    } catch (error) {
+      this.setState({ error });
+    }
+  }
+
+  render({ server }, { policy, keys, error }) {
+    if (policy === null) return html`<h1>Policies</h1>${error ? html`<${Problem} error=${error} />` : html`<p class="loading" role="status">Loading…</p>`}`;
+    const models = [...new Set(server.upstreams.flatMap((one) => one.models))];
+    return html`
+      <div class="page-head"><h1>Policies</h1><span class="dim">revision <code>${policy.revision}</code> from ${policy.files.map((file) => file.name).join(", ")}</span></div>
+      ${server.policy_problems.length > 0 && html`<div class="problem" role="alert">
+        <strong>The files as they are now are wrong, so this revision stays in force.</strong>
+        <ul>${server.policy_problems.map((text) => html`<li key=${text}><code>${text}</code></li>`)}</ul></div>`}
+      <${Tiers} tiers=${policy.tiers} />
+      <div class="two">
+        <${Explain} keys=${keys} models=${models} />
+        <${Simulate} files=${policy.files} keys=${keys} />
+      </div>`;
+  }
+}
+
+function Tiers({ tiers }) {
+  const rules = Object.keys(tiers[0]).filter((rule) => rule !== "name" && tiers.some((tier) => isSet(rule, tier[rule])));
+  return html`<section class="card"><h2>Tiers</h2><div class="scroll"><table class="list tiers" id="tiers">
+    <caption class="sr">Rules of each tier</caption>
+    <thead><tr><th>Rule</th>${tiers.map((tier) => html`<th class="num" key=${tier.name}>${tier.name}</th>`)}</tr></thead>
+    <tbody>${rules.map((rule) => html`<tr key=${rule}><th scope="row"><code>${rule}</code></th>
+      ${tiers.map((tier) => html`<td class="num" key=${tier.name}>
+        <span class=${words(rule, tier[rule]) === "unlimited" ? "dim" : ""}>${words(rule, tier[rule])}</span>
+        ${tier.shadow.includes(rule) && html` <span class="chip warn">shadow</span>`}</td>`)}</tr>`)}</tbody>
+  </table></div></section>`;
+}
+
+class Explain extends Component {
+  state = { key: this.props.keys[0]?.key_id ?? "", model: this.props.models[0] ?? "", found: null, error: null, busy: false };
+
+  go = async (event) => {
+    event.preventDefault();
+    this.setState({ busy: true, error: null });
+    try {
+      const wanted = { key: this.state.key, ...(this.state.model ? { model: this.state.model } : {}) };
+      this.setState({ found: await post("/admin/v1/explain", wanted), busy: false });
+    } catch (error) {
+      this.setState({ found: null, error, busy: false });
+    }
+  };
+
+  render({ keys, models }, { key, model, found, error, busy }) {
+    return html`<section class="card" id="explain"><h2>Explain</h2>
+      <p class="hint">Which rules a key meets on a model, where each comes from, and what it says now. Nothing is taken.</p>
+      ${keys.length === 0
+        ? html`<${Empty} title="No keys yet.">Make one under <a href="#/keys">Keys and accounts</a>.<//>`
+        : html`<form class="row" onSubmit=${this.go}>
+            <${Field} label="Key"><select value=${key} onChange=${(e) => this.setState({ key: e.target.value })}>
+              ${keys.map((one) => html`<option key=${one.key_id} value=${one.key_id}>${one.account} / ${one.name} (${one.key_id})</option>`)}</select><//>
+            <${Field} label="Model"><select value=${model} onChange=${(e) => this.setState({ model: e.target.value })}>
+              ${models.map((one) => html`<option key=${one} value=${one}>${one}</option>`)}<option value="">any</option></select><//>
+            <button class="primary" disabled=${busy}>Explain</button>
+          </form>`}
+      <${Problem} error=${error} />
+      ${found && html`<${Explained} found=${found} />`}
+    </section>`;
+  }
+}
+
+function Explained({ found }) {
+  const said = found.explained;
+  const says = new Map(said.says.map((one) => [one.rule, one]));
+  return html`<p role="status">Key ${found.name} is <b>${found.state}</b>, tier <b>${said.tier}</b>. A request now:${" "}
+      <span class=${`chip ${VERDICTS[said.verdict]}`}>${said.verdict}${said.refused_by ? ` by ${said.refused_by}` : ""}</span></p>
+    ${said.remarks.map((remark) => html`<p class="hint" key=${remark}>${remark}</p>`)}
+    <div class="scroll"><table class="list"><caption class="sr">Rules of this key</caption>
+      <thead><tr><th>Rule</th><th class="num">Value</th><th>From</th><th class="num">Used</th><th>Now</th></tr></thead>
+      <tbody>${said.rules.map((rule) => {
+        const now = says.get(rule.rule);
+        return html`<tr key=${rule.rule}><th scope="row"><code>${rule.rule}</code></th>
+          <td class="num">${words(rule.rule, rule.value)}</td>
+          <td>${rule.source}${rule.place && html`<span class="more">${rule.place}</span>`}</td>
+          <td class="num">${now ? number(now.used) : none}</td>
+          <td>${now ? html`<span class=${`chip ${VERDICTS[now.verdict]}`}>${now.verdict}</span>` : none}
+            ${now?.retry_after_s ? html`<span class="more">in ${Math.ceil(now.retry_after_s)} s</span>` : ""}</td></tr>`;
+      })}</tbody></table></div>`;
+}
+
+class Simulate extends Component {
+  // Comments are for those who read the file: what is tried is below them.
+  state = { policy: (this.props.files[0]?.text ?? "").replace(/^\s*#.*\n/gm, "").trimStart(), days: "1", key: "", outcome: null, error: null, busy: false };
+
+  go = async (event) => {
+    event.preventDefault();
+    this.setState({ busy: true, error: null, outcome: null });
+    const { policy, days, key } = this.state;
+    try {
+      const wanted = { policy, days: Number(days), ...(key ? { key_id: key } : {}) };
+      this.setState({ outcome: await post("/console/data/simulate", wanted), busy: false });
+    } catch (error) {
+      this.setState({ error, busy: false });
+    }
+  };
+
+  render({ keys, files }, { policy, days, key, outcome, error, busy }) {
+    return html`<section class="card" id="simulate"><h2>Simulate</h2>
+      <p class="hint">Change the text and see who would have been refused. The requests of the ledger come again as they came. Nothing is changed or charged.
+        ${files.length > 1 && ` A candidate is one file: put all tiers into it. This is ${files[0].name}.`}</p>
+      <form onSubmit=${this.go}>
+        <${Field} label="Candidate policy"><textarea class="mono" rows="14" spellcheck="false" wrap="off" value=${policy} onInput=${(e) => this.setState({ policy: e.target.value })}></textarea><//>
+        <div class="row">
+          <${Field} label="Requests of"><select value=${days} onChange=${(e) => this.setState({ days: e.target.value })}>
+            ${DAYS.map(([value, text]) => html`<option key=${value} value=${value}>${text}</option>`)}</select><//>
+          <${Field} label="Key"><select value=${key} onChange=${(e) => this.setState({ key: e.target.value })}>
+            <option value="">all keys</option>
+            ${keys.map((one) => html`<option key=${one.key_id} value=${one.key_id}>${one.account} / ${one.name}</option>`)}</select><//>
+          <button class="primary" disabled=${busy}>${busy ? "Simulating…" : "Simulate"}</button>
+        </div>
+      </form>
+      <${Problem} error=${error} />
+      ${outcome && (outcome.report
+        ? html`<${Report} report=${outcome.report} keys=${keys} />`
+        : html`<div class="problem" role="alert"><strong>This policy is wrong.</strong>
+            <ul>${outcome.problems.map((text) => html`<li key=${text}><code>${text}</code></li>`)}</ul></div>`)}
+    </section>`;
+  }
+}
+
+function Report({ report, keys }) {
+  const names = new Map(keys.map((key) => [key.key_id, `${key.account} / ${key.name}`]));
+  const refused = report.by_key.filter((one) => one.refused || one.shadow);
+  return html`<p role="status"><b>${counted(report.requests, "request")}</b>: ${number(report.let_in)} let in,
+      <span class=${`chip ${report.refused ? "bad" : "good"}`}>${number(report.refused)} refused</span></p>
+    ${report.remarks.map((remark) => html`<p class="hint" key=${remark}>${remark}</p>`)}
+    ${report.requests === 0 && html`<${Empty} title="No requests in this time.">Take more days, or all keys.<//>`}
+    ${refused.length > 0 && html`
+      <${Totals} title="By key" rows=${refused} name=${(one) => names.get(one.name) || one.name} />
+      <${Totals} title="By rule" rows=${report.by_rule} name=${(one) => one.name} />
+      <h3>The first refusals</h3>
+      <div class="scroll"><table class="list"><thead><tr><th>When</th><th>Key</th><th>Model</th><th>Rule</th></tr></thead>
+        <tbody>${report.refusals.slice(0, 20).map((one) => html`<tr key=${one.request_id}><td>${date(one.at)}</td>
+          <td>${names.get(one.key_id) || one.key_id}</td><td>${one.model}</td>
+          <td><code>${one.rule || `${one.shadow.join(", ")} (shadow)`}</code></td></tr>`)}</tbody></table></div>`}`;
+}
+
+function Totals({ title, rows, name }) {
+  return html`<h3>${title}</h3><div class="scroll"><table class="list"><thead><tr><th>Name</th><th class="num">Requests</th><th class="num">Refused</th><th class="num">Only in shadow</th></tr></thead>
+    <tbody>${rows.map((one) => html`<tr key=${one.name}><td>${name(one)}</td><td class="num">${number(one.requests)}</td>
+      <td class="num">${number(one.refused)}</td><td class="num">${number(one.shadow)}</td></tr>`)}</tbody></table></div>`;
+}

@@ -1,0 +1,43 @@
+"""Trials of a policy: one at a time, and none that goes on for ever."""
+
+import asyncio
+import io
+from pathlib import Path
+
+import pytest
+
+from proxy.console.trials import Trials, WantedTrial
+from sidecar.jsonlog import JsonLog
+from sidecar.wire.errors import ApiError
+from tests.fakes.proxy import FakeClock
+
+WANTED = WantedTrial("version: 1\ntiers: {}\n")
+
+
+async def test_one_that_takes_too_long_is_ended_and_another_may_come(tmp_path: Path) -> None:
+    trials = Trials(str(tmp_path / "a.sock"), FakeClock(), JsonLog(io.StringIO()), limit_s=0.001)
+    for _ in range(2):
+        with pytest.raises(ApiError) as late:
+            await trials.run(WANTED)
+        assert (late.value.status, late.value.code) == (503, "simulation_failed")
+
+
+async def test_a_second_one_is_refused_while_one_runs(tmp_path: Path) -> None:
+    trials = Trials(str(tmp_path / "a.sock"), FakeClock(), JsonLog(io.StringIO()), limit_s=0.05)
+    first = asyncio.ensure_future(trials.run(WANTED))
+    await asyncio.sleep(0)
+    with pytest.raises(ApiError) as busy:
+        await trials.run(WANTED)
+    assert (busy.value.status, busy.value.code) == (409, "simulation_running")
+    with pytest.raises(ApiError):
+        await first
+
+
+async def test_one_without_its_server_fails_and_the_log_says_why(tmp_path: Path) -> None:
+    log = io.StringIO()
+    policy = (Path(__file__).parents[4] / "policies/default.yaml").read_text()
+    trials = Trials(str(tmp_path / "a.sock"), FakeClock(), JsonLog(log))
+    with pytest.raises(ApiError) as failed:
+        await trials.run(WantedTrial(policy))
+    assert (failed.value.status, failed.value.code) == (503, "simulation_failed")
+    assert '"event":"simulation_failed","exit_code":1' in log.getvalue()
