@@ -204,8 +204,8 @@ class Forward:
         """Its head is here. Raises UpstreamRefusedError, UpstreamLostError."""
         answer = await asked.answer()
         run.timings.upstream_head_s = self._clock.monotonic()
-        prompt_tokens = answer.prompt_tokens
-        if prompt_tokens is not None:
+        # A whole answer is complete when its head is here, and settled at once: that gives back everything.
+        if run.call.stream and (prompt_tokens := answer.prompt_tokens) is not None:
             run.reserved.counted(prompt_tokens)
         if answer.ignored is not None:
             run.client.announce({IGNORED: answer.ignored})

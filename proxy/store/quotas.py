@@ -40,7 +40,7 @@ LOCK_KEYS: Final = Prepared(
     .with_for_update()
 )
 _ACCOUNTS: Final[BindParameter[str]] = bindparam("accounts", expanding=True)
-# Only against each other: what refers to an account goes on.
+# Only against each other: what refers to an account goes on. On Postgres only, for the reason above.
 LOCK_ACCOUNTS: Final = Prepared(
     select(account.c.id).where(account.c.id.in_(_ACCOUNTS)).order_by(account.c.id).with_for_update(key_share=True)
 )
@@ -69,7 +69,7 @@ async def standings(
         return {}, {}
     accounts: dict[At, Standing] = {}
     shared = sorted({reserved.entry.account_id for reserved in limited if reserved.limits.any_of_account})
-    if shared:
+    if shared and connection.dialect.name != "sqlite":
         await LOCK_ACCOUNTS.on(connection, {"accounts": shared})
     keys = {*(reserved.entry.key_id for reserved in new), *(row.key_id for row in rows.values())}
     periods = {*(reserved.entry.period for reserved in new), *(row.period for row in rows.values())}
