@@ -19,6 +19,7 @@ from sidecar.protocol.openapi.bodies import DETOKENIZE, EMBEDDINGS, TOKENIZE, bo
 from sidecar.settings import Api, Sidecar
 from sidecar.wire.anthropic import COUNT_TOKENS
 from sidecar.wire.internal import Endpoint
+from tests.fakes import settings_page
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -49,6 +50,23 @@ def settings(kind: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str
 def test_each_setting_is_documented_with_its_default_and_no_other_is(kind: Any, heading: str) -> None:
     rows = re.findall(r"^\| `([\w.]+)` \| (.+?) \| .+ \|$", section("configuration.md", heading), re.MULTILINE)
     assert rows == list(settings(kind))
+
+
+def test_the_settings_at_a_glance_are_those_of_the_code() -> None:
+    message = "write it again: .venv/bin/python -m tests.fakes.settings_page"
+    assert settings_page.PAGE.read_text() == settings_page.page(), message
+
+
+def test_each_page_is_in_the_index() -> None:
+    index = (DOCS / "README.md").read_text()
+    assert [page.name for page in DOCS.glob("*.md") if page.name != "README.md" and f"({page.name})" not in index] == []
+
+
+def test_each_room_is_on_the_map() -> None:
+    """Folders of code that the architecture leaves out."""
+    told = (DOCS / "architecture.md").read_text()
+    folders = {path.parent.relative_to(ROOT) for name in ("proxy", "sidecar") for path in ROOT.glob(f"{name}/*/*.py")}
+    assert [str(folder) for folder in sorted(folders) if f"`{folder}/`" not in told] == []
 
 
 @pytest.mark.parametrize(("kind", "file"), [(Proxy, "proxy.yaml"), (Sidecar, "sidecar.yaml")])
@@ -122,13 +140,6 @@ def test_links_lead_to_files_and_commands_to_what_is_there(page: Path) -> None:
     named = re.sub(r"> policies/\S+", "", text)
     paths = re.findall(r"(?<![\w/.-])((?:conf|policies|proxy|sidecar|tests|docs|migrations)/[\w./*-]*[\w/])", named)
     assert [path for path in paths if not list(ROOT.glob(path.rstrip("/")))] == []
-
-
-def test_the_snippets_of_python_compile() -> None:
-    snippets = [code for page in PAGES for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
-    assert snippets
-    for snippet in snippets:
-        compile(snippet, "snippet", "exec")
 
 
 def command_lines() -> list[tuple[str, list[str]]]:
