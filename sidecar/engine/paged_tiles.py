@@ -94,7 +94,11 @@ def _launch(  # noqa: PLR0917  # what a kernel needs
 
 
 # Triton reads the annotations of a kernel's arguments as its own.
-@triton.jit(do_not_specialize=["table_row", "tokens", "heads", "parts", "blocks"])  # type: ignore[untyped-decorator,unused-ignore]  # Triton has not typed it
+@triton.jit(  # type: ignore[untyped-decorator,unused-ignore]  # Triton has not typed it
+    do_not_specialize=["table_row", "tokens", "heads", "parts", "blocks"],
+    # Those of a prompt begin anywhere in a step.
+    do_not_specialize_on_alignment=["positions"],
+)
 def _attend(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0917  # as above; and it has the arguments that it needs
     queries, keys, values, tables, lengths, positions, out, masses,  # noqa: ANN001
     scale, softcap,  # noqa: ANN001
