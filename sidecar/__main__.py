@@ -13,9 +13,9 @@ import click
 from rich.console import Console
 
 from sidecar.catalog.errors import CatalogError, UnreachableError
-from sidecar.catalog.fetch import Progress, is_whole, resolve
+from sidecar.catalog.fetch import Progress, damaged, is_whole, resolve
 from sidecar.catalog.fetch import fetch as fetch_model
-from sidecar.catalog.models import MODELS, find
+from sidecar.catalog.models import MODELS, CatalogModel, find
 from sidecar.catalog.screen import FetchScreen, LoggedFetch
 from sidecar.jsonlog import JsonLog, capture_stdlib, stderr_log
 from sidecar.settings import Sidecar, load_settings
@@ -33,6 +33,7 @@ _config_option = click.option(
     metavar="FILE",
     help=f"The configuration; {DEFAULT_CONFIG} if not given.",
 )
+_quiet_option = click.option("-q", "--quiet", is_flag=True, help="Leave progress out.")
 _json_option = click.option("--json", "as_json", is_flag=True, help="Write one JSON document to stdout.")
 
 
@@ -67,10 +68,11 @@ def serve(config: Path) -> int:
 @click.argument("name", required=False)
 @_config_option
 @_json_option
-def fetch(name: str | None, config: Path, as_json: bool) -> int:
+@_quiet_option
+def fetch(name: str | None, config: Path, as_json: bool, quiet: bool) -> int:
     """Fetch the model NAME, or the configured ones, and convert them once into the cache."""
     settings = load_settings(config, dict(os.environ))
-    told, *others = [_fetched(source, settings) for source in ([name] if name else _sources(settings))]
+    told, *others = [_fetched(source, settings, quiet=quiet) for source in ([name] if name else _sources(settings))]
     if as_json:
         click.echo(json.dumps({**told, "also": others} if others else told))
     for one in [told, *others] if not as_json else []:
@@ -81,24 +83,32 @@ def fetch(name: str | None, config: Path, as_json: bool) -> int:
 @command.command("list")
 @_config_option
 @_json_option
-def list_(config: Path, as_json: bool) -> int:
+@click.option("--verify", is_flag=True, help="Read each model of the cache whole, and compare it with its checksums.")
+def list_(config: Path, as_json: bool, verify: bool) -> int:
     """List the models of the catalogue, and which of them are in the cache."""
     cache = _cache(load_settings(config, dict(os.environ)))
-    rows = [
-        {
-            "name": model.name,
-            "description": model.description,
-            "license": model.license,
-            "path": str(model.folder(cache)) if is_whole(model.folder(cache)) else None,
-        }
-        for model in MODELS
-    ]
+    rows = [_row(model, cache, verify=verify) for model in MODELS]
     if as_json:
         click.echo(json.dumps({"rows": rows}))
     for row in rows if not as_json else []:
-        click.echo(f"{row['name']}  {'in the cache' if row['path'] else 'not fetched yet'}  {row['license']}")
+        state = "in the cache" if row["path"] else "not fetched yet"
+        spoilt = f"damaged: {', '.join(row['damaged'])}"
+        click.echo(f"{row['name']}  {spoilt if row['damaged'] else state}  {row['license']}")
         click.echo(f"    {row['description']}")
     return DONE
+
+
+def _row(model: CatalogModel, cache: Path, *, verify: bool) -> dict[str, Any]:
+    folder = model.folder(cache)
+    whole = is_whole(folder)
+    return {
+        "name": model.name,
+        "description": model.description,
+        "license": model.license,
+        "path": str(folder) if whole else None,
+        "needed_bytes": model.needed_bytes,
+        "damaged": damaged(folder) if whole and verify else (),
+    }
 
 
 def run(arguments: list[str]) -> int:
@@ -131,9 +141,9 @@ def _sources(settings: Sidecar) -> list[str]:
     return [settings.model.source] + ([] if settings.embedding is None else [settings.embedding.source])
 
 
-def _fetched(source: str, settings: Sidecar) -> dict[str, str | None]:
+def _fetched(source: str, settings: Sidecar, *, quiet: bool) -> dict[str, str | None]:
     """Fetch one model, and say what `--json` tells of it. Raises CatalogError."""
-    with FetchScreen(Console(stderr=True), source) as screen:
+    with FetchScreen(Console(stderr=True, quiet=quiet), source) as screen:
         path = _bring(source, settings, screen)
     model = find(source)
     return {"name": source, "path": str(path), "license": None if model is None else model.license}

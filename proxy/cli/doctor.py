@@ -9,7 +9,7 @@ import click
 from rich.console import RenderableType
 from rich.text import Text
 
-from proxy.cli.checks import certificate, house, machine
+from proxy.cli.checks import certificate, cpu, gpu, house, machine, model, stores
 from proxy.cli.checks.check import Case, Check, Status, failed, ok, warning
 from proxy.cli.exits import Exit
 from proxy.cli.invocation import Invocation, command, pass_invocation
@@ -23,8 +23,8 @@ OF_MACHINE: Final[dict[str, Callable[[], Check]]] = {
     "python": machine.check_python,
     "packages": machine.check_packages,
     "sqlite": machine.check_sqlite,
-    "cpu": machine.check_cpu,
-    "gpu": machine.check_gpu,
+    "cpu": cpu.check_cpu,
+    "gpu": gpu.check_gpu,
     "memory": machine.check_memory,
     "disk": machine.check_disk,
 }
@@ -33,7 +33,12 @@ OF_HOUSE: Final[dict[str, Callable[[Case], Check]]] = {
     "permissions": house.check_permissions,
     "ports": house.check_ports,
     "tls": certificate.check_certificate,
-    "model": house.check_model,
+    "files": house.check_files,
+    "clock": stores.check_clock,
+    "model": model.check_model,
+    "precision": model.check_precision,
+    "room": model.check_room,
+    "valkey": stores.check_valkey,
     "database": house.check_database,
     "ledger": house.check_ledger,
 }
@@ -45,10 +50,16 @@ MARKS: Final = {Status.OK: (DONE, "green"), Status.WARNING: ("!", "bold yellow")
 @click.option("--only", multiple=True, type=click.Choice(NAMES), help="One check by its name; repeatable.")
 @pass_invocation
 def doctor(invocation: Invocation, only: tuple[str, ...]) -> int:
-    """Look for what is wrong with this installation and this house, and say what to do about it."""
+    """Look for what is wrong with this installation and this house, and say what to do about it.
+
+    The exit code is 1 if a check failed, 3 if the configuration did; warnings are no failure.
+    """
     found = list(_looked(invocation, only or NAMES))
     invocation.screen.reply({"checks": found}, lambda: _shown(found))
-    return Exit.FAILED if any(check.status is Status.FAILED for check in found) else Exit.OK
+    wrong = {check.name for check in found if check.status is Status.FAILED}
+    if CONFIG in wrong:
+        return Exit.CONFIG_INVALID
+    return Exit.FAILED if wrong else Exit.OK
 
 
 def _looked(invocation: Invocation, names: tuple[str, ...]) -> Iterator[Check]:

@@ -25,7 +25,8 @@ def model() -> None:
 @pass_invocation
 def fetch(invocation: Invocation, sidecar_config: Path, name: str | None) -> int:
     """Fetch the model NAME, or the configured ones, and convert them once into the cache."""
-    return _run(invocation, "fetch", sidecar_config, [name] if name else [])
+    quiet = ["-q"] if invocation.quiet else []
+    return _run(invocation, "fetch", sidecar_config, [*quiet, name] if name else quiet)
 
 
 @model.command("list")
@@ -36,10 +37,11 @@ def fetch(invocation: Invocation, sidecar_config: Path, name: str | None) -> int
     metavar="FILE",
     help=f"The sidecar's configuration; {sidecar_command.DEFAULT_CONFIG} if not given.",
 )
+@click.option("--verify", is_flag=True, help="Read each model of the cache whole, and compare it with its checksums.")
 @pass_invocation
-def list_(invocation: Invocation, sidecar_config: Path) -> int:
+def list_(invocation: Invocation, sidecar_config: Path, verify: bool) -> int:
     """List the models of the catalogue, and which of them are in the cache."""
-    return _run(invocation, "list", sidecar_config, [])
+    return _run(invocation, "list", sidecar_config, ["--verify"] if verify else [])
 
 
 def _run(invocation: Invocation, name: str, config: Path, arguments: list[str]) -> int:

@@ -30,16 +30,27 @@ class SidecarModel(msgspec.Struct, frozen=True):
     source: str
 
 
+class SidecarEngine(msgspec.Struct, frozen=True):
+    """What the model runs on, and how precisely."""
+
+    precision: str = "fp32"
+    device: str = "cpu"
+
+
 class SidecarConfig(msgspec.Struct, frozen=True):
     """What others need of `conf/sidecar.yaml`; the rest of it is the sidecar's to judge."""
 
     model: SidecarModel
     socket: str = "run/sidecar.sock"
     cache: str = "~/.cache/tollhouse"
+    engine: SidecarEngine = SidecarEngine()
 
 
 # The variables that override those; others are the sidecar's, and would be unknown here.
-_VARIABLES: Final = frozenset(f"{ENV_PREFIX}{name}" for name in ("MODEL__ID", "MODEL__SOURCE", "SOCKET", "CACHE"))
+_VARIABLES: Final = frozenset(
+    f"{ENV_PREFIX}{name}"
+    for name in ("MODEL__ID", "MODEL__SOURCE", "SOCKET", "CACHE", "ENGINE__PRECISION", "ENGINE__DEVICE")
+)
 
 
 def load_sidecar_config(path: Path, environ: Mapping[str, str]) -> SidecarConfig:

@@ -55,9 +55,9 @@ def up(invocation: Invocation, sidecar_config: Path, verbose: bool) -> int:
     settings, sidecar, policy = _configuration(invocation, sidecar_config)
     preflight.check_ready_to_start(settings, sidecar, sidecar_config)
     groundwork.make_private_folders(settings, sidecar.socket)
-    fetched = msgspec.json.decode(
-        sidecar_command.ask_sidecar_command("fetch", "--config", str(sidecar_config), "--json"), type=Fetched
-    )
+    quiet = ["-q"] if invocation.quiet else []
+    said = sidecar_command.ask_sidecar_command("fetch", "--config", str(sidecar_config), "--json", *quiet)
+    fetched = msgspec.json.decode(said, type=Fetched)
     screen.step("Model", f"{sidecar.model.id}, in {_from_home(fetched.path)}")
     with explained():
         screen.step("Database", groundwork.upgrade_database(settings))

@@ -6,25 +6,26 @@ The steps are in the package `migrations`. Everything here blocks: on an event l
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 from urllib.parse import quote
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, create_engine, text
+from sqlalchemy import URL, Connection, create_engine, inspect, text
 from sqlalchemy.pool import NullPool
 
 import migrations
 from proxy.settings import Database as DatabaseSettings
 from proxy.store import address, postgres, sqlite
-from proxy.store.failure import translated
+from proxy.store.failure import StorageError, translated
 
 T = TypeVar("T")
 # Two processes that upgrade one Postgres at once: the second waits for this lock, and finds nothing to do. The number
 # is ours alone, "toll" in ASCII.
 UPGRADE_LOCK = text("SELECT pg_advisory_xact_lock(1953459308)")
+_SHOWN_TABLES: Final = 3
 
 
 class SchemaError(Exception):
@@ -43,7 +44,7 @@ def current(settings: DatabaseSettings) -> str | None:
     """The revision in the database; None if it has no tables, or is not there. Beside a running server too.
 
     SQLite is read without the lock: a connection that neither writes nor checkpoints cannot harm the write-ahead log.
-    Raises StorageError.
+    Raises StorageError, and SchemaError for a file of SQLite's that is another program's.
     """
     if not address.is_file(settings):
         return _on_postgres(settings, _revision)
@@ -52,8 +53,18 @@ def current(settings: DatabaseSettings) -> str | None:
         return None
     url = URL.create("sqlite", database=f"file:{quote(str(path))}", query={"mode": "ro", "uri": "true"})
     engine = create_engine(url, poolclass=NullPool)
-    with translated(), engine.connect() as connection:
-        return _revision(connection)
+    try:
+        with translated(), engine.connect() as connection:
+            there = _revision(connection)
+            strange = sorted(inspect(connection).get_table_names()) if there is None else []
+    except StorageError as exc:
+        raise type(exc)(f"{path}: {exc}") from exc
+    if strange:
+        raise SchemaError(
+            f"{path} has tables of another program ({', '.join(strange[:_SHOWN_TABLES])}): "
+            "write another file in database.url."
+        )
+    return there
 
 
 def require_head(settings: DatabaseSettings) -> None:
@@ -75,6 +86,7 @@ def upgrade(settings: DatabaseSettings) -> None:
         _on_postgres(settings, _upgrade_alone)
         return
     path = address.file_of(settings)
+    current(settings)
     engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool)
     sqlite.prepare(engine, settings)
     with sqlite.claimed(path), translated(), engine.connect() as connection:

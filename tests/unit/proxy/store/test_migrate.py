@@ -104,8 +104,8 @@ def test_no_upgrade_under_a_running_server(on_sqlite: DatabaseSettings) -> None:
 def test_an_upgrade_that_fails_leaves_nothing(tmp_path: Path) -> None:
     settings = at(tmp_path / "house.db")
     with sqlite3.connect(file_of(settings)) as database:
-        # Made last, so everything else is there before it fails.
-        database.execute("CREATE TABLE boot (id INTEGER)")
+        # Made last, so everything else is there before it fails. A table would be another program's.
+        database.execute("CREATE VIEW boot AS SELECT 1")
     with pytest.raises(StorageError, match="boot already exists"):
         migrate.upgrade(settings)
     with sqlite3.connect(file_of(settings)) as database:

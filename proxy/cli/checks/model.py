@@ -1,0 +1,172 @@
+"""Checks of the model: is it here and whole, is there room for it, does this machine do its precision well."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from proxy.cli import listeners, sidecar_command
+from proxy.cli.checks import cpu, gpu
+from proxy.cli.checks.check import Case, Check, failed, ok, warning
+from proxy.cli.checks.machine import GIGABYTE, available_bytes
+from proxy.cli.exits import CommandError
+from proxy.cli.sidecar_command import SidecarConfig
+
+_WEIGHTS: Final = "*.safetensors"
+# Of a weight; what the embedding and the small layers keep in fp32 comes on top.
+BYTES: Final = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "bnb_int8": 1.0, "nf4": 0.6}
+# Of the memory that is free: answers that run want some too.
+MOST_SHARE: Final = 0.8
+_LENGTH_BYTES: Final = 8
+_MOST_HEADER_BYTES: Final = 100_000_000
+
+
+class Row(msgspec.Struct, frozen=True):
+    """What `tollhouse-sidecar list --verify --json` says of a model. `damaged`: files that are not what they were."""
+
+    name: str
+    path: str | None
+    needed_bytes: int = 0
+    damaged: tuple[str, ...] = ()
+
+
+class _Rows(msgspec.Struct, frozen=True):
+    rows: list[Row]
+
+
+def check_model(case: Case) -> Check:
+    """The sidecar is installed, and its model is on this machine, as it was made."""
+    if case.sidecar is None:
+        return warning(
+            "model", f"{case.sidecar_config} is not there or not valid", "No sidecar runs on this machine without it."
+        )
+    try:
+        listed = sidecar_command.ask_sidecar_command("list", "--verify", "--config", str(case.sidecar_config), "--json")
+    except CommandError as exc:
+        return failed("model", exc.message, exc.hint)
+    source = case.sidecar.model.source
+    row = next((row for row in msgspec.json.decode(listed, type=_Rows).rows if row.name == source), None)
+    if row is not None:
+        return _of_catalogue(case.sidecar, row)
+    path = Path(source).expanduser()
+    if not (path / "config.json").is_file() and not (path.suffix == ".gguf" and path.is_file()):
+        return failed(
+            "model",
+            f"{source} is neither a name of the catalogue nor a folder with a model nor a .gguf file",
+            f"Set model.source in {case.sidecar_config}; `tollhouse model list` shows the names.",
+        )
+    return ok("model", source)
+
+
+def _of_catalogue(sidecar: SidecarConfig, row: Row) -> Check:
+    if row.path is None:
+        free = shutil.disk_usage(_existing(Path(sidecar.cache).expanduser())).free
+        if free < row.needed_bytes:
+            return failed(
+                "model",
+                f"{row.name} is not fetched yet, and needs {row.needed_bytes / GIGABYTE:.1f} GB in {sidecar.cache}: "
+                f"{free / GIGABYTE:.1f} GB are free",
+                "Free some space, or set `cache` in conf/sidecar.yaml to a folder on another disk.",
+            )
+        return warning("model", f"{row.name} is not fetched yet", "`tollhouse up` does it, or: tollhouse model fetch")
+    if row.damaged:
+        return failed(
+            "model",
+            f"{', '.join(row.damaged)} in {row.path} is not as it was made",
+            f"Make it anew: rm -r {row.path} and tollhouse model fetch. If it happens again, check the disk.",
+        )
+    return ok("model", f"{row.name}, {row.path}")
+
+
+def _existing(folder: Path) -> Path:
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
+
+
+def check_precision(case: Case) -> Check:
+    """What the engine was asked to compute in is what this machine does well."""
+    if case.sidecar is None:
+        return ok("precision", "no sidecar is configured here")
+    engine = case.sidecar.engine
+    if engine.device != "cpu":
+        return _on_gpu(engine.precision, gpu.torch_build(), there=gpu.is_there())
+    return judged(engine.precision, cpu.features())
+
+
+def judged(precision: str, found: frozenset[str] | None) -> Check:
+    """What a CPU of these features makes of a precision; None where they cannot be told."""
+    said = f"{precision} on the CPU"
+    if found is None:
+        return ok("precision", said)
+    if precision in {"bf16", "fp16"} and precision not in found:
+        return warning(
+            "precision",
+            f"{said} runs as fp32: this CPU has no {precision} instructions",
+            "Set engine.precision to fp32 or int8 in conf/sidecar.yaml; docs/precision.md compares them.",
+        )
+    if precision in {"bnb_int8", "nf4"}:
+        return warning("precision", f"{said} saves memory, not time", "int8 is the fast one: docs/precision.md.")
+    if precision == "int8":
+        return ok("precision", f"{said}{'' if 'vnni' in found else ', of which 7 bits are used for want of VNNI'}")
+    return ok("precision", f"{said}{'; int8 is two to three times as fast' if precision == 'fp32' else ''}")
+
+
+def _on_gpu(precision: str, torch: gpu.Torch | None, *, there: bool) -> Check:
+    if precision == "int8":
+        return failed("precision", "int8 is for CPUs", "Set engine.precision to bnb_int8 or bf16 in conf/sidecar.yaml.")
+    if not there or torch is None or torch.cuda is None:
+        lacks = "no NVIDIA driver is there" if not there else "torch is a build without CUDA"
+        return failed(
+            "precision", f"engine.device is cuda, but {lacks}", "See the check `gpu`, or set engine.device: cpu."
+        )
+    return ok("precision", f"{precision} on the GPU")
+
+
+def check_room(case: Case) -> Check:
+    """The model's weights fit into the memory that is free."""
+    folder = None if case.sidecar is None else _folder(case.sidecar)
+    if case.sidecar is None or folder is None:
+        return ok("room", "to be seen once the model is here")
+    if listeners.socket_answers(Path(case.sidecar.socket)):
+        return ok("room", "the model is loaded")
+    parameters = sum(map(_parameters, folder.glob(_WEIGHTS)))
+    wanted = parameters * BYTES.get(case.sidecar.engine.precision, 4.0)
+    said = f"{parameters / 1e6:,.0f} million weights in {case.sidecar.engine.precision} take {wanted / GIGABYTE:.1f} GB"
+    if case.sidecar.engine.device != "cpu":
+        return ok("room", f"{said}; nvidia-smi shows what the GPU has free")
+    free = available_bytes()
+    said = f"{said}, {free / GIGABYTE:.1f} GB are free"
+    if wanted > free:
+        return failed("room", said, "Take a smaller model or precision (docs/precision.md), or end other programs.")
+    if wanted > free * MOST_SHARE:
+        return warning("room", said, "Little is left for running answers: fewer will run at once.")
+    return ok("room", said)
+
+
+def _folder(sidecar: SidecarConfig) -> Path | None:
+    """Where the weights lie, as far as that can be told without the sidecar."""
+    path = Path(sidecar.model.source).expanduser()
+    if path.is_dir():
+        return path
+    found = sorted((Path(sidecar.cache).expanduser() / "models").glob(f"{sidecar.model.source}-*/"))
+    return next((folder for folder in found if any(folder.glob(_WEIGHTS))), None)
+
+
+def _parameters(file: Path) -> int:
+    """How many numbers a file of safetensors holds: 8 bytes of length, then a JSON header (its format's README)."""
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
+            header: dict[str, Any] = json.loads(opened.read(min(length, _MOST_HEADER_BYTES)))
+        return sum(_product(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError):
+        # What is wrong with it is the check `model`'s to say.
+        return 0
+
+
+def _product(shape: list[int]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product

@@ -1,0 +1,279 @@
+"""Each of the doctor's checks, on a machine or a house that has the very condition it looks for."""
+
+import datetime as dt
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from proxy.cli import root
+from proxy.cli.checks import gpu, house, machine, model, stores
+from proxy.cli.checks.check import Case, Check, Status
+from proxy.cli.checks.gpu import Torch
+from proxy.cli.sidecar_command import SidecarConfig, SidecarEngine, SidecarModel
+from proxy.settings import Admin, Database, Limits, Listen, Proxy, Replay, Upstream, Valkey
+from tests.fakes import valkey
+
+ROOT = Path(__file__).parents[4]
+CPU, CUDA = Torch("2.13.0+cpu", None), Torch("2.13.0", (13, 0))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(ROOT / "policies", tmp_path / "policies")
+    for name in ("conf", "run", "data"):
+        (tmp_path / name).mkdir(mode=0o700)
+    (tmp_path / "conf/proxy.yaml").write_text("upstreams: [{name: local, socket: run/s.sock}]\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def a_case(engine: SidecarEngine | None = None, source: str = "m", **settings: object) -> Case:
+    plain = Proxy(upstreams=[Upstream(name="local", socket="run/s.sock")], listen=Listen(port=0), admin=Admin(port=0))
+    sidecar = SidecarConfig(
+        model=SidecarModel(id="m", source=source),
+        socket="run/s.sock",
+        cache="cache",
+        engine=engine or SidecarEngine(),
+    )
+    return Case(Path("conf/proxy.yaml"), structs.replace(plain, **settings), Path("conf/sidecar.yaml"), sidecar)
+
+
+def told(check: Check, status: Status, *words: str) -> None:
+    """A finding that is not well says what to do."""
+    assert check.status is status, check
+    assert all(word in f"{check.message} {check.hint}" for word in words), check
+    assert bool(check.hint) is (status is not Status.OK)
+
+
+def test_a_port_that_somebody_has_is_a_failure() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        check = house.check_ports(a_case(listen=Listen(port=port)))
+    told(check, Status.FAILED, f"127.0.0.1:{port}", "another process listens there", "listen.port")
+
+
+def test_policies_that_everybody_may_change_are_a_failure(here: Path) -> None:
+    (here / "policies/default.yaml").chmod(0o646)
+    told(house.check_permissions(a_case()), Status.FAILED, "may change", "chmod o-w policies/default.yaml")
+
+
+def test_files_of_another_user_are_a_failure(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: here.stat().st_uid + 1)
+    told(house.check_permissions(a_case()), Status.FAILED, "another user owns data, run", "chown")
+
+
+def test_a_database_that_is_no_database_is_told_with_its_place(here: Path) -> None:
+    (here / "data/tollhouse.db").write_bytes(b"a letter to my mother\n" * 100)
+    told(house.check_database(a_case()), Status.FAILED, "data/tollhouse.db", "not a database", "database.url")
+
+
+def test_another_program_s_database_is_left_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with sqlite3.connect("data/tollhouse.db") as database:
+        database.execute("CREATE TABLE recipes (dish TEXT)")
+    database.close()
+    before = (here / "data/tollhouse.db").read_bytes()
+    told(house.check_database(a_case()), Status.FAILED, "tables of another program (recipes)", "database.url")
+    assert root.run(["db", "upgrade"]) == 1
+    assert "recipes" in capsys.readouterr().err
+    assert (here / "data/tollhouse.db").read_bytes() == before
+
+
+def test_a_postgres_that_is_away_is_a_failure() -> None:
+    url = "postgresql+asyncpg://user:secret@127.0.0.1:1/x"
+    check = house.check_database(a_case(database=Database(url=url)))
+    told(check, Status.FAILED, "127.0.0.1", "database.url")
+    assert "secret" not in check.message
+
+
+def test_few_open_files_are_a_warning_with_the_number_that_is_needed() -> None:
+    case = a_case(limits=Limits(max_connections=1000))
+    told(house.check_files(case, hard=256), Status.WARNING, "1000 connections", "enough for 96", "LimitNOFILE=2064")
+    told(house.check_files(case, hard=2064), Status.OK, "2064")
+    told(house.check_files(case, hard=-1), Status.OK)
+
+
+NOW = dt.datetime(2027, 1, 31, tzinfo=dt.UTC)
+
+
+def test_a_clock_of_the_past_is_a_failure() -> None:
+    past = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    told(stores.check_clock(a_case(), past, kept=True), Status.FAILED, "1970", "set-ntp")
+
+
+def test_a_clock_that_nobody_keeps_matters_where_others_compare(here: Path) -> None:
+    told(stores.check_clock(a_case(), NOW, kept=True), Status.OK, "synchronised")
+    told(stores.check_clock(a_case(), NOW, kept=False), Status.OK)
+    shared = a_case(valkey=Valkey(url="valkey://127.0.0.1:1"))
+    told(stores.check_clock(shared, NOW, kept=False), Status.WARNING, "several proxies", "set-ntp")
+    policy = here / "policies/default.yaml"
+    policy.write_text(policy.read_text().replace("    priority: 10\n", "    priority: 10\n    replay: signed\n"))
+    told(stores.check_clock(a_case(), NOW, kept=False), Status.WARNING, "sign requests")
+
+
+def test_the_kernel_is_asked_about_the_clock() -> None:
+    assert stores.check_clock(a_case()).status is Status.OK
+
+
+@pytest.fixture
+def evicting() -> Iterator[valkey.ValkeyServer]:
+    with valkey.running("allkeys-lru") as server:
+        yield server
+
+
+def test_a_valkey_that_forgets_is_a_failure_where_nonces_are_and_else_well(
+    evicting: valkey.ValkeyServer,
+) -> None:
+    told(stores.check_valkey(a_case(valkey=Valkey(url=evicting.url))), Status.OK, "answers")
+    case = a_case(valkey=Valkey(url=evicting.url), replay=Replay(store="valkey"))
+    told(stores.check_valkey(case), Status.FAILED, "allkeys-lru", "config set maxmemory-policy noeviction")
+
+
+def test_a_valkey_that_is_away_is_a_warning_and_where_nonces_are_a_failure() -> None:
+    away = Valkey(url="valkey://:secret@127.0.0.1:1/0")
+    check = stores.check_valkey(a_case(valkey=away))
+    told(check, Status.WARNING, "127.0.0.1", "valkey.url")
+    assert "secret" not in check.message
+    told(stores.check_valkey(a_case(valkey=away, replay=Replay(store="valkey"))), Status.FAILED)
+    told(stores.check_valkey(a_case(replay=Replay(store="valkey"))), Status.FAILED, "no address")
+    told(stores.check_valkey(a_case()), Status.OK, "none")
+
+
+@pytest.mark.parametrize(
+    ("torch", "speaks", "there", "status", "said"),
+    [
+        (CPU, None, False, Status.OK, "models run on the CPU"),
+        (None, None, False, Status.OK, "torch is not installed"),
+        (CPU, (13, 0), True, Status.WARNING, "TOLLHOUSE_TORCH=cuda"),
+        (None, (13, 0), True, Status.WARNING, "torch is not installed"),
+        (CUDA, None, True, Status.FAILED, "libcuda.so.1"),
+        (CUDA, (12, 8), True, Status.FAILED, "CUDA 12.8 by the driver, torch 2.13.0 for CUDA 13.0"),
+        (CUDA, (13, 1), True, Status.OK, "CUDA 13.1"),
+    ],
+)
+def test_driver_and_torch_fit_or_not(
+    torch: Torch | None, speaks: tuple[int, int] | None, there: bool, status: Status, said: str
+) -> None:
+    told(gpu.judged(torch, speaks, there=there, devices=()), status, said)
+
+
+def test_a_gpu_that_this_user_may_not_use_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path / "nvidia0"
+    device.touch()
+    monkeypatch.setattr(gpu.os, "access", lambda *_: False)
+    told(gpu.judged(CUDA, (13, 0), there=True, devices=(device,)), Status.FAILED, "nvidia0", "group")
+
+
+def test_the_build_of_torch_is_read_without_importing_it(tmp_path: Path) -> None:
+    file = tmp_path / "version.py"
+    file.write_text("__version__ = '2.13.0'\ncuda: Optional[str] = '12.8'\n")
+    assert gpu.torch_build(file) == Torch("2.13.0", (12, 8))
+    file.write_text("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n")
+    assert gpu.torch_build(file) == CPU
+    assert gpu.torch_build(tmp_path / "none.py") is None
+
+
+def test_what_is_installed_here_is_found() -> None:
+    found = gpu.torch_build()
+    assert found is not None
+    assert found.version.startswith("2.")
+
+
+@pytest.mark.parametrize(
+    ("precision", "features", "status", "said"),
+    [
+        ("bf16", {"avx2"}, Status.WARNING, "runs as fp32"),
+        ("bf16", {"bf16"}, Status.OK, "bf16 on the CPU"),
+        ("fp16", {"bf16"}, Status.WARNING, "no fp16 instructions"),
+        ("int8", {"avx2"}, Status.OK, "7 bits"),
+        ("int8", {"vnni"}, Status.OK, "int8 on the CPU"),
+        ("fp32", {"vnni"}, Status.OK, "two to three times"),
+        ("nf4", {"vnni"}, Status.WARNING, "saves memory, not time"),
+        ("bf16", None, Status.OK, "bf16 on the CPU"),
+    ],
+)
+def test_a_precision_that_the_cpu_does_badly_is_told(
+    precision: str, features: set[str] | None, status: Status, said: str
+) -> None:
+    told(model.judged(precision, None if features is None else frozenset(features)), status, said)
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = a_case(SidecarEngine(precision="bf16", device="cuda"))
+    monkeypatch.setattr(gpu, "is_there", lambda: False)
+    told(model.check_precision(case), Status.FAILED, "no NVIDIA driver")
+    monkeypatch.setattr(gpu, "is_there", lambda: True)
+    monkeypatch.setattr(gpu, "torch_build", lambda: CPU)
+    told(model.check_precision(case), Status.FAILED, "without CUDA")
+    monkeypatch.setattr(gpu, "torch_build", lambda: CUDA)
+    told(model.check_precision(case), Status.OK)
+    whole = a_case(SidecarEngine(precision="int8", device="cuda"))
+    told(model.check_precision(whole), Status.FAILED, "bnb_int8")
+
+
+def listed(monkeypatch: pytest.MonkeyPatch, **row: object) -> None:
+    rows = json.dumps({"rows": [{"name": "m", "path": None, **row}]}).encode()
+    monkeypatch.setattr(model.sidecar_command, "ask_sidecar_command", lambda *_: rows)
+
+
+def test_a_model_that_was_changed_on_disk_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed(monkeypatch, path="/cache/m", damaged=["model.safetensors"])
+    told(model.check_model(a_case()), Status.FAILED, "model.safetensors", "rm -r /cache/m", "tollhouse model fetch")
+
+
+def test_a_disk_without_room_for_the_model_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed(monkeypatch, needed_bytes=1 << 62)
+    told(model.check_model(a_case()), Status.FAILED, "GB are free", "`cache`")
+
+
+def a_model(folder: Path, parameters: int) -> None:
+    folder.mkdir()
+    header = json.dumps({"__metadata__": {}, "w": {"dtype": "F32", "shape": [parameters // 10, 10]}}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+def test_memory_without_room_for_the_weights_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_model(here / "own", 1_000_000_000)
+    case = a_case(source="own")
+    monkeypatch.setattr(model, "available_bytes", lambda: 3_000_000_000)
+    told(model.check_room(case), Status.FAILED, "1,000 million weights in fp32 take 4.0 GB", "3.0 GB are free")
+    monkeypatch.setattr(model, "available_bytes", lambda: 4_500_000_000)
+    told(model.check_room(case), Status.WARNING)
+    small = a_case(SidecarEngine(precision="int8"), source="own")
+    told(model.check_room(small), Status.OK, "take 1.0 GB")
+
+
+def test_a_model_that_is_loaded_has_its_room(here: Path) -> None:
+    a_model(here / "own", 1_000_000_000_000)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("run/s.sock")
+        server.listen()
+        told(model.check_room(a_case(source="own")), Status.OK, "is loaded")
+
+
+def test_a_container_s_memory_counts(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemAvailable:  8000000 kB\n")
+    (tmp_path / "memory.max").write_text("1000000000\n")
+    (tmp_path / "memory.current").write_text("400000000\n")
+    assert machine.available_bytes(tmp_path / "meminfo", tmp_path) == 600_000_000
+
+
+def test_a_disk_that_is_nearly_full_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "LOW_DISK_BYTES", 1 << 62)
+    told(machine.check_disk(), Status.WARNING, "full disk")
+
+
+def test_packages_of_our_names_from_elsewhere_are_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stranger = tmp_path / "elsewhere/sidecar"
+    found = {"proxy": "/ours", "sidecar": str(stranger.parent), "migrations": "/ours"}
+    monkeypatch.setattr(machine, "_home", found.get)
+    told(
+        machine.check_packages(), Status.FAILED, "'proxy' from /ours", f"'sidecar' from {stranger.parent}", "PYTHONPATH"
+    )
