@@ -57,6 +57,7 @@ from proxy.tls import Certificate, SecureServer
 from proxy.upstream import Sidecar, Upstreams
 from sidecar.jsonlog import JsonLog
 from sidecar.notify import Notifier
+from sidecar.telemetry import opened
 
 FAILED: Final = 1
 # The operator's own connections, to either admin listener.
@@ -117,6 +118,7 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop, notifier: Notifier) ->
     metrics = _metrics(settings, clock, release)
     policy = PolicyWatch(policies, first, Reloads(metrics, clock, log, notifier.reread))
     async with contextlib.AsyncExitStack() as stack:
+        tracer = await stack.enter_async_context(opened(os.environ, "tollhouse-proxy", log))
         public, admin, admin_unix = await listeners.bind(settings, stack)
         stores = await stack.enter_async_context(open_stores(settings, clock, CommitWatch(metrics, log)))
         upstreams = Upstreams([Sidecar(upstream, settings.timeouts, log) for upstream in settings.upstreams])
@@ -125,7 +127,7 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop, notifier: Notifier) ->
         shared = await _shared(stores, ValkeyWatch(metrics, log), stack)
         port = public.getsockname()[1]
         nonces = await stack.enter_async_context(open_nonces(settings, stores.nonces, clock, log, shared=stores.shared))
-        ground = Ground(settings, policy, stores, upstreams, nonces, shared, port, metrics, clock, log)
+        ground = Ground(settings, policy, stores, upstreams, nonces, shared, port, metrics, clock, log, tracer)
         house = build(ground)
         place = Place(
             release=release,

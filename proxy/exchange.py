@@ -27,12 +27,18 @@ class TextEndpoint(enum.StrEnum):
 
 
 class Trace(msgspec.Struct, frozen=True):
-    """W3C Trace Context of a request: ids in lower-case hex, and the client's tracestate as it came."""
+    """W3C Trace Context of a request: ids in lower-case hex, and the client's tracestate as it came.
+
+    `parent_id` is empty where the trace begins here. `call_id` is a second span's, of the call to the sidecar; empty
+    where no spans are sent of this request.
+    """
 
     trace_id: str
     span_id: str
     sampled: bool
     tracestate: str
+    parent_id: str = ""
+    call_id: str = ""
 
 
 class Arrival(msgspec.Struct, frozen=True):
@@ -48,6 +54,7 @@ class Arrival(msgspec.Struct, frozen=True):
     monotonic_s: float
     utc: dt.datetime
     anthropic: bool = False
+    method: str = ""
 
     def named(self) -> dict[str, str]:
         """What every line of the log has of the request that it is about."""

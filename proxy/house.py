@@ -49,8 +49,10 @@ from proxy.store.recordings import Recordings
 from proxy.store.refusals import Refusals
 from proxy.store.requestlog import RequestLog
 from proxy.stores import Stores
+from proxy.telemetry import Telemetry
 from proxy.upstream import Upstreams
 from sidecar.jsonlog import JsonLog
+from sidecar.spans import Tracer
 
 # For how long a quota is taken as read that other processes move too.
 FRESH_S: Final = 1.0
@@ -58,7 +60,10 @@ FRESH_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What the house is built on. `port`: where the public listener is bound; `shared`: what all proxies count."""
+    """What the house is built on.
+
+    `port`: where the public listener is bound; `shared`: what all proxies count; `tracer`: where spans go, if anywhere.
+    """
 
     settings: Proxy
     policy: PolicyWatch
@@ -70,6 +75,7 @@ class Ground:
     metrics: Metrics
     clock: Clock
     log: JsonLog
+    tracer: Tracer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +158,8 @@ def _front(
 ) -> Front:
     """The public listener's, and the hallway behind it."""
     stores, clock, limits, timeouts = ground.stores, ground.clock, ground.settings.limits, ground.settings.timeouts
-    record = Record(ground.metrics, stores.keys, ground.log, clock, feed)
+    traces = None if ground.tracer is None else Telemetry(ground.tracer)
+    record = Record(ground.metrics, stores.keys, ground.log, clock, watch=feed, traces=traces)
     responses = Responses(
         ground.policy, stores.responses, clock, most_bytes=limits.max_body_bytes, storage_s=timeouts.storage_s
     )
@@ -181,6 +188,7 @@ def _front(
         limits=limits,
         timeouts=timeouts,
         addresses=addresses,
+        traces=traces,
     )
 
 

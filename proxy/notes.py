@@ -26,6 +26,7 @@ class Notes:
     error: ApiError | None = None
     identify_s: float | None = None
     admit_s: float | None = None
+    called_s: float | None = None
 
 
 def ended(arrival: Arrival, template: str, outcome: Outcome, notes: Notes, timings: Timings) -> Ended:
@@ -41,7 +42,9 @@ def ended(arrival: Arrival, template: str, outcome: Outcome, notes: Notes, timin
         remarks=notes.remarks,
         upstream=notes.sidecar.name if notes.sidecar else None,
         error=notes.error,
+        called_s=notes.called_s,
         first_byte_s=timings.first_byte_s,
+        settling_s=timings.settling_s,
         rooms=Rooms(
             identify_s=notes.identify_s,
             admit_s=notes.admit_s,

@@ -245,7 +245,9 @@ class Pipeline:
                     admitted = await self._granted(client, principal, model, turn, notes=notes, call=call)
         finally:
             # A wait is no work of ours.
-            notes.admit_s = self._clock.monotonic() - begun_s - waited_s
+            ended_s = self._clock.monotonic()
+            notes.admit_s = ended_s - begun_s - waited_s
+        notes.called_s = ended_s
         notes.admitted, notes.remarks = True, (*remarks, *admitted.grant.remarks)
         return admitted
 

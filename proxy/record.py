@@ -39,7 +39,8 @@ class Rooms(msgspec.Struct, frozen=True):
 class Ended(msgspec.Struct, frozen=True):
     """All there is to say of a finished request.
 
-    `endpoint` is a route's template or `_other`, `known_model` a served model or `_other`.
+    `endpoint` is a route's template or `_other`, `known_model` a served model or `_other`. `called_s` to `settling_s`
+    are moments, in monotonic seconds: a sidecar is asked, its answer begins to reach the client, all of it is here.
     """
 
     arrival: Arrival
@@ -52,7 +53,9 @@ class Ended(msgspec.Struct, frozen=True):
     remarks: tuple[Remark, ...] = ()
     upstream: str | None = None
     error: ApiError | None = None
+    called_s: float | None = None
     first_byte_s: float | None = None
+    settling_s: float | None = None
     rooms: Rooms = Rooms()
 
 
@@ -69,12 +72,27 @@ class Watches(Protocol):
     def ended(self, ended: Ended, duration_s: float) -> None: ...
 
 
+class Traced(Protocol):
+    """Where spans are made; see `proxy.telemetry.Telemetry`."""
+
+    def ended(self, ended: Ended, duration_s: float) -> None: ...
+
+
 class Record:
     """The room. Mutable: `_touched`, when the use of a key was last written down, in monotonic seconds."""
 
     def __init__(
-        self, metrics: Metrics, keys: Touches, log: JsonLog, clock: Clock, watch: Watches | None = None
+        self,
+        metrics: Metrics,
+        keys: Touches,
+        log: JsonLog,
+        clock: Clock,
+        *,
+        watch: Watches | None = None,
+        traces: Traced | None = None,
     ) -> None:
+        """`traces` of None sends no spans."""
+        self._traces = traces
         self._metrics = metrics
         self._keys = keys
         self._watch = watch
@@ -101,6 +119,8 @@ class Record:
         self._log.info("request", **_line(ended, duration_s))
         if self._watch is not None:
             self._watch.ended(ended, duration_s)
+        if self._traces is not None and ended.arrival.trace.sampled:
+            self._traces.ended(ended, duration_s)
         self._metrics.overhead.observe(self._clock.monotonic() - begun_s, "record")
 
     def _touch(self, key_id: str, now_s: float) -> None:

@@ -28,6 +28,7 @@ from proxy.policy.schema import POLICY_HEADER, Policy
 from proxy.record import Ended, Record
 from proxy.responses import INPUT_ITEMS, RESPONSE, Responses
 from proxy.settings import Limits, Timeouts
+from proxy.telemetry import Traces
 from proxy.upstream import Upstreams
 from sidecar.wire import anthropic
 from sidecar.wire.errors import ApiError
@@ -84,7 +85,10 @@ class Front:
         limits: Limits,
         timeouts: Timeouts,
         addresses: Addresses = DIRECT,
+        traces: Traces | None = None,
     ) -> None:
+        """`traces` of None sends no spans."""
+        self._traces = traces
         self._pipeline = pipeline
         self._addresses = addresses
         self._upstreams = upstreams
@@ -106,7 +110,7 @@ class Front:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request; aiohttp's handler."""
         path = request.raw_path.partition("?")[0]
-        arrival = self._arrival(request.headers, path, address_of(request, self._addresses))
+        arrival = self._arrival(request.headers, path, address_of(request, self._addresses), request.method)
         client = Client(request, arrival, limits=self._limits, timeouts=self._timeouts, clock=self._clock)
         client.announce({POLICY_HEADER: self._policy().revision})
         if arrival.anthropic:
@@ -127,7 +131,7 @@ class Front:
 
     def refuse(self, error: ApiError, address: str) -> web.Response:
         """The answer for bytes that are no request."""
-        arrival = self._arrival({}, "", address)
+        arrival = self._arrival({}, "", address, "")
         outcome = Outcome(error.status, Ending.REFUSED, None, "", error.code)
         self._record.finish(Ended(arrival, OTHER, outcome, error=error))
         headers = {**error.headers(), **common_headers(arrival.request_id, 0.0), "content-type": "application/json"}
@@ -175,16 +179,20 @@ class Front:
         else:
             await self._pipeline.run(client, Endpoint(template), authorization)
 
-    def _arrival(self, headers: Mapping[str, str], path: str, address: str) -> Arrival:
+    def _arrival(self, headers: Mapping[str, str], path: str, address: str, method: str) -> Arrival:
+        trace = tracing.begin(headers.get("traceparent"), headers.get("tracestate"))
+        if self._traces is not None:
+            trace = self._traces.begun(trace)
         now = self._clock.now()
         return Arrival(
             request_id=tracing.request_id(now),
             client_request_id=_client_request_id(headers.get("x-client-request-id")),
-            trace=tracing.begin(headers.get("traceparent"), headers.get("tracestate")),
+            trace=trace,
             address=address,
             monotonic_s=self._clock.monotonic(),
             utc=now,
             anthropic=path in anthropic.PATHS,
+            method=method,
         )
 
     def _usable(self, principal: Principal) -> list[ModelState]:

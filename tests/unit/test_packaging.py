@@ -295,7 +295,7 @@ def test_f16_a_lock_pins_every_package_with_its_hashes_and_nothing_of_cuda(lock:
     [
         ("base.txt", ["postgres", "valkey"]),
         ("sidecar.txt", ["sidecar"]),
-        ("dev.txt", ["sidecar", "postgres", "valkey", "dev"]),
+        ("dev.txt", ["sidecar", "postgres", "valkey", "otel", "dev"]),
     ],
 )
 def test_a_lock_has_what_pyproject_asks_for(lock: str, extras: list[str]) -> None:

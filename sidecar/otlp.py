@@ -1,0 +1,128 @@
+"""Sends spans to a collector, as OTLP over HTTP. The only module that knows OpenTelemetry; it needs the extra `otel`.
+
+The SDK's own batch processor has the thread and the bounded queue: where it is full, the oldest spans are dropped. Its
+endpoint, headers, timeouts, batches and sampler are the standard `OTEL_*` variables.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    TraceState,
+    set_span_in_context,
+)
+
+from sidecar.jsonlog import JsonLog
+from sidecar.spans import Kind, Span
+
+CLOSE_S: Final = 3.0
+TOLD_EVERY_S: Final = 60.0
+_KINDS: Final = {Kind.SERVER: SpanKind.SERVER, Kind.CLIENT: SpanKind.CLIENT, Kind.INTERNAL: SpanKind.INTERNAL}
+_SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
+_NOT_SAMPLED: Final = TraceFlags(TraceFlags.DEFAULT)
+_FAILED: Final = Status(StatusCode.ERROR)
+_UNSET: Final = Status(StatusCode.UNSET)
+
+
+class Watched:
+    """The exporter, and what is said of it where it fails: once a minute. It is used by one thread.
+
+    Mutable: `_lost`, the spans that were lost since that was said last, and `_told_s`, when that was.
+    """
+
+    def __init__(self, exporter: OTLPSpanExporter, log: JsonLog, clock: Callable[[], float]) -> None:
+        self._exporter = exporter
+        self._log = log
+        self._clock = clock
+        self._lost = 0
+        self._told_s = float("-inf")
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = self._exporter.export(spans)
+        if result is not SpanExportResult.SUCCESS:
+            self._lost += len(spans)
+            self._tell()
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+    def _tell(self) -> None:
+        now_s = self._clock()
+        if now_s - self._told_s < TOLD_EVERY_S:
+            return
+        self._log.warning(
+            "traces_lost",
+            count=self._lost,
+            hint="The collector does not take them: see OTEL_EXPORTER_OTLP_ENDPOINT. Requests are served as before.",
+        )
+        self._lost, self._told_s = 0, now_s
+
+
+class OtlpTracer:
+    """A `spans.Tracer`."""
+
+    def __init__(self, service: str, release: str, log: JsonLog, clock: Callable[[], float] = time.monotonic) -> None:
+        """Reads the environment."""
+        # What it has to say of each failure of its own is said once a minute here.
+        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+        named = Resource({"service.namespace": "tollhouse", "service.name": service, "service.version": release})
+        self._resource = named.merge(OTELResourceDetector().detect())
+        self._sampler = TracerProvider(resource=self._resource, shutdown_on_exit=False).sampler
+        self._scope = InstrumentationScope("tollhouse", release)
+        self._exporter = Watched(OTLPSpanExporter(), log, clock)
+        self._processor = BatchSpanProcessor(self._exporter)
+
+    def samples(self, trace_id: str, parent_id: str, *, parent_sampled: bool) -> bool:
+        context = None
+        if parent_id:
+            flags = _SAMPLED if parent_sampled else _NOT_SAMPLED
+            parent = SpanContext(int(trace_id, 16), int(parent_id, 16), is_remote=True, trace_flags=flags)
+            context = set_span_in_context(NonRecordingSpan(parent))
+        result = self._sampler.should_sample(context, int(trace_id, 16), "", SpanKind.SERVER)
+        return bool(result.decision.is_sampled())
+
+    def send(self, span: Span) -> None:
+        trace_id = int(span.trace_id, 16)
+        state = TraceState.from_header([span.tracestate]) if span.tracestate else None
+        context = SpanContext(trace_id, int(span.span_id, 16), is_remote=False, trace_flags=_SAMPLED, trace_state=state)
+        parent = None
+        if span.parent_id:
+            parent = SpanContext(trace_id, int(span.parent_id, 16), is_remote=span.remote, trace_flags=_SAMPLED)
+        self._processor.on_end(
+            ReadableSpan(
+                name=span.name,
+                context=context,
+                parent=parent,
+                resource=self._resource,
+                attributes=span.attributes,
+                events=tuple(Event(name, {}, timestamp=at_ns) for name, at_ns in span.events),
+                kind=_KINDS[span.kind],
+                status=_FAILED if span.failed else _UNSET,
+                start_time=span.start_ns,
+                end_time=max(span.start_ns, span.end_ns),
+                instrumentation_scope=self._scope,
+            )
+        )
+
+    def close(self) -> None:
+        # A collector that hangs must not keep the process: what is not gone by then is lost.
+        closing = threading.Thread(target=self._processor.shutdown, name="last spans", daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
+        if closing.is_alive():
+            self._exporter.shutdown()

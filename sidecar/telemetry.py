@@ -1,0 +1,60 @@
+"""Whether spans are sent, by the standard variables of OpenTelemetry. Without an endpoint nothing of it is imported."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from importlib.metadata import version
+from typing import Final
+
+from sidecar.jsonlog import JsonLog
+from sidecar.spans import Tracer
+from sidecar.yamlfile import ConfigInvalidError, Problem
+
+ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+PROTOCOL: Final = "http/protobuf"
+INSTALL: Final = "pip install 'tollhouse[otel]'"
+
+
+def open_tracer(environ: Mapping[str, str], service: str, log: JsonLog) -> Tracer | None:
+    """None where nothing is to be sent. Reads files: call it in a thread.
+
+    Raises ConfigInvalidError if it cannot be done as the environment has it.
+    """
+    endpoint = _first(environ, ENDPOINTS)
+    if endpoint is None or _off(environ):
+        return None
+    protocol = _first(environ, PROTOCOLS)
+    if protocol is not None and environ[protocol] != PROTOCOL:
+        raise _problem(protocol, f"only {PROTOCOL} is spoken here, port 4318 of most collectors")
+    try:
+        from sidecar.otlp import OtlpTracer  # noqa: PLC0415 - the extra may not be there
+    except ImportError as exc:
+        raise _problem(endpoint, f"it is set, but what sends traces is not installed; run: {INSTALL}") from exc
+    log.info("tracing", hint="Spans of sampled requests are sent to a collector. None holds a prompt or an answer.")
+    return OtlpTracer(service, version("tollhouse"), log)
+
+
+@contextlib.asynccontextmanager
+async def opened(environ: Mapping[str, str], service: str, log: JsonLog) -> AsyncIterator[Tracer | None]:
+    """A tracer for as long as the server lives. Raises as `open_tracer` does."""
+    tracer = await asyncio.to_thread(open_tracer, environ, service, log)
+    try:
+        yield tracer
+    finally:
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
+
+
+def _off(environ: Mapping[str, str]) -> bool:
+    """An unset and an empty variable are the same (OpenTelemetry, "Environment Variable Specification")."""
+    return environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER") == "none"
+
+
+def _first(environ: Mapping[str, str], names: tuple[str, ...]) -> str | None:
+    """The first of the variables that is set."""
+    return next((name for name in names if environ.get(name)), None)
+
+
+def _problem(name: str, message: str) -> ConfigInvalidError:
+    return ConfigInvalidError([Problem("environment", 0, 0, f"{name}: {message}")])

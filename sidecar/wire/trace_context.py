@@ -1,0 +1,18 @@
+"""The grammar of W3C Trace Context, for both processes. Source: https://www.w3.org/TR/trace-context/ (Level 1)."""
+
+import re
+import secrets
+from typing import Final
+
+TRACEPARENT_HEADER: Final = "traceparent"
+# version, trace id, parent id, flags: 55 characters in all. No id may be all zeros, and no version ff.
+TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
+SAMPLED: Final = 1
+TRACE_BYTES: Final = 16
+SPAN_BYTES: Final = 8
+
+
+def new_span_id() -> str:
+    """In lower-case hex; never all zeros."""
+    made = secrets.token_hex(SPAN_BYTES)
+    return made if made.strip("0") else new_span_id()
