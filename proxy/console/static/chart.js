@@ -5,6 +5,7 @@ import { Component, createRef, html, none } from "./html.js";
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const HEIGHT = 150;
+const COLOURS = 5;
 
 export class Chart extends Component {
   place = createRef();
@@ -46,7 +47,7 @@ export class Chart extends Component {
     };
     const series = lines.map((line, index) => ({
       label: line.name,
-      stroke: () => colour(`line-${index + 1}`),
+      stroke: () => colour(`line-${(index % COLOURS) + 1}`),
       width: 1.600,
       points: { show: false },
       spanGaps: false,
@@ -61,7 +62,7 @@ export class Chart extends Component {
       scales: { y: { range: (_, low, high) => [0, most || Math.max((high || 0) * 1.100, this.props.least || 1)] } },
       axes: [
         { ...axis, space: 70, size: 26, values: (_, ticks) => ticks.map((tick) => new Date(tick * 1000).toTimeString().slice(0, 5)), incrs: [60, 300, 600, 900, 1800, 3600] },
-        { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => format(tick)) },
+        { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (this.props.axis || format)(tick)) },
       ],
       series: [{}, ...series],
       hooks: { setCursor: [(plot) => this.setState({ at: plot.cursor.idx ?? null })] },
@@ -76,7 +77,7 @@ export class Chart extends Component {
         <h3>${title}</h3>
         <ul class="legend">
           ${lines.map((line, i) => html`<li key=${line.name}>
-            <span class=${`swatch line-${i + 1}`}></span>${line.name}
+            <span class=${`swatch line-${(i % COLOURS) + 1}`}></span>${line.name}
             <b>${values[i] == null ? none : format(values[i])}</b>
           </li>`)}
         </ul>

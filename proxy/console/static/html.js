@@ -33,6 +33,11 @@ export function seconds(value) {
   return value < 3600 ? `${Math.floor(value / 60)} min ${Math.round(value % 60)} s` : `${rounded(value / 3600)} h`;
 }
 
+// The same in few letters, for the side of a chart.
+export function shortly(value) {
+  return value < 60 ? seconds(value) : `${rounded(value / 60)} min`;
+}
+
 export function percent(value) {
   return value === null || value === undefined ? none : `${rounded(value * 100)} %`;
 }

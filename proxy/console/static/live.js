@@ -85,7 +85,7 @@ export class Live extends Component {
       ${rows.length === 0
         ? html`<${Empty} title=${words.length ? "Nothing fits the filter." : "No requests yet."}>
             ${words.length ? "Write less into it." : html`They appear here as they come. Send one from the <a href="#/playground">playground</a>.`}<//>`
-        : html`<div class="scroll"><table class="list">
+        : html`<div class="scroll"><table class="list dense">
             <caption class="sr">Requests, the running ones first</caption>
             <thead><tr>
               <th>Came</th><th>State</th><th>Model</th><th>Endpoint</th><th>Key</th><th>Tier</th>

@@ -1,7 +1,7 @@
 // Traffic, speed, errors, queues and quotas of the last minutes.
 import { get } from "./api.js";
 import { Chart } from "./chart.js";
-import { Bar, compact, Component, counted, Empty, html, none, number, percent, Problem, seconds } from "./html.js";
+import { Bar, compact, Component, counted, Empty, html, none, number, percent, Problem, seconds, shortly } from "./html.js";
 
 const SPANS = [[5, "5 min"], [15, "15 min"], [60, "1 hour"]];
 const BANDS = [["0_50", "under half"], ["50_80", "50 to 80 %"], ["80_95", "80 to 95 %"], ["95_100", "95 to 100 %"], ["over", "used up"]];
@@ -50,11 +50,11 @@ export class Overview extends Component {
       <${Chart} title="Requests per second" times=${times} format=${compact} lines=${[line("requests", (one) => one.requests_per_s)]} />
       <${Chart} title="Tokens per second" times=${times} format=${compact} least=${10}
         lines=${[line("output", (one) => one.tokens_out_per_s), line("prompt", (one) => one.tokens_in_per_s)]} />
-      <${Chart} title="Latency" times=${times} format=${seconds} least=${0.1} lines=${quantiles(shown, "latency")} />
-      <${Chart} title="Time to first token" times=${times} format=${seconds} least=${0.1} lines=${quantiles(shown, "first_token")} />
+      <${Chart} title="Latency" times=${times} format=${seconds} axis=${shortly} least=${0.1} lines=${quantiles(shown, "latency")} />
+      <${Chart} title="Time to first token" times=${times} format=${seconds} axis=${shortly} least=${0.1} lines=${quantiles(shown, "first_token")} />
       <${Chart} title="In progress and waiting" times=${times} format=${compact} least=${4}
         lines=${[line("in progress", (one) => one.in_progress), line("waiting", waiting)]} />
-      <${Chart} title="KV cache in use" times=${times} format=${percent} most=${1}
+      <${Chart} key=${engines.join()} title="KV cache in use" times=${times} format=${percent} most=${1}
         lines=${engines.map((name) => line(name, (one) => one.engines[name]?.kv_used ?? null))} />
       <${Chart} key=${kinds.join()} title="Errors by type, per 5 s" times=${times} format=${compact} least=${4} lines=${errors} />
       <${Bands} bands=${shown[shown.length - 1].bands} />

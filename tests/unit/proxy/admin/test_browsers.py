@@ -33,7 +33,7 @@ def test_programs_and_our_own_pages_may(headers: dict[str, str]) -> None:
         {"host": HOST, "sec-fetch-site": "same-site"},
     ],
 )
-def test_pages_of_others_may_not(headers: dict[str, str]) -> None:
+def test_a7_pages_of_others_may_not(headers: dict[str, str]) -> None:
     with pytest.raises(ApiError) as refused:
         check_origin(headers)
     assert (refused.value.status, refused.value.code) == (403, "cross_origin")
@@ -47,7 +47,7 @@ def test_addresses_local_names_and_our_own_are_ours(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8001", "127.0.0.1.evil.example", "console.example.com"])
-def test_a_name_that_was_rebound_to_us_is_not(host: str) -> None:
+def test_a7_a_name_that_was_rebound_to_us_is_not(host: str) -> None:
     with pytest.raises(ApiError) as refused:
         check_host(host, frozenset({"console.example"}))
     assert (refused.value.status, refused.value.code) == (403, "host_not_allowed")
