@@ -120,6 +120,7 @@ def build(ground: Ground) -> House:
         in_progress=lambda: front.in_progress,
         policy_problems=lambda: policy.problems,
         storage_s=settings.timeouts.storage_s,
+        quota_top=settings.metrics.quota_top,
     )
     spare = Memory(
         requests_percent=limits.memory_for_requests_percent, connections_percent=limits.memory_for_connections_percent

@@ -16,8 +16,10 @@ from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from proxy.clock import Clock, StepWatch
+from proxy.connections import Full
 from proxy.tallies import Spread, Tally
 from sidecar.jsonlog import JsonLog
+from sidecar.wire.errors import SERVER_ERROR, SERVICE_UNAVAILABLE
 
 T = TypeVar("T")
 OTHER: Final = "_other"
@@ -128,6 +130,10 @@ class Metrics:
         self.errors = Counter(
             "tollhouse_proxy_errors_total", "Requests that ended in an error.", ["type", "origin"], registry=registry
         )
+        for origin in ("upstream", "internal"):
+            # From the start: a rate misses the first of what was not there before.
+            for kind in (SERVER_ERROR, SERVICE_UNAVAILABLE):
+                self.errors.labels(kind, origin)
         self.decisions = Tally(
             "tollhouse_proxy_policy_decisions_total",
             "What admission decided, by the rule that decided it.",
@@ -145,6 +151,8 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        for why in Full:
+            self.refused_connections.labels(why.value)
         self.keys_from_many_addresses = Counter(
             "tollhouse_proxy_keys_from_many_addresses_total",
             "Times a key was used from more addresses in an hour than its tier expects.",
@@ -175,6 +183,8 @@ class Metrics:
             ["phase"],
             registry=registry,
         )
+        for phase in ("before_first_token", "streaming"):
+            self.disconnects.labels(phase)
 
     def _ledger(self, registry: CollectorRegistry) -> None:
         self.ledger_depth = Gauge(
@@ -197,10 +207,22 @@ class Metrics:
         self.upstream_up = Gauge(
             "tollhouse_proxy_upstream_up", "Whether a sidecar is ready.", ["upstream"], registry=registry
         )
+        self.upstream_connections = Gauge(
+            "tollhouse_proxy_upstream_connections",
+            "Connections to sidecars, by whether a request runs on them.",
+            ["state"],
+            registry=registry,
+        )
         self.keys = Gauge(
             "tollhouse_proxy_keys",
             "Keys by the share of their monthly tokens that is used.",
             ["quota_band"],
+            registry=registry,
+        )
+        self.quota_used = Gauge(
+            "tollhouse_proxy_quota_used_ratio",
+            "Share of its monthly tokens that a key has used, of the keys nearest to their limit.",
+            ["key", "tier"],
             registry=registry,
         )
         self.keys_checked = Gauge(
@@ -217,6 +239,8 @@ class Metrics:
             ["result"],
             registry=registry,
         )
+        for result in ("ok", "error"):
+            self.reloads.labels(result)
         self.reload_success = Gauge(
             "tollhouse_proxy_config_last_reload_success_timestamp_seconds",
             "When the policy files were last read and taken.",

@@ -163,6 +163,7 @@ class Record:
         tokens.add(usage.prompt_tokens, model, tier, "input")
         tokens.add(usage.cached_tokens, model, tier, "cached_input")
         tokens.add(usage.completion_tokens, model, tier, "output")
+        tokens.add(usage.reasoning_tokens, model, tier, "reasoning")
 
     def _count_ending(self, ended: Ended) -> None:
         outcome, error = ended.outcome, ended.error

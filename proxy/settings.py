@@ -149,6 +149,12 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     storage_s: Seconds = 5.0
 
 
+class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`quota_top`: the metrics page names so many keys, those nearest to their month's quota, and the share used."""
+
+    quota_top: Annotated[int, Meta(ge=0, le=100)] = 0
+
+
 class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole of `conf/proxy.yaml`."""
 
@@ -163,6 +169,7 @@ class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     replay: Replay = Replay()
     public_authorities: tuple[Annotated[str, Meta(pattern="^[^\\s/]+$", max_length=300)], ...] = ()
     timeouts: Timeouts = Timeouts()
+    metrics: Metrics = Metrics()
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
 
 

@@ -207,12 +207,21 @@ class Uplink(asyncio.Protocol):
 
 
 class Uplinks:
-    """The connections to the socket at `path`. Mutable: `_free`, those that wait for a request, the longest first."""
+    """The connections to the socket at `path`.
+
+    Mutable: `_free`, those that wait for a request, the longest first, and `_busy`, how many have one.
+    """
 
     def __init__(self, path: str, connect_s: float) -> None:
         self._path = path
         self._connect_s = connect_s
         self._free: deque[Uplink] = deque()
+        self._busy = 0
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many have a request, and how many wait for one."""
+        return self._busy, len(self._free)
 
     async def send(self, request: bytes) -> Uplink:
         """Send a request, on a free connection or a new one. The caller gives it back. Raises AbsentError."""
@@ -220,14 +229,17 @@ class Uplinks:
             free = self._free.pop()
             if free.is_quiet():
                 free.ask(request)
+                self._busy += 1
                 return free
             free.close()
         made = await self._connected()
         made.ask(request)
+        self._busy += 1
         return made
 
     def give_back(self, used: Uplink) -> None:
         """The caller is done with it. An answer that is not whole is broken off."""
+        self._busy -= 1
         if used.answered and len(self._free) < MOST_FREE:
             used.free_since_s = asyncio.get_running_loop().time()
             self._free.append(used)

@@ -74,6 +74,11 @@ class Sidecar:
             return UNREACHABLE
         return "" if self.state.ready else self.state.reason
 
+    @property
+    def connections(self) -> tuple[int, int]:
+        """How many connections to it have a request, and how many wait for one."""
+        return self._uplinks.counts
+
     async def __aenter__(self) -> Self:
         await self.refresh()
         return self

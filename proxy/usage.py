@@ -114,10 +114,15 @@ class _Details(msgspec.Struct):
     cached_tokens: int | None = None
 
 
+class _Thoughts(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
 class _BodyUsage(msgspec.Struct):
     prompt_tokens: int
     completion_tokens: int
     prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Thoughts | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -133,6 +138,7 @@ class _ResponseUsage(msgspec.Struct):
     input_tokens: int
     output_tokens: int
     input_tokens_details: _Details | None = None
+    output_tokens_details: _Thoughts | None = None
 
 
 class _Item(msgspec.Struct):
@@ -202,6 +208,7 @@ def _of_response(answer: _Response) -> Usage:
         completion_tokens=answer.usage.output_tokens,
         cached_tokens=(details.cached_tokens or 0) if details else 0,
         finish_reason=_CALLED if called else _FINISH_REASONS.get(answer.status, ""),
+        reasoning_tokens=_thought(answer.usage.output_tokens_details),
     )
 
 
@@ -223,7 +230,12 @@ def _of_choices(answer: _Body) -> Usage:
         completion_tokens=answer.usage.completion_tokens,
         cached_tokens=(details.cached_tokens or 0) if details else 0,
         finish_reason=(answer.choices[0].finish_reason or "") if answer.choices else "",
+        reasoning_tokens=_thought(answer.usage.completion_tokens_details),
     )
+
+
+def _thought(told: _Thoughts | None) -> int:
+    return 0 if told is None else told.reasoning_tokens or 0
 
 
 def told_response(answer: bytes, *, stream: bool) -> bytes:

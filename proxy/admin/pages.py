@@ -16,7 +16,7 @@ from prometheus_client import Metric
 from proxy.admin.desk import Desk
 from proxy.admin.openapi import merged
 from proxy.admin.records import ServerState, UpstreamState
-from proxy.admin.reports import quota_shares
+from proxy.admin.reports import nearest_quotas, quota_shares
 from proxy.asked import UpstreamLostError
 from proxy.clock import Clock
 from proxy.metrics import Metrics, quota_bands
@@ -79,6 +79,7 @@ class Pages:
         in_progress: Callable[[], int],
         policy_problems: Callable[[], Sequence[Problem]],
         storage_s: float,
+        quota_top: int = 0,
     ) -> None:
         self._desk = desk
         self._upstreams = upstreams
@@ -88,6 +89,7 @@ class Pages:
         self._in_progress = in_progress
         self._policy_problems = policy_problems
         self._storage_s = storage_s
+        self._quota_top = quota_top
         self._bands_s: dict[str, float] = {}
         self.draining = False
 
@@ -150,6 +152,9 @@ class Pages:
         metrics = self._metrics
         for sidecar in self._upstreams.sidecars:
             metrics.upstream_up.labels(sidecar.name).set(sidecar.ready)
+        counts = [sidecar.connections for sidecar in self._upstreams.sidecars]
+        for state, count in zip(("busy", "idle"), map(sum, zip((0, 0), *counts, strict=True)), strict=True):
+            metrics.upstream_connections.labels(state).set(count)
         metrics.ledger_depth.set(self._backlog.depth)
         metrics.ledger_lag.set(self._backlog.lag_s)
         await self._make_bands(whose)
@@ -178,8 +183,12 @@ class Pages:
         self._bands_s[whose] = now_s
         try:
             shares = await quota_shares(self._desk)
+            top = await nearest_quotas(self._desk, self._quota_top) if self._quota_top else []
         except ApiError:
             # The page must come just when the storage does not; its failures are counted where they happen.
             return
         for band, count in quota_bands(shares).items():
             self._metrics.keys.labels(band).set(count)
+        self._metrics.quota_used.clear()
+        for key_id, tier, share in top:
+            self._metrics.quota_used.labels(key_id, tier).set(share)

@@ -1,5 +1,6 @@
 """What an operator looks at: usage, whether the books are right, and who did what. Nothing here changes anything."""
 
+import heapq
 import re
 from typing import Final
 
@@ -13,6 +14,7 @@ from proxy.store.requestlog import LoggedRequest, Sought
 from proxy.store.requestlog import Place as LogPlace
 from sidecar.wire.errors import bad_request
 
+KEYS_AT_ONCE: Final = 1000
 _PERIOD: Final = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
 
 
@@ -42,6 +44,26 @@ async def quota_shares(desk: Desk) -> list[float]:
         limit = tier.under(row.limits).monthly_tokens if tier else None
         shares.extend([row.tokens / limit if limit else 0.0] * row.keys)
     return shares
+
+
+async def nearest_quotas(desk: Desk, most: int) -> list[tuple[str, str, float]]:
+    """The keys that have used or set aside the largest share of their month's tokens: id, tier and share.
+
+    Raises ApiError 503.
+    """
+    month, after, nearest = month_of(desk.clock.now()), None, list[tuple[str, str, float]]()
+    while True:
+        with explained():
+            rows = await desk.ledger.usage(month, after=after, limit=KEYS_AT_ONCE)
+        for row in rows:
+            tier = desk.policy.tiers.get(row.tier)
+            limit = tier.under(row.limits).monthly_tokens if tier else None
+            if limit:
+                nearest.append((row.key_id, row.tier, (row.total_tokens + row.reserved_tokens) / limit))
+        nearest = heapq.nlargest(most, nearest, key=lambda key: key[2])
+        if len(rows) < KEYS_AT_ONCE:
+            return nearest
+        after = rows[-1].key_id
 
 
 async def check_ledger(desk: Desk, _order: Order[Nothing]) -> Listing[str]:

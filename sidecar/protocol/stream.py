@@ -111,6 +111,7 @@ def usage_comment(choices: Choices, prompt_tokens: int, of: int) -> bytes:
         completion_tokens=choices.completion_tokens,
         cached_tokens=choices.cached_tokens(of),
         finish_reason=choices.finish_reason,
+        reasoning_tokens=choices.thought_tokens,
     )
     return USAGE_COMMENT + msgspec.json.encode(usage) + END_OF_EVENT
 

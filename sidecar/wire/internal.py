@@ -60,12 +60,16 @@ _PROMPT_FIELDS: Final = {
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What a request used, in tokens; `completion_tokens` is over all choices and counts the end-of-sequence token."""
+    """What a request used, in tokens; `completion_tokens` is over all choices and counts the end-of-sequence token.
+
+    `cached_tokens` are a part of the prompt's, `reasoning_tokens` of the completion's.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
     finish_reason: str = ""
+    reasoning_tokens: int = 0
 
 
 class TokenBound(msgspec.Struct, frozen=True):

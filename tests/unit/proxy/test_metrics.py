@@ -10,7 +10,7 @@ from proxy.metrics import ActiveClients, Metrics, quota_bands
 from tests.fakes.proxy import FakeClock
 
 CLOSED = {"endpoint", "model", "tier", "code", "stream", "phase", "type", "origin", "policy", "decision", "window"}
-CLOSED |= {"reason", "quota_band", "upstream", "revision", "version", "python", "le"}
+CLOSED |= {"reason", "quota_band", "upstream", "revision", "version", "python", "le", "result", "state"}
 
 
 def test_clients_are_active_within_their_windows() -> None:

@@ -23,7 +23,7 @@ CHAT = "/v1/chat/completions"
 COMPLETE = Ended(
     arrival=ARRIVAL,
     endpoint=CHAT,
-    outcome=Outcome(200, Ending.COMPLETE, Usage(7, 3, 2), "stop"),
+    outcome=Outcome(200, Ending.COMPLETE, Usage(7, 3, 2, reasoning_tokens=1), "stop"),
     principal=PRINCIPAL,
     call=call(),
     known_model="m",
@@ -84,6 +84,7 @@ def test_a_complete_request_is_counted_once_everywhere() -> None:
     assert desk.value("tokens_total", model="m", tier="pro", type="input") == 7
     assert desk.value("tokens_total", model="m", tier="pro", type="cached_input") == 2
     assert desk.value("tokens_total", model="m", tier="pro", type="output") == 3
+    assert desk.value("tokens_total", model="m", tier="pro", type="reasoning") == 1
     assert desk.value("policy_decisions_total", policy="admission", decision="allow") == 1
     for phase in ("identify", "admit", "forward", "settle", "record"):
         assert desk.value("overhead_seconds_count", phase=phase) == 1
@@ -163,7 +164,7 @@ def test_who_leaves_is_counted_by_when(first_byte_s: float | None, phase: str) -
     outcome = Outcome(499, Ending.CLIENT_GONE, None, "")
     desk.record.finish(replace(COMPLETE, outcome=outcome, first_byte_s=first_byte_s))
     assert desk.value("client_disconnects_total", phase=phase) == 1
-    assert desk.value("errors_total", type="server_error", origin="internal") is None
+    assert desk.value("errors_total", type="server_error", origin="internal") == 0
 
 
 def test_the_use_of_a_key_is_written_down_once_a_minute() -> None:

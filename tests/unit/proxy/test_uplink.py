@@ -335,3 +335,34 @@ async def test_who_is_given_pieces_can_be_cancelled_and_is_given_no_more(tmp_pat
         go_on.set()
         assert await sent.piece(1.0) == b"b"
     assert taken == [b"a"]
+
+
+async def test_connections_are_counted_by_whether_a_request_runs_on_them(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        await go_on.wait()
+        writer.close()
+
+    async with await asyncio.start_unix_server(serve, tmp_path / "s.sock"):
+        uplinks = Uplinks(str(tmp_path / "s.sock"), 1.0)
+        assert uplinks.counts == (0, 0)
+        first, second = [await uplinks.send(ASKED) for _ in range(2)]
+        assert uplinks.counts == (2, 0)
+        await first.head(1.0)
+        assert await whole(first) == b"ok"
+        uplinks.give_back(first)
+        # This one's answer was not read: it is broken off.
+        uplinks.give_back(second)
+        assert uplinks.counts == (0, 1)
+        await uplinks.send(ASKED)
+        assert uplinks.counts == (1, 0)
+        go_on.set()
+
+
+async def test_what_was_never_connected_is_not_counted(tmp_path: Path) -> None:
+    uplinks = Uplinks(str(tmp_path / "s.sock"), 1.0)
+    with pytest.raises(AbsentError):
+        await uplinks.send(ASKED)
+    assert uplinks.counts == (0, 0)

@@ -192,3 +192,18 @@ def test_embeddings_use_their_prompt_alone() -> None:
     assert usage.read_body(body, Endpoint.EMBEDDINGS) == Usage(5, 0)
     with pytest.raises(usage.AnswerError):
         usage.read_body(b'{"data":[]}', Endpoint.EMBEDDINGS)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "usage_told"),
+    [
+        (Endpoint.CHAT, b'{"prompt_tokens":5,"completion_tokens":7,"completion_tokens_details":%s}'),
+        (Endpoint.RESPONSES, b'{"input_tokens":5,"output_tokens":7,"output_tokens_details":%s}'),
+    ],
+)
+@pytest.mark.parametrize(("details", "wanted"), [(b'{"reasoning_tokens":4}', 4), (b"{}", 0), (b"null", 0)])
+def test_thoughts_of_a_whole_answer_are_told(
+    endpoint: Endpoint, usage_told: bytes, details: bytes, wanted: int
+) -> None:
+    body = b'{"usage":%s,"choices":[],"status":"completed"}' % (usage_told % details)
+    assert usage.read_body(body, endpoint).reasoning_tokens == wanted

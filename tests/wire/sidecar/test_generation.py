@@ -81,6 +81,7 @@ async def test_a_proxy_gets_the_usage_before_the_finish_and_a_client_does_not(se
         "completion_tokens": 10,
         "cached_tokens": 0,
         "finish_reason": "stop",
+        "reasoning_tokens": 0,
     }
     assert [chunk["choices"][0]["finish_reason"] for chunk in documents(reply.frames[at:])] == ["stop", "stop"]
     assert all(chunk["choices"][0]["finish_reason"] is None for chunk in documents(reply.frames[:at]))

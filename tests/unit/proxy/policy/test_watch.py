@@ -247,7 +247,10 @@ def test_readings_are_counted_and_logged_with_every_place(tmp_path: Path) -> Non
     clock.seconds = 60.0
     desk.write("version: 1\ntiers: {t: 3}\nteirs: {}\n")
     desk.look(2)
-    assert shown("config_reloads_total") == ['tollhouse_proxy_config_reloads_total{result="error"} 1.0']
+    assert shown("config_reloads_total") == [
+        'tollhouse_proxy_config_reloads_total{result="ok"} 0.0',
+        'tollhouse_proxy_config_reloads_total{result="error"} 1.0',
+    ]
     assert registry.get_sample_value(SUCCESS) == began
     assert registry.get_sample_value(WORKED) == 0
     assert shown("policy_info") == [f'tollhouse_proxy_policy_info{{revision="{first}"}} 1.0']

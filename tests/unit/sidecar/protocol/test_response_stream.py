@@ -154,6 +154,7 @@ def test_the_proxy_s_comment_stands_between_the_text_and_what_is_done() -> None:
         "completion_tokens": 2,
         "cached_tokens": 3,
         "finish_reason": "stop",
+        "reasoning_tokens": 0,
     }
     assert documents(frames[:6] + frames[7:]) == documents(told())
 

@@ -92,6 +92,7 @@ def test_the_proxy_s_comment_stands_between_the_text_and_the_finish(shape: Shape
         "completion_tokens": 3,
         "cached_tokens": 0,
         "finish_reason": "length",
+        "reasoning_tokens": 0,
     }
     assert all(chunk["choices"][0]["finish_reason"] is None for chunk in documents(frames[:at]))
     assert [chunk["choices"][0]["finish_reason"] for chunk in documents(frames[at:])] == ["length", "stop"]
