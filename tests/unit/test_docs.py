@@ -142,6 +142,21 @@ def test_links_lead_to_files_and_commands_to_what_is_there(page: Path) -> None:
     assert [path for path in paths if not list(ROOT.glob(path.rstrip("/")))] == []
 
 
+def anchors(page: Path) -> set[str]:
+    """The names of a page's headings, as GitHub makes them: of a second one of a name `-1` and so on is left out."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_into_a_page_lead_to_a_heading(page: Path) -> None:
+    links = re.findall(r"\]\(([\w./-]*)#([^)]+)\)", page.read_text())
+    ours = [(page.parent / name if name else page, anchor) for name, anchor in links if "://" not in name]
+    lost = [(to.name, anchor) for to, anchor in ours if to.suffix == ".md" and anchor not in anchors(to)]
+    assert lost == []
+
+
 def command_lines() -> list[tuple[str, list[str]]]:
     """Each `tollhouse …` and `tollhouse-sidecar …` in the pages' code: the program, and what follows it."""
     code = [span for page in PAGES for span in re.findall(r"```sh\n.*?```|`[^`\n]+`", page.read_text(), re.DOTALL)]

@@ -1,6 +1,7 @@
 """What docs/operations.md tells an operator to do: a backup beside a running server, a restore, a new root secret."""
 
 import asyncio
+import json
 import os
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import pytest
 from proxy.admin.client import AdminClient
 from proxy.admin.records import Rotation
 from proxy.settings import Database
+from proxy.signing import Signer
 from proxy.store import address
 from proxy.store.backup import back_up
 from tests.fakes.postgres import Postgres
 from tests.wire.proxy.conftest import Build
-from tests.wire.proxy.house import House, chat
+from tests.wire.proxy.house import House, chat, request
 
 
 async def status(house: House, key: str) -> int:
@@ -64,6 +66,24 @@ async def test_with_another_root_secret_no_key_is_good_until_it_is_rotated(build
     await asyncio.to_thread(os.replace, tmp_path / "old.secret", secret)
     async with build() as house:
         assert [await status(house, key) for key in (second, new)] == [200, 401]
+
+
+async def test_a_key_that_signs_is_good_under_another_root_secret(build: Build, tmp_path: Path) -> None:
+    body = json.dumps(chat(stream=False)).encode()
+
+    async def signed(house: House) -> int:
+        host = f"127.0.0.1:{house.ready['port']}"
+        told = Signer(secret).headers("POST", f"http://{host}/v1/chat/completions", body, {})
+        wire = await house.connect()
+        await wire.send(request(None, body, headers={"host": host} | told))
+        return (await wire.answer()).status
+
+    async with build() as house:
+        secret = await house.key("signed", signed=True)
+        assert await signed(house) == 200
+    await asyncio.to_thread((tmp_path / "data/root.secret").unlink)
+    async with build() as house:
+        assert await signed(house) == 200
 
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
