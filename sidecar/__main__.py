@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import dataclasses
 import json
 import os
 import sys
@@ -112,23 +113,37 @@ def _row(model: CatalogModel, cache: Path, *, verify: bool) -> dict[str, Any]:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line to its end, and give its exit code."""
-    say = Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print
+    """Run one command line to its end, and give its exit code. With --json a failure is a document too."""
     try:
         returned = command.main(arguments, prog_name="tollhouse-sidecar", standalone_mode=False)
-    except click.ClickException as exc:
-        exc.show()
-        return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except ConfigInvalidError as exc:
+    except (click.ClickException, ConfigInvalidError, CatalogError) as exc:
+        code = _code(exc)
+        if "--json" in arguments:
+            click.echo(json.dumps(_document(exc, code)))
+        else:
+            _say(exc)
+        return code
+    return returned if isinstance(returned, int) else DONE
+
+
+def _say(exc: click.ClickException | ConfigInvalidError | CatalogError) -> None:
+    say = Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print
+    if isinstance(exc, click.ClickException):
+        exc.show()
+    elif isinstance(exc, ConfigInvalidError):
         for problem in exc.problems:
             say(str(problem))
-        return CONFIG_INVALID
-    except CatalogError as exc:
+    else:
         say(f"Error: {exc.message}\n{exc.hint}")
-        return _code(exc)
-    return returned if isinstance(returned, int) else DONE
+
+
+def _document(exc: click.ClickException | ConfigInvalidError | CatalogError, code: int) -> dict[str, Any]:
+    if isinstance(exc, ConfigInvalidError):
+        return {"problems": [dataclasses.asdict(problem) for problem in exc.problems], "exit_code": code}
+    message, hint = (exc.message, exc.hint) if isinstance(exc, CatalogError) else (exc.format_message(), "")
+    return {"error": {"message": message, "hint": hint, "exit_code": code}}
 
 
 def main() -> None:
@@ -153,7 +168,11 @@ def _cache(settings: Sidecar) -> Path:
     return Path(settings.cache).expanduser()
 
 
-def _code(exc: CatalogError) -> int:
+def _code(exc: click.ClickException | ConfigInvalidError | CatalogError) -> int:
+    if isinstance(exc, click.ClickException):
+        return exc.exit_code
+    if isinstance(exc, ConfigInvalidError):
+        return CONFIG_INVALID
     return NOT_REACHABLE if isinstance(exc, UnreachableError) else FAILED
 
 

@@ -106,7 +106,8 @@ def _shown(found: list[Check]) -> RenderableType:
     for check in found:
         mark, style = MARKS[check.status]
         shown.append(f"{mark} ", style)
-        shown.append(f"{check.name:<{width}}  {check.message}\n")
+        message = check.message.replace("\n", f"\n  {'':<{width}}  ")
+        shown.append(f"{check.name:<{width}}  {message}\n")
         if check.hint:
             shown.append(f"  {'':<{width}}  {check.hint}\n", "dim")
     wrong = [check.status for check in found if check.status is not Status.OK]

@@ -3,8 +3,9 @@
 Only what is missing is made; nothing that lies there is changed.
 """
 
-import shutil
+import contextlib
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -42,10 +43,24 @@ def write_missing(wanted: dict[Path, str]) -> list[Path]:
     written = []
     for path, default in wanted.items():
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(defaults_folder() / default, path)
+            content = (defaults_folder() / default).read_bytes()
+            with _made(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
             written.append(path)
     return written
+
+
+@contextlib.contextmanager
+def _made(path: Path) -> Iterator[None]:
+    """Raises CommandError for what the system refuses."""
+    try:
+        yield
+    except OSError as exc:
+        raise CommandError(
+            f"{path} cannot be made in {Path.cwd()}: {exc.strerror or exc}.",
+            hint="Start in a folder that this user may write to, on a disk with room: a first start needs about 1 GB.",
+        ) from exc
 
 
 def missing_policies(folder: Path) -> dict[Path, str]:
@@ -56,10 +71,11 @@ def missing_policies(folder: Path) -> dict[Path, str]:
 
 
 def make_private_folders(settings: Proxy, sidecar_socket: str) -> None:
-    """The folders of secrets, sockets and logs, for this user alone."""
+    """The folders of secrets, sockets and logs, for this user alone. Raises CommandError."""
     folders = {Path(path).parent for path in (settings.secret_file, settings.admin.socket, sidecar_socket)}
     for folder in sorted({*folders, LOGS}):
-        folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+        with _made(folder):
+            folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
 
 
 def upgrade_database(settings: Proxy) -> str:

@@ -4,9 +4,11 @@ Each refusal says what is in the way, where, and how to get it out of it.
 """
 
 import os
+import shutil
 from pathlib import Path
 
 from proxy.cli import listeners
+from proxy.cli.checks.machine import LEAST_DISK_BYTES
 from proxy.cli.exits import CommandError
 from proxy.cli.sidecar_command import SidecarConfig
 from proxy.settings import ENV_PREFIX, Proxy
@@ -15,6 +17,7 @@ from proxy.settings import ENV_PREFIX, Proxy
 def check_ready_to_start(settings: Proxy, sidecar: SidecarConfig, sidecar_config: Path) -> None:
     """Raises CommandError for the first thing in the way."""
     check_upstream(settings, sidecar, sidecar_config)
+    check_disk(Path())
     admin_socket, sidecar_socket = Path(settings.admin.socket), Path(sidecar.socket)
     check_socket(admin_socket)
     if listeners.socket_answers(admin_socket):
@@ -45,6 +48,16 @@ def check_upstream(settings: Proxy, sidecar: SidecarConfig, sidecar_config: Path
             f"The sidecar will listen on {sidecar.socket} ({sidecar_config}), but the proxy's upstreams are "
             f"{', '.join(known)}.",
             hint="Write the same path as `socket` in both files.",
+        )
+
+
+def check_disk(folder: Path) -> None:
+    """There is room for the database's first pages and for the logs. Raises CommandError."""
+    free = shutil.disk_usage(folder).free
+    if free < LEAST_DISK_BYTES:
+        raise CommandError(
+            f"The disk of {folder.resolve()} is full: {free // 1_000_000} MB are free.",
+            hint=f"Free {LEAST_DISK_BYTES // 1_000_000} MB or more: the database and the logs lie there.",
         )
 
 

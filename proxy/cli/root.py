@@ -3,6 +3,7 @@
 A command's module is imported when it is called for, so that `--help` and `keys` do not wait for what `serve` needs.
 """
 
+import errno
 import importlib
 from collections.abc import Sequence
 from typing import Final
@@ -15,6 +16,15 @@ from proxy.cli.invocation import HouseGroup, Invocation
 from sidecar.wire.errors import ApiError
 from sidecar.yamlfile import ConfigInvalidError
 
+_OWNER: Final = "Run the command as the user who owns it, or see its permissions."
+# What to do about what the system refuses.
+REMEDIES: Final = {
+    errno.EACCES: _OWNER,
+    errno.EPERM: _OWNER,
+    errno.EROFS: "Run it in a folder that can be written to.",
+    errno.ENOSPC: "Free some space on that disk.",
+    errno.EDQUOT: "Free some space: this user's share of the disk is full.",
+}
 # Name: module under proxy.cli (which has a command of that name), and what it does. The order is a newcomer's.
 COMMANDS: Final = {
     "up": ("up", "Start everything here: model, sidecar, proxy. Makes what is missing."),
@@ -91,7 +101,7 @@ def _explained(exc: ConfigInvalidError | CommandError | ApiError | OSError, invo
     if isinstance(exc, OSError):
         # A file or an address that the system refuses; what is ours to explain was explained before it came here.
         place = f"{exc.filename}: " if exc.filename else ""
-        error = CommandError(f"{place}{exc.strerror or exc}")
+        error = CommandError(f"{place}{exc.strerror or exc}", hint=REMEDIES.get(exc.errno or 0, ""))
     else:
         error = CommandError(exc.message) if isinstance(exc, ApiError) else exc
     invocation.screen.failed(error)

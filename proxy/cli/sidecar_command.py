@@ -82,12 +82,41 @@ def run_sidecar_command(*arguments: str) -> int:
 
 
 def ask_sidecar_command(*arguments: str) -> bytes:
-    """Run `tollhouse-sidecar …` for what it writes to stdout; the rest is shown. Raises CommandError."""
+    """Run `tollhouse-sidecar … --json` for its document; the rest is shown.
+
+    Raises CommandError and ConfigInvalidError, with the words that its document has.
+    """
     done = subprocess.run(leashed([str(executable()), *arguments]), check=False, stdout=subprocess.PIPE)  # noqa: S603 - as above
     if code := _code(done.returncode):
+        _raise_told(done.stdout, code)
         words = f"`tollhouse-sidecar {arguments[0]}` ended with exit code {code}, for the reason it gave above."
         raise CommandError(words, code=Exit(code) if code in {*Exit} else Exit.FAILED)
     return done.stdout
+
+
+class _Told(msgspec.Struct, frozen=True):
+    message: str
+    hint: str = ""
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    """How a command that failed ends its `--json`: with one of the two."""
+
+    error: _Told | None = None
+    problems: list[yamlfile.Problem] = []
+
+
+def _raise_told(document: bytes, code: int) -> None:
+    """Raise what the document says; a command that was killed has left none."""
+    try:
+        refusal = msgspec.json.decode(document, type=_Refusal)
+    except msgspec.MsgspecError:
+        return
+    if refusal.problems:
+        raise yamlfile.ConfigInvalidError(refusal.problems)
+    if refusal.error is not None:
+        known = Exit(code) if code in {*Exit} else Exit.FAILED
+        raise CommandError(refusal.error.message, hint=refusal.error.hint, code=known)
 
 
 def _code(returncode: int) -> int:

@@ -16,7 +16,7 @@ import msgspec
 from proxy.cli import groundwork, preflight, sidecar_command
 from proxy.cli.child import Child
 from proxy.cli.desk import explained
-from proxy.cli.exits import Exit
+from proxy.cli.exits import CommandError, Exit
 from proxy.cli.household import Household
 from proxy.cli.invocation import DEFAULT_CONFIG, Invocation, command, pass_invocation
 from proxy.cli.opening import Opening
@@ -55,15 +55,23 @@ def up(invocation: Invocation, sidecar_config: Path, verbose: bool) -> int:
     settings, sidecar, policy = _configuration(invocation, sidecar_config)
     preflight.check_ready_to_start(settings, sidecar, sidecar_config)
     groundwork.make_private_folders(settings, sidecar.socket)
-    quiet = ["-q"] if invocation.quiet else []
-    said = sidecar_command.ask_sidecar_command("fetch", "--config", str(sidecar_config), "--json", *quiet)
-    fetched = msgspec.json.decode(said, type=Fetched)
-    screen.step("Model", f"{sidecar.model.id}, in {_from_home(fetched.path)}")
     with explained():
         screen.step("Database", groundwork.upgrade_database(settings))
+        screen.step("Model", f"{sidecar.model.id}, in {_from_home(_fetched(invocation, sidecar_config))}")
         opening = Opening(screen, settings, sidecar, _first_tier(policy), SystemClock())
         children = _children(invocation, sidecar_config)
         return asyncio.run(_live(screen, settings, children, opening, verbose=verbose))
+
+
+def _fetched(invocation: Invocation, sidecar_config: Path) -> str:
+    """Where the model is; fetched first if it must be. Raises CommandError."""
+    quiet = ["-q"] if invocation.quiet else []
+    try:
+        said = sidecar_command.ask_sidecar_command("fetch", "--config", str(sidecar_config), "--json", *quiet)
+    except CommandError as exc:
+        hint = f"{exc.hint} The model is set by model.source in {sidecar_config}."
+        raise CommandError(exc.message, hint=hint, code=exc.code) from exc
+    return msgspec.json.decode(said, type=Fetched).path
 
 
 def _configuration(invocation: Invocation, sidecar_config: Path) -> tuple[Proxy, SidecarConfig, Policy]:

@@ -17,6 +17,8 @@ DISTRIBUTION: Final = "tollhouse"
 OUR_NAMES: Final = ("proxy", "sidecar", "migrations")
 LOW_MEMORY_BYTES: Final = 2_000_000_000
 LOW_DISK_BYTES: Final = 1_000_000_000
+# With less nothing starts.
+LEAST_DISK_BYTES: Final = 50_000_000
 GIGABYTE: Final = 1_000_000_000
 MEMINFO: Final = Path("/proc/meminfo")
 # Of a container's own control group (version 2).
@@ -101,6 +103,9 @@ def check_disk(folder: Path = Path()) -> Check:
     """There is room for the database and the logs."""
     free = shutil.disk_usage(folder).free
     said = f"{free / GIGABYTE:.1f} GB free in {folder.resolve()}"
+    hint = "Free some space: on a full disk every request is refused, since nothing is answered that cannot be booked."
+    if free < LEAST_DISK_BYTES:
+        return failed("disk", said, hint)
     if free < LOW_DISK_BYTES:
-        return warning("disk", said, "A full disk refuses every request: nothing is answered that cannot be booked.")
+        return warning("disk", said, hint)
     return ok("disk", said)

@@ -13,6 +13,7 @@ from proxy.cli.checks.check import Case, Check, failed, ok, warning
 from proxy.cli.checks.machine import GIGABYTE, available_bytes
 from proxy.cli.exits import CommandError
 from proxy.cli.sidecar_command import SidecarConfig
+from sidecar.yamlfile import ConfigInvalidError
 
 _WEIGHTS: Final = "*.safetensors"
 # Of a weight; what the embedding and the small layers keep in fp32 comes on top.
@@ -46,6 +47,8 @@ def check_model(case: Case) -> Check:
         listed = sidecar_command.ask_sidecar_command("list", "--verify", "--config", str(case.sidecar_config), "--json")
     except CommandError as exc:
         return failed("model", exc.message, exc.hint)
+    except ConfigInvalidError as exc:
+        return failed("model", "\n".join(map(str, exc.problems)), f"Repair {case.sidecar_config}.")
     source = case.sidecar.model.source
     row = next((row for row in msgspec.json.decode(listed, type=_Rows).rows if row.name == source), None)
     if row is not None:

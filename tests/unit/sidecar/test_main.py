@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,3 +136,19 @@ def test_a_quiet_fetch_says_only_what_went_wrong(capsys: pytest.CaptureFixture[s
     run(["fetch", "-q"])
     assert "downloading" not in (said := capsys.readouterr().err)
     assert "could not be downloaded" in said
+
+
+@pytest.mark.usefixtures("failing_pip")
+def test_a_failure_is_a_document_where_one_was_asked_for(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def answer(*line: str) -> dict[str, Any]:
+        code = run([*line, "--json"])
+        document: dict[str, Any] = json.loads(capsys.readouterr().out)
+        assert document.get("exit_code", document.get("error", {}).get("exit_code")) == code
+        return document
+
+    assert "could not be downloaded" in answer("fetch")["error"]["message"]
+    assert MODEL.name in answer("fetch", "gpt-5")["error"]["hint"]
+    assert answer("list", "--wrong")["error"]["exit_code"] == 2
+    config.write_text("model: {id: m}\n")
+    (problem,) = answer("list")["problems"]
+    assert (problem["line"], problem["message"]) == (1, "missing field 'source'")

@@ -265,9 +265,11 @@ def test_a_container_s_memory_counts(tmp_path: Path) -> None:
     assert machine.available_bytes(tmp_path / "meminfo", tmp_path) == 600_000_000
 
 
-def test_a_disk_that_is_nearly_full_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_nearly_full_is_a_warning_and_a_full_one_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "LOW_DISK_BYTES", 1 << 62)
     told(machine.check_disk(), Status.WARNING, "full disk")
+    monkeypatch.setattr(machine, "LEAST_DISK_BYTES", 1 << 62)
+    told(machine.check_disk(), Status.FAILED, "full disk")
 
 
 def test_packages_of_our_names_from_elsewhere_are_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

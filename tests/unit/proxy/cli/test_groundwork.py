@@ -71,3 +71,12 @@ def test_the_folders_of_secrets_sockets_and_logs_are_private(here: Path) -> None
 def test_the_database_is_made_once() -> None:
     assert groundwork.upgrade_database(SETTINGS) == "data/tollhouse.db, created"
     assert groundwork.upgrade_database(SETTINGS) == "data/tollhouse.db"
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "conf").write_text("a file")
+    with pytest.raises(
+        CommandError, match=r"conf/proxy.yaml cannot be made in .*: (File exists|Not a directory)"
+    ) as no:
+        groundwork.write_missing({tmp_path / "conf/proxy.yaml": "conf/proxy.yaml"})
+    assert "may write to" in no.value.hint

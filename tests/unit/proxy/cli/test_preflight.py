@@ -111,3 +111,10 @@ def test_a_sidecar_that_the_proxy_does_not_know_is_told_with_both_paths() -> Non
         preflight.check_ready_to_start(settings(), SidecarConfig(model=MODEL, socket="run/other.sock"), CONFIG)
     assert "run/other.sock (conf/sidecar.yaml)" in refused.value.message
     assert "run/s.sock" in refused.value.message
+
+
+def test_a_full_disk_is_told_before_anything_is_started(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "LEAST_DISK_BYTES", 1 << 62)
+    with pytest.raises(CommandError, match=f"The disk of {here} is full") as refused:
+        preflight.check_ready_to_start(settings(), SIDECAR, CONFIG)
+    assert "Free " in refused.value.hint

@@ -38,6 +38,22 @@ def test_a_failure_keeps_its_exit_code_if_it_is_one_of_ours(program: Path, code:
     assert failed.value.code is Exit(ours)
 
 
+@pytest.mark.parametrize(
+    ("document", "raised"),
+    [
+        ('{"error": {"message": "There is none.", "hint": "Get one.", "exit_code": 4}}', CommandError),
+        ('{"problems": [{"path": "x", "line": 1, "column": 2, "message": "no"}], "exit_code": 3}', ConfigInvalidError),
+    ],
+)
+def test_a_failure_has_the_words_of_its_document(program: Path, document: str, raised: type[Exception]) -> None:
+    program.write_text(f"#!/bin/sh\necho '{document}'\nexit 4\n")
+    with pytest.raises(raised) as failed:
+        ask_sidecar_command("fetch", "--json")
+    if isinstance(failed.value, CommandError):
+        assert (failed.value.message, failed.value.hint) == ("There is none.", "Get one.")
+        assert failed.value.code is Exit.NOT_REACHABLE
+
+
 def test_a_signal_is_told_as_shells_do(program: Path, capfd: pytest.CaptureFixture[str]) -> None:
     program.with_name("code").write_text("-15")
     assert run_sidecar_command("list") == 143
