@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ from tests.fakes import cookbook
 from tests.fakes.snippets import PAGES, Block, blocks, printed
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
+# The programs that a page's commands may begin with, for tests/e2e/test_docs_snippets.py to run them.
+RUNNABLE = {
+    *("tollhouse", "./tollhouse", "curl", "export"),
+    *("for", "done", "cat", "cp", "mkdir", "install", "sleep", "df"),
+}
 # What a fragment of settings leaves out, because it stands in the shipped file.
 REQUIRED: dict[Any, dict[str, Any]] = {
     Proxy: {"upstreams": [{"name": "local", "socket": "run/sidecar.sock"}]},
@@ -52,6 +58,15 @@ def test_python_parses(block: Block) -> None:
 @of("sh")
 def test_shell_parses(block: Block) -> None:
     subprocess.run(["/bin/bash", "-n", "-c", block.code], check=True, timeout=20)
+
+
+def test_what_will_be_run_can_be_run_in_a_house() -> None:
+    """Of a block that wants more its page says `<!-- not run: WHY -->` on the line above it."""
+    for block in BLOCKS:
+        if block.language == "sh" and not block.not_run and not block.by_clients:
+            plain = re.sub(r"<<'EOF'\n.*?^EOF$", "", block.code, flags=re.DOTALL | re.MULTILINE)
+            programs = set(re.findall(r"^([\w./-]+)", plain, re.MULTILINE))
+            assert programs <= RUNNABLE, block.place
 
 
 @of("yaml")
