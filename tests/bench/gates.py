@@ -152,6 +152,13 @@ def house(upstream: Upstream, folder: Path) -> str:
     return str(_command(folder, "keys", "create", "--account", "bench", "--tier", "pro", "--name", "bench")["secret"])
 
 
+def more_keys(folder: Path, count: int) -> list[str]:
+    """So many new keys of a running house."""
+    names = [f"bench-{number}" for number in range(count)]
+    asked = ("keys", "create", "--account", "bench", "--tier", "pro", "--name")
+    return [str(_command(folder, *asked, name)["secret"]) for name in names]
+
+
 def port_of(folder: Path) -> int:
     """The port that a folder's Tollhouse listens on."""
     return int(json.loads((folder / "conf/proxy.yaml").read_text())["listen"]["port"])

@@ -22,7 +22,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "conf/prometheus"
 BOARDS = ROOT / "conf/grafana/dashboards"
-PROMETHEUS = shutil.which("prometheus")
+PROMETHEUS, PROMTOOL = shutil.which("prometheus"), shutil.which("promtool")
 MODEL = "smollm2-135m-instruct"
 pytestmark = pytest.mark.skipif(
     PROMETHEUS is None, reason="prometheus (Debian's package of that name) is not installed"
@@ -166,6 +166,20 @@ def test_every_panel_of_every_dashboard_shows_something(house: Any, watcher: Wat
         return not empty
 
     assert watcher.wait_for(all_shown, 40), empty
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/metrics/sidecar/local"])
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool (of Debian's prometheus) is not installed")
+def test_the_pages_of_a_house_in_use_pass_promtool(house: Any, path: str) -> None:
+    page = house_page(house, path)
+    assert len(page.splitlines()) < 2000
+    checked = subprocess.run([str(PROMTOOL), "check", "metrics"], input=page, capture_output=True, check=False)
+    assert (checked.returncode, checked.stderr, checked.stdout) == (0, b"", b"")
+
+
+def house_page(house: Any, path: str) -> bytes:
+    with httpx2.Client(base_url=f"http://127.0.0.1:{house.admin_port}") as client:
+        return bytes(client.get(path).raise_for_status().content)
 
 
 def test_the_recorded_figures_are_there_and_nothing_fires_in_a_house_that_is_well(watcher: Watcher) -> None:

@@ -1,10 +1,15 @@
 """The metrics page: what is closed stays closed, and who is active."""
 
+import asyncio
 import re
+import threading
+from collections.abc import Iterator
 
 import pytest
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from proxy.metrics import ActiveClients, Metrics, quota_bands
 from tests.fakes.proxy import FakeClock
@@ -67,3 +72,29 @@ async def test_a6_the_page_of_a_busy_house_has_less_than_two_thousand_lines() ->
         metrics.active.saw(f"key{key}")
     page = await metrics.page()
     assert len(page.splitlines()) < 2000
+
+
+class Patient(Collector):
+    """Has its samples only once the event loop has gone on. Mutable: `turns`, set by the loop when it has."""
+
+    def __init__(self) -> None:
+        self.turns = threading.Event()
+
+    def collect(self) -> Iterator[Metric]:
+        assert self.turns.wait(10), "the event loop stood still while the page was made"
+        yield GaugeMetricFamily("tollhouse_proxy_patient", "Waits for the loop.", 1)
+
+
+async def test_the_event_loop_goes_on_while_the_page_is_made() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(FakeClock(), registry, "1.0")
+    patient = Patient()
+    registry.register(patient)
+
+    async def turn() -> None:
+        for _ in range(100):
+            await asyncio.sleep(0)
+        patient.turns.set()
+
+    page, _ = await asyncio.gather(metrics.page(), turn())
+    assert b"tollhouse_proxy_patient 1.0" in page
