@@ -53,6 +53,13 @@ def test_the_shipped_policy_names_the_schema_and_fits_it() -> None:
     validator().validate(yaml.safe_load(text))
 
 
+@pytest.mark.parametrize("path", sorted((SHIPPED / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_example_names_the_schema_and_fits_it(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith(f"# yaml-language-server: $schema=../{json_schema.FILE}\n")
+    validator().validate(yaml.safe_load(text))
+
+
 def test_every_rule_is_explained_to_an_editor() -> None:
     assert list(json_schema.ABOUT) == list(TierRules.__struct_fields__)
     rules = json_schema.schema()["$defs"]["TierRules"]["properties"]
