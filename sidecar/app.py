@@ -25,6 +25,7 @@ from sidecar.api.listener import GuardedSite, SocketUnusableError, close_socket,
 from sidecar.api.models import Models
 from sidecar.api.preparation import Preparation
 from sidecar.api.tokenization import Tokenization
+from sidecar.api.tracing import tracing
 from sidecar.catalog.errors import CatalogError
 from sidecar.catalog.fetch import resolve
 from sidecar.engine.config import EngineConfig
@@ -33,7 +34,9 @@ from sidecar.metrics import Metrics
 from sidecar.notify import Notifier
 from sidecar.protocol.speech.dialect import find_dialect
 from sidecar.settings import Api, Embedding, Sidecar
+from sidecar.spans import Tracer
 from sidecar.supervisor import Supervisor
+from sidecar.telemetry import opened
 from sidecar.tokenizer.model_tokenizer import ModelTokenizer, TokenizerUnusableError
 from sidecar.wire.anthropic import COUNT_TOKENS
 from sidecar.wire.internal import Endpoint
@@ -119,16 +122,18 @@ class Signals:
                 loop.remove_signal_handler(number)
 
 
-def build(settings: Sidecar, folder: Path, log: JsonLog, embedding_folder: Path | None = None) -> House:
+def build(
+    settings: Sidecar, folder: Path, log: JsonLog, embedding_folder: Path | None = None, tracer: Tracer | None = None
+) -> House:
     """Everything, wired; nothing of it runs yet. The folders are the models'; the second is of `settings.embedding`."""
     metrics = Metrics(settings.model.id, settings.metrics.compat)
     room = _room(settings, engine_config(settings, folder), metrics, log)
     room.supervisor.on_step.append(metrics.step)
     if settings.embedding is None or embedding_folder is None:
-        return House(settings, log, (room,), application(room.front))
+        return House(settings, log, (room,), application(room.front, tracer=tracer))
     config = embedding_config(settings, settings.embedding, embedding_folder)
     embedding = _room(settings, config, metrics, log)
-    return House(settings, log, (room, embedding), application(room.front, embedding.front))
+    return House(settings, log, (room, embedding), application(room.front, embedding.front, tracer))
 
 
 def _room(settings: Sidecar, config: EngineConfig, metrics: Metrics, log: JsonLog) -> Room:
@@ -173,10 +178,11 @@ def embedding_config(settings: Sidecar, embedding: Embedding, folder: Path) -> E
     )
 
 
-def application(front: Front, embedding: Front | None = None) -> web.Application:
-    """The routes, on a front, and on that of the embedding model if one is served."""
+def application(front: Front, embedding: Front | None = None, tracer: Tracer | None = None) -> web.Application:
+    """The routes, on a front, and on that of the embedding model if one is served. `tracer`: where spans go."""
     api = front.settings.api
-    app = web.Application(middlewares=[boundary(front.log)], client_max_size=api.max_body_bytes)
+    middlewares = [boundary(front.log)] if tracer is None else [tracing(tracer), boundary(front.log)]
+    app = web.Application(middlewares=middlewares, client_max_size=api.max_body_bytes)
     threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
     # More than can be accepted need not be looked at.
     most_waiting = max_queue(front.settings) + front.settings.engine.max_sequences
@@ -247,7 +253,9 @@ async def serve(settings: Sidecar, log: JsonLog) -> int:
     except (CatalogError, SocketUnusableError) as exc:
         return _cannot_start(log, exc)
     try:
-        return await _run(build(settings, folder, log, embedding_folder), listening, Notifier(os.environ, log))
+        async with opened(os.environ, "tollhouse-sidecar", log) as tracer:
+            house = build(settings, folder, log, embedding_folder, tracer)
+            return await _run(house, listening, Notifier(os.environ, log))
     finally:
         await asyncio.to_thread(close_socket, listening, Path(settings.socket))
 

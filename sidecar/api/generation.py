@@ -22,6 +22,7 @@ from sidecar.api.events import EventStream, break_off
 from sidecar.api.front import Front, Language
 from sidecar.api.preparation import Preparation
 from sidecar.api.run import Run
+from sidecar.api.tracing import TRACED
 from sidecar.protocol.answer import ChatShape, Head, TextShape
 from sidecar.protocol.anthropic_answer import MessageShape
 from sidecar.protocol.anthropic_stream import MessageStream
@@ -79,7 +80,8 @@ class Generation:
         grammar = None if plan.options.grammar is None else await self._front.compiled(plan.options.grammar)
         with self._front.flight():
             sequences = self._front.engine.open(ticket.request_id, list(plan.submits), grammar)
-            run = Run(plan, _choices(plan, language), self._front.metrics, self._front.log)
+            told = (self._front.metrics, self._front.log)
+            run = Run(plan, _choices(plan, language), *told, traced=request.get(TRACED))
             exchange = Exchange(request, plan, run, self._shape(plan, language), sequences)
             try:
                 async with sequences:

@@ -3,17 +3,21 @@
 import time
 from collections.abc import Callable
 
+from sidecar.api.tracing import Ran, Traced
 from sidecar.jsonlog import JsonLog
 from sidecar.metrics import Metrics
 from sidecar.protocol.choices import Choices
 from sidecar.protocol.plan import Plan
 from sidecar.wire.frames import Delta
+from sidecar.wire.internal import Usage
 
 ABORTED = "aborted"
 
 
 class Run:
-    """Mutable: `_first_s` (the first token), `_last_s` (each sequence's last token), `_over` (it has ended)."""
+    """Mutable: `_begun_s` (the first sequence is worked on), `_first_s` (the first token), `_last_s` (each sequence's
+    last token), `_over` (it has ended).
+    """
 
     def __init__(
         self,
@@ -22,7 +26,12 @@ class Run:
         metrics: Metrics,
         log: JsonLog,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        traced: Traced | None = None,
     ) -> None:
+        """`traced`, of a request whose spans are sent, is told how it ran."""
+        self._traced = traced
+        self._begun_s: float | None = None
         self.plan = plan
         self.choices = choices
         self._metrics = metrics
@@ -42,6 +51,7 @@ class Run:
         if self._first_s is None:
             self._first_s = now_s
             self._metrics.first_token(now_s - self._accepted_s)
+            self._begun_s = min(now_s, self._accepted_s + delta.waited_us / 1e6)
         last_s = self._last_s.get(delta.index)
         if last_s is not None:
             self._metrics.next_token(now_s - last_s)
@@ -66,6 +76,8 @@ class Run:
         decode_s = None if first_s is None else max(self._last_s.values()) - first_s
         tokens = self.choices.completion_tokens
         self._metrics.ended(finish_reason, tokens, now_s - self._accepted_s, decode_s)
+        if self._traced is not None:
+            self._traced.ran = self._ran(finish_reason, ending, error_code)
         self._log.info(
             "request",
             request_id=self.plan.ticket.request_id,
@@ -79,4 +91,18 @@ class Run:
             error_code=error_code,
             duration_ms=round((now_s - self._accepted_s) * 1000),
             ttft_ms=None if first_s is None else round((first_s - self._accepted_s) * 1000),
+        )
+
+    def _ran(self, finish_reason: str, ending: str, error_code: str | None) -> Ran:
+        plan, choices = self.plan, self.choices
+        cached_tokens = choices.cached_tokens(plan.best_of)
+        return Ran(
+            model=plan.options.model,
+            usage=Usage(plan.prompt_tokens, choices.completion_tokens, cached_tokens, finish_reason),
+            ending=ending,
+            error_code=error_code,
+            accepted_s=self._accepted_s,
+            begun_s=self._begun_s,
+            first_s=self._first_s,
+            last_s=max(self._last_s.values(), default=None),
         )

@@ -318,8 +318,10 @@ class Core:
     def _note(self, sequence: Sequence, tokens: list[int], generated: int, outcome: Outcome | None = None) -> None:
         submit = sequence.submit
         first = 0 < len(tokens) == sequence.generated
+        waited_us = 0
         if first and sequence.begun_s is not None:
             self._prefills_s.append(time.monotonic() - sequence.begun_s)
+            waited_us = round((sequence.begun_s - sequence.arrived_s) * 1e6)
         self._deltas.append(
             Delta(
                 submit.request_id,
@@ -332,6 +334,7 @@ class Core:
                 prompt_logprobs=[] if outcome is None else list(outcome.prompt_logprobs),
                 cached_tokens=sequence.cached if first else 0,
                 embedding=b"" if outcome is None else outcome.embedding,
+                waited_us=waited_us,
             )
         )
 

@@ -178,4 +178,5 @@ def _merged(before: Delta, after: Delta) -> Delta:
         # Each is told once.
         cached_tokens=before.cached_tokens or after.cached_tokens,
         embedding=before.embedding or after.embedding,
+        waited_us=before.waited_us or after.waited_us,
     )

@@ -128,7 +128,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     `generated` is the running total that counts, end-of-sequence token included. `error` goes with `Finish.ERROR`.
     `logprobs`, if asked for, has one entry per token of `token_ids`; `prompt_logprobs` comes in pieces, in order, one
     entry per prompt token from the second one on (the first has none). `cached_tokens`: how much of the prompt came
-    from the prefix cache; told with the first token. `embedding`: fp32, little-endian, from an embedding model.
+    from the prefix cache, `waited_us` how many microseconds it waited to be worked on; both told with the first token.
+    `embedding`: fp32, little-endian, from an embedding model.
     """
 
     request_id: str
@@ -141,6 +142,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     prompt_logprobs: list[Logprobs] = []
     cached_tokens: int = 0
     embedding: bytes = b""
+    waited_us: int = 0
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

@@ -19,6 +19,7 @@ from sidecar.app import application
 from sidecar.jsonlog import JsonLog
 from sidecar.metrics import Metrics
 from sidecar.settings import Api, Embedding, Model, Sidecar, Timeouts
+from sidecar.spans import Tracer
 from tests.fakes.engine import FakeEngine, language
 
 
@@ -130,6 +131,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
         timeouts: Timeouts | None = None,
         allowed: frozenset[int] | None = None,
         encoder: FakeEngine | None = None,
+        tracer: Tracer | None = None,
     ) -> Desk:
         """`encoder` is the engine of the embedding model "org/e", if one is to be served."""
         settings = Sidecar(
@@ -152,7 +154,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
         path = tmp_path / "s" / "sidecar.sock"
         listening = await asyncio.to_thread(open_socket, path, log)
         runner = web.AppRunner(
-            application(front, embedding),
+            application(front, embedding, tracer),
             handler_cancellation=True,
             access_log=None,
             auto_decompress=False,
