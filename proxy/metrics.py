@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 from prometheus_async.aio import time, track_inprogress
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.openmetrics import exposition
 from prometheus_client.registry import Collector
 from typing_extensions import override
 
@@ -274,9 +275,11 @@ class Metrics:
         """What the page is made of."""
         return await asyncio.to_thread(lambda: list(self._registry.collect()))
 
-    async def page(self) -> bytes:
-        """The text that Prometheus scrapes."""
+    async def page(self, *, openmetrics: bool = False) -> bytes:
+        """The text that Prometheus scrapes. Only OpenMetrics has the traces that stand for a bucket."""
         self.active.forget_old()
+        if openmetrics:
+            return bytes(await asyncio.to_thread(exposition.generate_latest, self._registry))
         return await asyncio.to_thread(generate_latest, self._registry)
 
 

@@ -143,6 +143,8 @@ class Record:
             metrics.active.saw(ended.principal.key_id)
         if ended.first_byte_s is not None:
             metrics.first_token.observe(ended.first_byte_s - ended.arrival.monotonic_s, model)
+        if ended.arrival.trace.sampled:
+            self._exemplify(ended, duration_s, model, stream)
         self._count_tokens(ended, model, tier)
         self._count_ending(ended)
         rooms = ended.rooms
@@ -154,6 +156,13 @@ class Record:
         ):
             if spent_s is not None:
                 metrics.overhead.observe(spent_s, phase)
+
+    def _exemplify(self, ended: Ended, duration_s: float, model: str, stream: bool) -> None:
+        """Lead from a slow bucket to the trace of a request that fell into it."""
+        metrics, trace_id, utc_s = self._metrics, ended.arrival.trace.trace_id, self._clock.now().timestamp()
+        metrics.duration.exemplify(duration_s, trace_id, utc_s, ended.endpoint, "true" if stream else "false")
+        if ended.first_byte_s is not None:
+            metrics.first_token.exemplify(ended.first_byte_s - ended.arrival.monotonic_s, trace_id, utc_s, model)
 
     def _count_tokens(self, ended: Ended, model: str, tier: str) -> None:
         usage = ended.outcome.usage

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 from typing_extensions import override
 
@@ -39,7 +40,10 @@ class Tally(Collector):
 
 
 class Spread(Collector):
-    """A histogram. Mutable: `_counts`, of each bucket by their labels, and `_sums` likewise."""
+    """A histogram.
+
+    Mutable: `_counts`, of each bucket by their labels, and `_sums` likewise; `_exemplars`, the last one of each bucket.
+    """
 
     def __init__(
         self, name: str, about: str, labels: Sequence[str], *, bounds: Sequence[float], registry: CollectorRegistry
@@ -50,6 +54,7 @@ class Spread(Collector):
         self._bounds = (*map(float, bounds), float("inf"))
         self._counts: dict[Labels, list[int]] = {}
         self._sums: dict[Labels, float] = {}
+        self._exemplars: dict[tuple[Labels, int], Exemplar] = {}
         registry.register(self)
 
     def observe(self, value: float, *labels: str) -> None:
@@ -60,13 +65,21 @@ class Spread(Collector):
         counts[bisect_left(self._bounds, value)] += 1
         self._sums[labels] += value
 
+    def exemplify(self, value: float, trace_id: str, utc_s: float, *labels: str) -> None:
+        """Name a trace in which the value was seen. Only OpenMetrics shows it."""
+        place = labels, bisect_left(self._bounds, value)
+        self._exemplars[place] = Exemplar({"trace_id": trace_id}, value, utc_s)
+
     @override
     def collect(self) -> Iterator[Metric]:
         family = HistogramMetricFamily(self._name, self._about, labels=self._labels)
         for labels, counts in list(self._counts.items()):
-            below, buckets = 0, []
-            for bound, count in zip(self._bounds, counts, strict=True):
+            below = 0
+            buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
+            for at, (bound, count) in enumerate(zip(self._bounds, counts, strict=True)):
                 below += count
-                buckets.append((str(floatToGoString(bound)), float(below)))  # type: ignore[no-untyped-call]  # a library's
+                bucket = str(floatToGoString(bound)), float(below)  # type: ignore[no-untyped-call]  # a library's
+                exemplar = self._exemplars.get((labels, at))
+                buckets.append(bucket if exemplar is None else (*bucket, exemplar))
             family.add_metric(labels, buckets, self._sums[labels])
         yield family

@@ -23,6 +23,7 @@ from proxy.settings import Limits, Timeouts
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import ApiError, bad_request, internal_error
 
+METRICS: Final = "/metrics"
 SIDECAR_METRICS: Final = "/metrics/sidecar/"
 URLS: Final = frozenset(action.url for action in ACTIONS)
 
@@ -65,7 +66,6 @@ class AdminFront:
             "/livez": self._livez,
             "/readyz": self._readyz,
             "/healthz": self._healthz,
-            "/metrics": self._pages.metrics,
             "/openapi.json": self._openapi,
         }
 
@@ -98,6 +98,8 @@ class AdminFront:
         if request.method in {"GET", "HEAD"}:
             if path in self._health:
                 return await self._health[path]()
+            if path == METRICS:
+                return await self._pages.metrics(request.headers.get("accept", ""))
             if path.startswith(SIDECAR_METRICS):
                 return await self._pages.sidecar_metrics(path.removeprefix(SIDECAR_METRICS))
         if path == table.DOCUMENT:

@@ -26,6 +26,8 @@ from sidecar.wire.errors import ApiError, unavailable
 from sidecar.yamlfile import Problem
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS: Final = "application/openmetrics-text"
+OPENMETRICS_VERSION: Final = "; version=1.0.0; charset=utf-8"
 # The quota bands cost a query over all keys: they are made anew this often at most.
 BANDS_EVERY_S: Final = 15.0
 MOST_PROBLEMS: Final = 20
@@ -138,8 +140,11 @@ class Pages:
         state = self.state(place)
         return Page(msgspec.json.encode(state), 200 if state.ready else 503)
 
-    async def metrics(self) -> Page:
+    async def metrics(self, accepted: str = "") -> Page:
+        """`accepted`: the request's Accept. Prometheus asks for OpenMetrics, and takes text from who has none."""
         await self._refresh("page")
+        if OPENMETRICS in accepted:
+            return Page(await self._metrics.page(openmetrics=True), content_type=f"{OPENMETRICS}{OPENMETRICS_VERSION}")
         return Page(await self._metrics.page(), content_type=METRICS_TYPE)
 
     async def families(self) -> list[Metric]:

@@ -90,6 +90,7 @@ def watcher(house: Any) -> Iterator[Watcher]:
         f"--config.file={write_config(house, folder)}",
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address=127.0.0.1:{port}",
+        "--enable-feature=exemplar-storage",
     ]
     with (folder / "log").open("wb") as log:
         popen = subprocess.Popen(command, stdout=log, stderr=log)
@@ -166,6 +167,18 @@ def test_every_panel_of_every_dashboard_shows_something(house: Any, watcher: Wat
         return not empty
 
     assert watcher.wait_for(all_shown, 40), empty
+
+
+def test_from_a_slow_bucket_prometheus_leads_to_a_trace(house: Any, watcher: Watcher) -> None:
+    client = house.client(house.key("open"))
+    ask(client, extra_headers={"traceparent": f"00-{'c' * 32}-{'d' * 16}-01"})
+    told = {"query": "tollhouse_proxy_request_duration_seconds_bucket", "start": time.time() - 60}
+
+    def traces() -> set[str]:
+        found = watcher.client.get("/api/v1/query_exemplars", params=told | {"end": time.time() + 60}).json()["data"]
+        return {exemplar["labels"]["trace_id"] for series in found for exemplar in series["exemplars"]}
+
+    assert watcher.wait_for(lambda: traces() == {"c" * 32}), traces()
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/metrics/sidecar/local"])

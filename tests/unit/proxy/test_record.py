@@ -4,6 +4,7 @@ import io
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
@@ -89,6 +90,21 @@ def test_a_complete_request_is_counted_once_everywhere() -> None:
     for phase in ("identify", "admit", "forward", "settle", "record"):
         assert desk.value("overhead_seconds_count", phase=phase) == 1
     assert desk.value("active_clients", window="5m") == 1
+
+
+async def test_a_request_that_is_traced_stands_for_its_buckets() -> None:
+    desk = Desk()
+    traced = msgspec.structs.replace(ARRIVAL, trace=msgspec.structs.replace(ARRIVAL.trace, sampled=True))
+    desk.record.finish(COMPLETE)
+    assert b"trace_id" not in await desk.metrics.page(openmetrics=True)
+    desk.record.finish(replace(COMPLETE, arrival=traced))
+    shown = [line for line in (await desk.metrics.page(openmetrics=True)).decode().splitlines() if "trace_id" in line]
+    assert [line.partition("{")[0].removeprefix("tollhouse_proxy_") for line in shown] == [
+        "request_duration_seconds_bucket",
+        "time_to_first_token_seconds_bucket",
+    ]
+    assert all(f'# {{trace_id="{"a" * 32}"}}' in line for line in shown)
+    assert b"trace_id" not in await desk.metrics.page()
 
 
 def test_a6_a_stranger_s_request_has_no_tier_and_no_model() -> None:

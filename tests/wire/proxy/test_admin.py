@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.admin.client import AdminClient, NotReachableError
@@ -87,6 +88,26 @@ async def test_the_metrics_page_tells_what_happened(house: House) -> None:
     for phase in ("identify", "admit", "forward", "settle", "record"):
         assert found["overhead_seconds_count", phase] >= 1
     assert len(page.body.splitlines()) < 2000
+
+
+async def test_prometheus_gets_the_page_as_openmetrics_with_the_traces_that_were_sampled(house: House) -> None:
+    traceparent = f"00-{'c' * 32}-{'d' * 16}-01"
+    await (await house.ask(await house.key(), headers={"traceparent": traceparent})).answer()
+    await house.line()
+    wire = await house.connect(admin=True)
+    # Prometheus 2.42's own words.
+    accept = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,*/*;q=0.1"
+    await wire.send(request(None, method="GET", path="/metrics", headers={"accept": accept}))
+    page = await wire.answer()
+    assert page.headers["content-type"] == "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    text = page.body.decode()
+    assert text.endswith("# EOF\n")
+    families = {family.name: family for family in openmetrics.text_string_to_metric_families(text)}
+    samples = families["tollhouse_proxy_request_duration_seconds"].samples
+    traces = [sample.exemplar.labels["trace_id"] for sample in samples if sample.exemplar]
+    assert traces == ["c" * 32]
+    plain = await got(house, "/metrics")
+    assert (plain.headers["content-type"].partition(";")[0], b"trace_id" in plain.body) == ("text/plain", False)
 
 
 async def test_a_sidecar_s_metrics_are_passed_on(house: House) -> None:
