@@ -16,8 +16,8 @@ FEWEST_TESTS = 1700
 # Files and functions: the driver of Postgres looks for a password file and certificates once for each connection, and
 # migrations run on a loop of their own, on which nobody waits.
 MAY_BLOCK = (("asyncpg/connect_utils.py", "_parse_connect_arguments"), ("proxy/store/migrate.py", "_upgrade"))
-# They have an environment of their own: `tollhouse test clients`.
-collect_ignore = ["clients"]
+# Targets of their own: `tollhouse test clients` and `tollhouse test images`.
+collect_ignore = ["clients", "images"]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -17,6 +17,8 @@ from proxy.cli.invocation import Invocation, pass_invocation
 
 MARK: Final = 'name = "tollhouse"'
 STDERR: Final = 2
+IMAGES: Final = "images"
+IMAGE_TESTS: Final = "tests/images"
 DEVELOPER_INSTALL: Final = "pip install -e '.[sidecar,dev]'"
 
 
@@ -76,6 +78,10 @@ def test(invocation: Invocation, arguments: tuple[str, ...]) -> int:
     After `clients`: other people's clients against a running Tollhouse, in an environment of their own.
 
     tollhouse test clients -k langchain
+
+    After `images`: both images are built, and a chat runs through their containers; as root, in some ten minutes.
+
+    tollhouse test images --storage FOLDER
     """
     if not _is_checkout(Path.cwd()):
         raise CommandError("This folder is not a checkout of Tollhouse.", hint="Run it where its pyproject.toml lies.")
@@ -95,6 +101,8 @@ def test(invocation: Invocation, arguments: tuple[str, ...]) -> int:
 def _stages(invocation: Invocation, arguments: tuple[str, ...]) -> tuple[Stage, ...]:
     if not arguments:
         return STAGES
+    if arguments[0] == IMAGES:
+        return (Stage(IMAGES, (IMAGE_TESTS, "-c", f"{IMAGE_TESTS}/pytest.ini", *arguments[1:]), module="pytest"),)
     if arguments[0] != clients.TARGET:
         return (Stage("tests", arguments, module="pytest"),)
     python = clients.prepare(Path.cwd(), invocation.screen)

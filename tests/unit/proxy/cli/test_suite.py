@@ -59,6 +59,12 @@ def test_arguments_go_to_pytest_and_to_it_alone(capfd: pytest.CaptureFixture[str
     assert "tests: pytest" in err
 
 
+def test_images_are_built_by_tests_of_their_own(capfd: pytest.CaptureFixture[str]) -> None:
+    assert root.run(["test", "images", "--storage", "x"]) == 0
+    asked = ["tests/images", "-c", "tests/images/pytest.ini", "--storage", "x"]
+    assert str(asked) in capfd.readouterr().out
+
+
 def test_clients_are_run_with_their_own_interpreter(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
