@@ -12,6 +12,13 @@ import pytest
 from tests.e2e.conftest import House
 
 WATCHDOG_S = 0.6
+# No memory that can be written becomes code, from here on (PR_SET_MDWE of linux/prctl.h; older kernels than 6.3 do not
+# know it, and refuse).
+DENIED = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(65, 1, 0, 0, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 class Manager:
@@ -64,7 +71,10 @@ def test_systemd_is_told_by_both_processes_that_they_are_ready_alive_and_ending(
     assert sidecar.stop() == 0
     assert manager.hear_until("STOPPING=1")
 
-    proxy = house.start_proxy()
+    # As the unit has it: MemoryDenyWriteExecute=yes.
+    (house.folder / "denied.py").write_text(DENIED)
+    house.proxy = proxy = house.start("python", "denied.py", str(house.programs / "tollhouse"), "serve")
+    house.port = proxy.wait_for("ready")["port"]
     assert manager.hear_until("READY=1")[-1] == f"READY=1\nSTATUS=Serving 127.0.0.1:{house.port}."
     for _ in range(3):
         assert manager.hear() == "WATCHDOG=1"
