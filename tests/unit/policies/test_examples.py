@@ -1,7 +1,6 @@
 """The policies of the cookbook: each is valid, and answers what docs/policies.md says it does."""
 
 import asyncio
-import dataclasses
 import re
 from collections.abc import AsyncIterator, Callable
 from typing import Final
@@ -68,7 +67,7 @@ async def company(desk: Desk) -> Rows:
     more = Overrides(monthly_tokens=200_000_000)
     yield (
         "the same, in a department with 200,000,000 of its own",
-        await desk.ask(dataclasses.replace(new, account_limits=more)),
+        await desk.ask(replace(new, account_limits=more)),
     )
     yield "a key of another department", await desk.ask(desk.key("employee", account="hr"))
 
