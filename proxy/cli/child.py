@@ -20,7 +20,7 @@ _UNSAID: Final = frozenset({"time", "level", "event", "pid", "boot_id", "logger"
 
 class Child:
     """Mutable: `_process`, `_offset` (how much of the log is read), `_rest` (its last, unfinished line), `_events`
-    (the first line of each event), `_last` (the newest lines); `_reading` guards the last four.
+    (the first and the newest line of each event), `_last` (the newest lines); `_reading` guards the last four.
     """
 
     def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
@@ -31,7 +31,7 @@ class Child:
         self._reading = asyncio.Lock()
         self._offset = 0
         self._rest = b""
-        self._events: dict[str, dict[str, Any]] = {}
+        self._events: dict[str, list[dict[str, Any]]] = {}
         self._last: deque[str] = deque(maxlen=LAST_LINES)
 
     async def start(self) -> None:
@@ -87,7 +87,11 @@ class Child:
 
     def said(self, name: str) -> dict[str, Any]:
         """The first log line of an event that was read; empty if there was none."""
-        return self._events.get(name, {})
+        return self._events.get(name, [{}])[0]
+
+    def says(self, name: str) -> dict[str, Any]:
+        """The newest log line of an event that was read; empty if there was none."""
+        return self._events.get(name, [{}])[-1]
 
     async def catch_up(self, echo: Callable[[str], None] | None = None) -> None:
         """Read what the log has grown by."""
@@ -110,7 +114,7 @@ class Child:
         self._last.append(line)
         said = _parsed(line)
         if isinstance(event := said.get("event"), str):
-            self._events.setdefault(event, said)
+            self._events.setdefault(event, [said])[1:] = [said]
 
     async def last_words(self) -> str:
         """The end of its log, for people."""

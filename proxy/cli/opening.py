@@ -1,17 +1,15 @@
 """From the first process of `tollhouse up` to the first answer: wait for readiness, see that there is a key, say so."""
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Final
-
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from proxy.admin.client import AdminClient, NotReachableError
 from proxy.admin.records import CreatedKey, NewAccount, NewKey, ServerState
 from proxy.cli import welcome
 from proxy.cli.child import Child
 from proxy.cli.exits import CommandError
+from proxy.cli.loadbar import LOADING, STARTING, LoadBar
 from proxy.cli.screen import Screen
 from proxy.cli.sidecar_command import SidecarConfig
 from proxy.clock import Clock
@@ -23,8 +21,6 @@ POLL_S: Final = 0.1
 LONGEST_S: Final = 1800.0
 # Until then servers find each other; a reason other than loading that lasts longer is worth a word.
 USUAL_S: Final = 20.0
-STARTING: Final = "starting"
-LOADING: Final = "loading"
 FIRST_ACCOUNT: Final = "default"
 FIRST_KEY: Final = "first"
 
@@ -42,7 +38,11 @@ class Opening:
     async def open_up(self, sidecar: Child) -> None:
         """Wait until a request can be answered, then tell how to make one. Raises CommandError, NotReachableError."""
         began = self._clock.monotonic()
-        with _spinner(self._screen, self._sidecar.model.id) as tell:
+        with LoadBar(self._screen, self._sidecar.model.id) as bar:
+
+            def tell(reason: str) -> None:
+                bar.show(reason, str(sidecar.says("load_phase").get("stage", "")))
+
             state = await wait_ready(self._state, self._clock, tell, self._screen.warn)
         took_s = self._clock.monotonic() - began
         base_url = f"{url(state.host, state.port, tls=state.tls)}/v1"
@@ -102,16 +102,6 @@ async def wait_ready(
             warned = reason
             warn(f"not ready after {waited_s:.0f} s; the model server is {reason}. run/sidecar.log tells more.")
         await asyncio.sleep(POLL_S)
-
-
-@contextlib.contextmanager
-def _spinner(screen: Screen, model: str) -> Iterator[Callable[[str], None]]:
-    """Something that moves while the model loads, on a terminal only. Gives what changes its words."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    disable = screen.quiet or not screen.err.is_terminal
-    with Progress(*columns, console=screen.err, transient=True, disable=disable) as progress:
-        task = progress.add_task(f" {model}: {STARTING}", total=None)
-        yield lambda reason: progress.update(task, description=f" {model}: {reason}")
 
 
 def described(ready: dict[str, object], socket: str) -> str:

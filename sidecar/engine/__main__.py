@@ -81,8 +81,12 @@ def _serve(config: EngineConfig, channel: Channel, log: JsonLog) -> int:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     slots = SlotWriter(Path(config.slots_path))
+
+    def phase_begins(phase: str) -> None:
+        log.info("load_phase", stage=phase)
+
     try:
-        engine = assembly.encoder(config) if config.embeds else assembly.generator(config)
+        engine = assembly.encoder(config) if config.embeds else assembly.generator(config, phase_begins)
     except assembly.UNUSABLE as exc:
         channel.send(Failed(str(exc)))
         return 1

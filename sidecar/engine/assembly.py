@@ -1,5 +1,6 @@
 """Puts an engine together: what runs a step, what decides it, what the front is told. One for each kind of model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,10 +32,10 @@ class Engine:
     fused: bool = False
 
 
-def generator(config: EngineConfig) -> Engine:
-    """Raises one of UNUSABLE."""
+def generator(config: EngineConfig, begins: Callable[[str], None] = lambda _: None) -> Engine:
+    """`begins` is told of each phase of the load. Raises one of UNUSABLE."""
     try:
-        return _generator(config)
+        return _generator(config, begins)
     except torch.OutOfMemoryError as exc:
         raise loader.ModelUnusableError(
             f"{config.model_path}: the GPU's memory does not hold this model and its KV cache: set engine.kv_tokens, "
@@ -42,8 +43,8 @@ def generator(config: EngineConfig) -> Engine:
         ) from exc
 
 
-def _generator(config: EngineConfig) -> Engine:
-    loaded = loader.load(config)
+def _generator(config: EngineConfig, begins: Callable[[str], None]) -> Engine:
+    loaded = loader.load(config, begins)
     kept = prefix_tokens(config, loaded.capacity_tokens)
     prefixes = loaded.runner.keep_prefixes(kept)
     scheduler = Scheduler(

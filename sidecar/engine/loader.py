@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,9 +53,17 @@ class Loaded:
     seconds: dict[str, float]
 
 
-def load(config: EngineConfig) -> Loaded:
-    """Raises ModelUnusableError."""
-    seconds: dict[str, float] = {}
+class Phases(dict[str, float]):
+    """How long each phase of a load took, in seconds. `begins` is told the name of each as it begins."""
+
+    def __init__(self, begins: Callable[[str], None]) -> None:
+        super().__init__()
+        self.begins = begins
+
+
+def load(config: EngineConfig, begins: Callable[[str], None] = lambda _: None) -> Loaded:
+    """`begins` is told of each phase: read, reference, parity, pack, warm. Raises ModelUnusableError."""
+    seconds = Phases(begins)
     folder = Path(config.model_path)
     if config.device != "cpu" and not torch.cuda.is_available():
         raise ModelUnusableError(
@@ -90,7 +98,7 @@ def load(config: EngineConfig) -> Loaded:
         weights_bytes=weights_bytes,
         fingerprint=fingerprint(folder, plan.precision, tier.name),
         parity=worst,
-        seconds=seconds,
+        seconds=dict(seconds),
     )
 
 
@@ -100,7 +108,7 @@ class _Source:
     `seconds` is told how long reading took.
     """
 
-    def __init__(self, config: EngineConfig, plan: precision.Plan, seconds: dict[str, float]) -> None:
+    def __init__(self, config: EngineConfig, plan: precision.Plan, seconds: Phases) -> None:
         self.config = config
         self.plan = plan
         self.seconds = seconds
@@ -169,9 +177,7 @@ def _unpacked(tier: tiers.Tier, plan: precision.Plan) -> tuple[str, ...]:
     return (f"{share:.0%} of the weights are {plan.pack}, the others are not in linear layers and stay fp32",)
 
 
-def _pack(
-    tier: tiers.Tier, plan: precision.Plan, wanted: list[parity.Reference], seconds: dict[str, float]
-) -> tuple[int, float]:
+def _pack(tier: tiers.Tier, plan: precision.Plan, wanted: list[parity.Reference], seconds: Phases) -> tuple[int, float]:
     """Pack a proven tier's weights and prove it again; gives their bytes, and the largest difference of all.
 
     Fewer bits differ by more than a tolerance could say; their arithmetic is what the tests compare. Raises
@@ -231,8 +237,9 @@ def _context(config: EngineConfig, text_config: PreTrainedConfig) -> int:
 
 
 @contextmanager
-def _timed(into: dict[str, float], name: str) -> Iterator[None]:
+def _timed(into: Phases, name: str) -> Iterator[None]:
     """Note how long a block took, in seconds."""
+    into.begins(name)
     started = time.perf_counter()
     try:
         yield

@@ -22,7 +22,8 @@ async def test_its_events_are_read_from_its_log(tmp_path: Path) -> None:
     assert await child.ended() == 0
     await child.catch_up()
     assert child.said("ready") == {"event": "ready", "port": 1}
-    assert child.said("other") == {}
+    assert child.says("ready") == {"event": "ready", "port": 2}
+    assert child.said("other") == child.says("other") == {}
 
 
 async def test_its_end_and_last_words_are_told(tmp_path: Path) -> None:

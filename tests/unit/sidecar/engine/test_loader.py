@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.models.llama import modeling_llama
 
+from proxy.cli.loadbar import PHASES
 from sidecar.engine import loader, parity
 from sidecar.engine.config import EngineConfig
 from sidecar.engine.loader import ModelUnusableError, fingerprint
@@ -49,6 +50,13 @@ def test_answers_are_those_of_generate(tiny_model: PreTrainedModel, engine_confi
     for budget in (7, 16, 200):
         assert Bench(loaded, budget=budget).answers(PROMPTS) == wanted
     assert [Bench(loaded).answers([prompt])[0] for prompt in PROMPTS] == wanted
+
+
+def test_each_phase_of_a_load_is_told_as_it_begins(engine_config: Callable[..., EngineConfig]) -> None:
+    begun: list[str] = []
+    loaded = loader.load(engine_config(), begun.append)
+    assert begun == ["read", "reference", "parity", "pack", "warm"]
+    assert set(begun) == set(loaded.seconds) == set(PHASES)
 
 
 def test_guesses_are_kept_where_they_are_right_and_never_change_an_answer(
