@@ -47,7 +47,7 @@ limits: {max_connections_per_address: 4096}
 def entry(number: int) -> Entry:
     key = f"key{number % KEYS:07}"
     return Entry(
-        request_id=f"req_{number:032x}",
+        request_id=f"req_{number:024x}",
         key_id=key,
         account_id="acct_0123456789",
         tier="pro",
@@ -70,7 +70,7 @@ def entry(number: int) -> Entry:
 
 def settled(number: int) -> Settled:
     return Settled(
-        request_id=f"req_{number:032x}",
+        request_id=f"req_{number:024x}",
         prompt_tokens=90,
         completion_tokens=200,
         cached_tokens=0,
