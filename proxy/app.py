@@ -33,7 +33,7 @@ from proxy.body import reading
 from proxy.clock import Clock, SystemClock
 from proxy.connections import Places
 from proxy.console import files
-from proxy.console.front import Console
+from proxy.console.front import Console, is_on
 from proxy.disk import Disk
 from proxy.door import Door
 from proxy.edge import DIRECT
@@ -238,8 +238,7 @@ def _tell_ready(ground: Ground, place: Place) -> None:
 
 async def _console(house: House, ground: Ground, stack: contextlib.AsyncExitStack) -> Console | None:
     """The console, where there is to be one, and the samples that it draws."""
-    admin = ground.settings.admin
-    if not (sockets.is_loopback(admin.host) if admin.console is None else admin.console):
+    if not is_on(ground.settings.admin):
         return None
     await stack.enter_async_context(_beside(house.samples.run(), "samples"))
     return console(house, ground, await asyncio.to_thread(files.load))

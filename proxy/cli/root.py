@@ -29,6 +29,7 @@ REMEDIES: Final = {
 COMMANDS: Final = {
     "up": ("up", "Start everything here: model, sidecar, proxy. Makes what is missing."),
     "serve": ("serve", "Run the proxy alone."),
+    "console": ("console", "Make a key for the console in a browser, and show its address."),
     "keys": ("keys", "Create, list, change, rotate and revoke API keys."),
     "accounts": ("accounts", "Create, list and change the accounts that keys belong to."),
     "sign": ("sign", "Sign a request with a key that signs, for curl and others."),

@@ -27,6 +27,8 @@ from proxy.edge import common_headers
 from proxy.policy.load import listing
 from proxy.policy.schema import Policy
 from proxy.scopes import ADMIN_READ
+from proxy.settings import Admin
+from proxy.sockets import is_loopback
 from sidecar.wire.errors import ApiError, bad_request
 
 DATA: Final = f"{BASE}data/"
@@ -39,6 +41,11 @@ PASSED_ON: Final = {
 }
 ENTRANCES: Final = frozenset({"/", BASE.rstrip("/")})
 LOOKS: Final = ("GET", "HEAD")
+
+
+def is_on(admin: Admin) -> bool:
+    """Whether there is a console, by the settings."""
+    return is_loopback(admin.host) if admin.console is None else admin.console
 
 
 class PolicyText(msgspec.Struct, frozen=True):

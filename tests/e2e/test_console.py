@@ -244,6 +244,20 @@ async def test_live_shows_a_request_while_it_runs(page: Page, house: Any) -> Non
     await page.until("document.querySelectorAll('tr.running').length === 0")
 
 
+async def test_the_command_s_address_is_all_that_is_needed(house: Any, tmp_path: Path) -> None:
+    address = house.command("console", "--read-only")["url"]
+    async with browser(tmp_path / "profile") as page:
+        await page.do("Page.navigate", url=address)
+        await page.text("Overview", "ready")
+        assert await page.js("location.href") == url(house)
+        await shown(page, "keys")
+        await page.click("#create-account")
+        await page.type("#account-name", "no")
+        await page.press("Make the account", within="dialog")
+        await page.text("insufficient_scope", within="dialog")
+        assert await page.violations() == []
+
+
 async def test_a7_a_wrong_key_gets_no_further(house: Any, tmp_path: Path) -> None:
     async with browser(tmp_path / "profile") as page:
         await page.open(url(house))

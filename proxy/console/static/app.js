@@ -43,9 +43,10 @@ class SignIn extends Component {
         <button class="primary" disabled=${busy || !key.trim()}>${busy ? "Signing in…" : "Sign in"}</button>
         <details>
           <summary>How to make one</summary>
-          <p>On the server, give a key the scope <code>admin</code>, and the scopes that keys made here are to have:</p>
-          <pre>tollhouse keys create --account NAME --tier TIER --name console --expires 30d --scope admin --scope chat --scope models</pre>
-          <p>A key with <code>--scope admin:read</code> alone may look and change nothing.</p>
+          <p>On the server:</p>
+          <pre>tollhouse console</pre>
+          <p>It makes a key that is good for twelve hours and shows this address with the key in it.
+            With <code>--read-only</code> the key may look and change nothing.</p>
         </details>
       </form>
     </main>`;
@@ -62,7 +63,9 @@ class App extends Component {
   }
 
   async componentDidMount() {
+    this.takeKey();
     addEventListener("hashchange", () => {
+      if (location.hash.startsWith("#key=")) location.reload();
       this.setState({ page: this.page() }, () => {
         this.main.current?.focus({ preventScroll: true });
         scrollTo(0, 0);
@@ -80,6 +83,14 @@ class App extends Component {
       this.setState({ server: null, error: error.status === 401 ? null : error });
     }
     setInterval(() => this.look(), STATE_EVERY_MS);
+  }
+
+  // What stands behind the # was never sent anywhere; it is not to stay in the address either.
+  takeKey() {
+    const given = /^#key=([\w-]+)$/.exec(location.hash);
+    if (given === null) return;
+    session.key = given[1];
+    history.replaceState(null, "", location.pathname);
   }
 
   async needsNoKey() {

@@ -111,6 +111,6 @@ function Row({ one, now }) {
     <td class="num">${number(one.completion_tokens)}</td>
     <td class="num">${one.ttft_ms == null ? none : seconds(one.ttft_ms / 1000)}</td>
     <td class="num">${seconds(one.ended ? one.duration_ms / 1000 : Math.max(0, Math.round(now - one.began)))}</td>
-    <td><code class="dim" title=${one.id}>${one.id.slice(4, 12)}…</code></td>
+    <td><code class="dim" title=${one.id}>…${one.id.slice(-8)}</code></td>
   </tr>`;
 }

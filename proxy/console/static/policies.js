@@ -156,7 +156,7 @@ class Simulate extends Component {
 function Report({ report, keys }) {
   const names = new Map(keys.map((key) => [key.key_id, `${key.account} / ${key.name}`]));
   const refused = report.by_key.filter((one) => one.refused || one.shadow);
-  return html`<p role="status"><b>${counted(report.requests, "request")}</b>: ${number(report.let_in)} let in,
+  return html`<p role="status"><b>${counted(report.requests, "request")}</b>: ${number(report.let_in)} let in,${" "}
       <span class=${`chip ${report.refused ? "bad" : "good"}`}>${number(report.refused)} refused</span></p>
     ${report.remarks.map((remark) => html`<p class="hint" key=${remark}>${remark}</p>`)}
     ${report.requests === 0 && html`<${Empty} title="No requests in this time.">Take more days, or all keys.<//>`}

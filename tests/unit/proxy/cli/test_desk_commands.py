@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import json
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ from proxy.admin.records import (
     Usage,
     UsageRow,
 )
-from proxy.cli import accounts, audit, keys, ledger, root, state, usage
+from proxy.cli import accounts, audit, console, keys, ledger, root, state, usage
 from proxy.policy.schema import Overrides
+from proxy.scopes import EVERY
 from sidecar.wire.errors import ApiError
 
 MADE = dt.datetime(2026, 11, 25, 10, 11, tzinfo=dt.UTC)
@@ -156,7 +158,7 @@ def desk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeDesk:
 
         return asyncio.run(done())
 
-    for module in (keys, accounts, usage, audit, ledger, state):
+    for module in (console, keys, accounts, usage, audit, ledger, state):
         monkeypatch.setattr(module, "at_the_desk", at_the_desk)
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf/proxy.yaml").write_text("upstreams: [{name: local, socket: run/s.sock}]\n")
@@ -363,3 +365,35 @@ def test_the_state_says_whether_the_server_is_ready(desk: FakeDesk, capsys: pyte
     out = capsys.readouterr().out
     assert "ready\tno: loading\n" in out
     assert "policy problem\tdefault.yaml:3:1: no\n" in out
+
+
+def test_the_console_s_address_has_a_key_in_it(
+    desk: FakeDesk, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "policies").mkdir()
+    shutil.copy(Path(__file__).parents[4] / "policies/default.yaml", tmp_path / "policies")
+    assert root.run(["console", "--expires", "30m"]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"http://127.0.0.1:8001/console/#key={SECRET}\n"
+    assert "show it to nobody" in said.err
+    (wanted,) = desk.asked
+    assert isinstance(wanted, NewKey)
+    assert (wanted.account, wanted.tier, wanted.scopes) == ("console", "free", list(EVERY))
+    assert wanted.expires is not None
+    assert dt.timedelta() < wanted.expires - dt.datetime.now(dt.UTC) <= dt.timedelta(minutes=30)
+    assert root.run(["--json", "console", "--read-only"]) == 0
+    assert json.loads(capsys.readouterr().out)["secret"] == SECRET
+    looks = desk.asked[-1]
+    assert isinstance(looks, NewKey)
+    assert looks.scopes == ["admin:read"]
+
+
+def test_where_the_console_is_off_that_is_said(
+    desk: FakeDesk, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "conf/proxy.yaml").write_text(
+        "upstreams: [{name: local, socket: run/s.sock}]\nadmin: {host: 192.0.2.1}\n"
+    )
+    assert root.run(["console"]) == 1
+    assert "admin.console: true" in capsys.readouterr().err
+    assert desk.asked == []

@@ -47,7 +47,7 @@ LINES: Final[dict[str, list[str]]] = {
     "doctor": ["--only", "ledger"],
     "completion": ["bash"],
 }
-ELSEWHERE: Final = {"up", "serve", "state", "model fetch", "model list", "test"}
+ELSEWHERE: Final = {"console", "up", "serve", "state", "model fetch", "model list", "test"}
 # They need no configuration of a house.
 HOMELESS: Final = {"sign", "policy schema", "policy diff", "completion", "test"}
 # They look at what is there, and do not ask a server.
