@@ -21,6 +21,7 @@ from sidecar.engine.config import EngineConfig
 from sidecar.jsonlog import JsonLog
 from sidecar.metrics import Metrics
 from sidecar.notify import Notifier
+from sidecar.settings import Metrics as MetricsSettings
 from sidecar.settings import Model, Sidecar, Timeouts
 from sidecar.supervisor import Supervisor
 from sidecar.tokenizer.model_tokenizer import TokenizerUnusableError
@@ -266,3 +267,11 @@ def test_the_engine_is_told_the_settings_and_where_its_slots_are(tmp_path: Path)
         "speculation": 4,
         "embeds": False,
     }
+
+
+def test_the_load_is_published_by_vllms_names_where_the_settings_say_so(tmp_path: Path) -> None:
+    for compat, wanted in (((), False), (("vllm",), True)):
+        settings = Sidecar(model=Model(id="m", source="m"), metrics=MetricsSettings(compat=compat))
+        house = app.build(settings, tmp_path, JsonLog(io.StringIO()))
+        page = house.rooms[0].front.metrics.render()
+        assert (b'vllm:num_requests_waiting{model_name="m"} 0.0' in page) is wanted
