@@ -70,6 +70,10 @@ _@NAME@() {
             (@COMMANDS@) at=${at:+$at }$word ;;
         esac
     done
+    if [[ -z $skip && $current == --*=* ]]; then
+        skip=$current before=${current%%=*}
+        compset -P '*='
+    fi
     if [[ -n $skip ]]; then
         case "$at $before" in
 @VALUES@

@@ -22,6 +22,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 # zsh's own functions want a terminal; these say what they are handed.
 ZSH: Final = """
 compdef() { : }
+compset() { : }
 _files() { print "<files>" }
 _describe() { print -rl -- "${(@P)2}" }
 source "$1"; shift
@@ -110,13 +111,18 @@ def test_nothing_is_offered_where_nobody_can_guess(complete: Complete, tmp_path:
     assert complete("keys", "create", "--account", "") == []
 
 
-@pytest.mark.skipif(SHELLS["bash"] is None, reason="bash is not installed")
-def test_bash_completes_behind_an_equals_sign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = script("bash", tmp_path, capsys)
-    words = ["tollhouse", "doctor", "--only", "=", "led"]
-    start = [str(SHELLS["bash"]), *STARTS["bash"]]
-    done = subprocess.run([*start, path, *words], check=True, capture_output=True, text=True)
-    assert done.stdout == "ledger\n"
+@pytest.mark.parametrize(
+    ("shell", "words"), [("bash", ["--only", "=", "led"]), ("zsh", ["--only=led"]), ("fish", ["--only=led"])]
+)
+def test_values_are_offered_behind_an_equals_sign(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shell: str, words: list[str]
+) -> None:
+    program = SHELLS[shell]
+    if program is None:
+        pytest.skip(f"{shell} is not installed")
+    start = [program, *STARTS[shell], script(shell, tmp_path, capsys), "tollhouse", "doctor"]
+    done = subprocess.run([*start, *words], check=True, capture_output=True, text=True)
+    assert "ledger" in done.stdout
 
 
 def test_an_unknown_shell_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
