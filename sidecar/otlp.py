@@ -5,6 +5,7 @@ endpoint, headers, timeouts, batches and sampler are the standard `OTEL_*` varia
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,9 @@ from sidecar.jsonlog import JsonLog
 from sidecar.spans import Kind, Span
 
 CLOSE_S: Final = 3.0
+# Python's lock is held while a batch is written, 45 µs a span: no stream should wait for one of OpenTelemetry's 512.
+BATCH: Final = 64
+_SIZES: Final = ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_BSP_MAX_QUEUE_SIZE")
 TOLD_EVERY_S: Final = 60.0
 _KINDS: Final = {Kind.SERVER: SpanKind.SERVER, Kind.CLIENT: SpanKind.CLIENT, Kind.INTERNAL: SpanKind.INTERNAL}
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
@@ -77,7 +81,7 @@ class OtlpTracer:
     """A `spans.Tracer`."""
 
     def __init__(self, service: str, release: str, log: JsonLog, clock: Callable[[], float] = time.monotonic) -> None:
-        """Reads the environment."""
+        """Reads the environment. Raises ValueError for a size or a time that can be none."""
         # What it has to say of each failure of its own is said once a minute here.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         named = Resource({"service.namespace": "tollhouse", "service.name": service, "service.version": release})
@@ -85,7 +89,8 @@ class OtlpTracer:
         self._sampler = TracerProvider(resource=self._resource, shutdown_on_exit=False).sampler
         self._scope = InstrumentationScope("tollhouse", release)
         self._exporter = Watched(OTLPSpanExporter(), log, clock)
-        self._processor = BatchSpanProcessor(self._exporter)
+        own = None if any(os.environ.get(name) for name in _SIZES) else BATCH
+        self._processor = BatchSpanProcessor(self._exporter, max_export_batch_size=own)
 
     def samples(self, trace_id: str, parent_id: str, *, parent_sampled: bool) -> bool:
         context = None

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
+from importlib import import_module
 from importlib.metadata import version
 from typing import Final
 
@@ -13,26 +14,39 @@ from sidecar.yamlfile import ConfigInvalidError, Problem
 ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 PROTOCOL: Final = "http/protobuf"
+SENDER: Final = "sidecar.otlp"
 INSTALL: Final = "pip install 'tollhouse[otel]'"
 
 
-def open_tracer(environ: Mapping[str, str], service: str, log: JsonLog) -> Tracer | None:
-    """None where nothing is to be sent. Reads files: call it in a thread.
+def wanted(environ: Mapping[str, str]) -> bool:
+    """Whether spans are to be sent. Reads files: call it at start, or in a thread.
 
-    Raises ConfigInvalidError if it cannot be done as the environment has it.
+    Raises ConfigInvalidError if they cannot be, as the environment has it.
     """
     endpoint = _first(environ, ENDPOINTS)
     if endpoint is None or _off(environ):
-        return None
+        return False
     protocol = _first(environ, PROTOCOLS)
     if protocol is not None and environ[protocol] != PROTOCOL:
         raise _problem(protocol, f"only {PROTOCOL} is spoken here, port 4318 of most collectors")
     try:
-        from sidecar.otlp import OtlpTracer  # noqa: PLC0415 - the extra may not be there
+        import_module(SENDER)
     except ImportError as exc:
         raise _problem(endpoint, f"it is set, but what sends traces is not installed; run: {INSTALL}") from exc
+    return True
+
+
+def open_tracer(environ: Mapping[str, str], service: str, log: JsonLog) -> Tracer | None:
+    """None where nothing is to be sent. Raises as `wanted` does."""
+    if not wanted(environ):
+        return None
+    from sidecar.otlp import OtlpTracer  # noqa: PLC0415 - the extra may not be there
+
     log.info("tracing", hint="Spans of sampled requests are sent to a collector. None holds a prompt or an answer.")
-    return OtlpTracer(service, version("tollhouse"), log)
+    try:
+        return OtlpTracer(service, version("tollhouse"), log)
+    except ValueError as exc:
+        raise _problem("OTEL_*", str(exc)) from exc
 
 
 @contextlib.asynccontextmanager

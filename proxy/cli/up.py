@@ -26,6 +26,7 @@ from proxy.clock import SystemClock
 from proxy.policy.load import load_policy
 from proxy.policy.schema import Policy
 from proxy.settings import Proxy
+from sidecar import telemetry
 
 FIRST_TIER: Final = "unlimited"
 
@@ -87,6 +88,7 @@ def _configuration(invocation: Invocation, sidecar_config: Path) -> tuple[Proxy,
     }
     written = groundwork.write_missing(defaults)
     settings = invocation.settings()
+    telemetry.wanted(os.environ)
     policies = Path(settings.policies)
     written += groundwork.write_missing(groundwork.missing_policies(policies))
     sidecar = sidecar_command.load_sidecar_config(sidecar_config, os.environ)

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PINS = ROOT / "conf/requirements"
-LOCKS = ["base.txt", "sidecar.txt", "dev.txt", "build.txt"]
+LOCKS = ["base.txt", "sidecar.txt", "otel.txt", "dev.txt", "build.txt"]
 
 # Stands for every Python: it writes down what it is asked for, and makes what the real one would. A pip that is to
 # install torch can be held between two named pipes, or fail.
@@ -295,6 +295,7 @@ def test_f16_a_lock_pins_every_package_with_its_hashes_and_nothing_of_cuda(lock:
     [
         ("base.txt", ["postgres", "valkey"]),
         ("sidecar.txt", ["sidecar"]),
+        ("otel.txt", ["otel"]),
         ("dev.txt", ["sidecar", "postgres", "valkey", "otel", "dev"]),
     ],
 )
@@ -321,13 +322,14 @@ def test_f16_the_lock_of_the_clients_for_node_names_no_registry() -> None:
 
 
 def test_the_locks_agree_on_every_version() -> None:
-    base, sidecar, dev, build = (
+    base, sidecar, otel, dev, build = (
         {name: [version(each) for each in found] for name, found in pinned(lock).items()} for lock in LOCKS
     )
     # The proxy's image has the drivers of its servers, and what they need on old Pythons.
     assert set(base) - {"asyncpg", "valkey", "async-timeout"} < set(sidecar) < set(dev)
     assert base.items() <= dev.items()
     assert sidecar.items() <= dev.items()
+    assert otel.items() <= dev.items()
     assert build["setuptools"] == dev["setuptools"]
 
 

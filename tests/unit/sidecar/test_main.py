@@ -1,6 +1,7 @@
 """The `tollhouse-sidecar` command: what it writes where, and its exit codes."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,19 @@ def test_a_variable_takes_the_place_of_a_setting(tmp_path: Path, monkeypatch: py
     assert run(["fetch"]) == 1
     monkeypatch.setenv("TOLLHOUSE_SIDECAR__MODEL__SUORCE", "x")
     assert run(["fetch"]) == 3
+
+
+def test_traces_that_cannot_be_sent_are_a_wrong_configuration(
+    cached: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "sidecar.otlp", None)
+    # It sets this for good.
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("sidecar.__main__._keep_secrets", lambda: None)
+    monkeypatch.setattr("sidecar.__main__.capture_stdlib", lambda _: None)
+    assert run(["serve"]) == 3
+    assert "run: pip install 'tollhouse[otel]'" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("failing_pip")

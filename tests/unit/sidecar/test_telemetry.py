@@ -1,6 +1,7 @@
 """When spans are sent, and what becomes of them where that fails. What they hold is tested where they are made."""
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,3 +58,11 @@ def test_each_attribute_is_named_as_documented() -> None:
     documented = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `") and line.count("|") == 4}
     named = {value for name, value in vars(spans).items() if name.isupper() and isinstance(value, str) and "." in value}
     assert named == {name for name in documented if "." in name}
+
+
+def test_a_size_that_can_be_none_is_a_wrong_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("opentelemetry.sdk", reason="the extra `otel` is not installed")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", ENDPOINT["OTEL_EXPORTER_OTLP_ENDPOINT"])
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "0")
+    with pytest.raises(ConfigInvalidError, match=r"OTEL_\*: "):
+        telemetry.open_tracer(os.environ, "x", log())

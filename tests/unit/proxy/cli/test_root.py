@@ -1,6 +1,7 @@
 """The boundary of the command line: what is raised becomes words, an exit code, and a document for programs."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +99,17 @@ def test_a_missing_configuration_says_who_writes_one(
     assert root.run(["policy", "check"]) == 3
     assert "conf/proxy.yaml: there is no such file\n" in (said := capsys.readouterr().err)
     assert "`tollhouse up` writes a first configuration" in said
+
+
+def test_up_says_first_that_traces_cannot_be_sent(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "sidecar.otlp", None)
+    assert root.run(["up"]) == 3
+    assert "run: pip install 'tollhouse[otel]'" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
 
 
 def test_every_command_of_the_table_is_there_and_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
