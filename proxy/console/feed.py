@@ -25,6 +25,8 @@ MOST_RECENT: Final = 100
 # What happens within this time is one event.
 TOGETHER_S: Final = 0.2
 PING_S: Final = 15.0
+# Then a viewer comes anew, and shows its key: one that was revoked watches no longer.
+LIFE_S: Final = 60.0
 
 
 class Seen(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -162,13 +164,13 @@ class Feed:
             viewer.wake()
 
     async def show(self, request: web.BaseRequest, headers: dict[str, str], write_s: float) -> web.StreamResponse:
-        """Tell a browser of the requests until it leaves. Raises ApiError 503."""
+        """Tell a browser of the requests until it leaves, or is to come anew. Raises ApiError 503."""
         with self.viewer() as viewer:
             response = EventSourceResponse(headers=headers, send_timeout=write_s, ping_interval=PING_S)
             await response.prepare(request)
             # A browser that left, or that does not read, is not told that it did.
             with contextlib.suppress(ConnectionError, TimeoutError):
-                async with response:
+                async with response, asyncio.timeout(LIFE_S):
                     news = News(self.whole(), whole=True)
                     while not self._closed:
                         await response.send(msgspec.json.encode(news).decode())

@@ -33,11 +33,14 @@ export class Live extends Component {
 
   async follow() {
     while (!this.stop.signal.aborted) {
+      const began = Date.now();
       try {
         const response = await send("GET", "/console/data/live", { signal: this.stop.signal });
         if (!response.ok) throw await errorOf(response);
         this.setState({ connected: true, error: null });
         for await (const data of events(response)) this.take(JSON.parse(data));
+        // It ends each minute, so that the key is asked for again.
+        if (Date.now() - began > RETRY_MS) continue;
       } catch (error) {
         if (this.stop.signal.aborted) return;
         this.setState({ error });
