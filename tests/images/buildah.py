@@ -67,11 +67,12 @@ class Buildah:
     def build(self, name: str, cpu_index: str | None) -> str:
         """Build one of our Dockerfiles; gives the image's name. Packages come from where pip has them here."""
         image = f"localhost/tollhouse-{name}"
-        index = [] if cpu_index is None or name == "proxy" else ["--build-arg", f"CPU_INDEX={cpu_index}"]
+        given = [f"BASE={BASE}", "OTEL=1"]
+        if cpu_index is not None and name == "sidecar":
+            given.append(f"CPU_INDEX={cpu_index}")
         self.do(
-            "bud",
-            *("--isolation", "chroot", "--layers", "--format", "docker", "--build-arg", f"BASE={BASE}"),
-            *index,
+            *("bud", "--isolation", "chroot", "--layers", "--format", "docker"),
+            *(part for each in given for part in ("--build-arg", each)),
             *(part for volume in self._pip() for part in ("--volume", volume)),
             *("--file", f"Dockerfile.{name}", "--tag", image, "."),
             timeout_s=BUILD_S,

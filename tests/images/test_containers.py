@@ -42,6 +42,11 @@ def test_the_proxy_s_image_has_no_torch_and_no_pip(house: House) -> None:
     assert house.proxy.container.do("python", "-c", look).strip() == "[]"
 
 
+def test_the_images_have_what_the_docs_say_they_have(house: House) -> None:
+    house.proxy.container.do("python", "-c", "import asyncpg, valkey, opentelemetry.exporter.otlp.proto.http")
+    house.sidecar.container.do("python", "-c", "import opentelemetry.exporter.otlp.proto.http")
+
+
 def test_the_console_is_in_the_proxy_s_image(house: House) -> None:
     page = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8001/console/', timeout=9).read().decode())"
     assert "<title>" in house.proxy.container.do("python", "-c", page)
