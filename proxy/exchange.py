@@ -14,8 +14,22 @@ from typing_extensions import override
 
 from proxy.policy.schema import NO_OVERRIDES, Overrides
 from sidecar.wire import anthropic
-from sidecar.wire.errors import ApiError
+from sidecar.wire.errors import SERVICE_UNAVAILABLE, ApiError
 from sidecar.wire.internal import Endpoint, Usage
+
+
+class NotRecordedError(ApiError):
+    """What should be in the ledger may be there or not: the storage failed, or did not say in time."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            503,
+            "The request cannot be recorded now.",
+            type=SERVICE_UNAVAILABLE,
+            code="storage_unavailable",
+            retry_after_s=2,
+            should_retry=True,
+        )
 
 
 class TextEndpoint(enum.StrEnum):

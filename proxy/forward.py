@@ -16,7 +16,7 @@ import msgspec
 from proxy.asked import Answer, Asked, UpstreamLostError
 from proxy.client import LeftError
 from proxy.clock import Clock
-from proxy.exchange import Arrival, Call, Ending, Outcome
+from proxy.exchange import Arrival, Call, Ending, NotRecordedError, Outcome
 from proxy.ticket import Ticket
 from proxy.upstream import Sidecar
 from proxy.usage import AnswerError, Sifter, read_body
@@ -46,7 +46,9 @@ class Reserved(Protocol):
     """What the relay needs of a grant."""
 
     async def durable(self, unless: asyncio.Future[None] | None = None) -> None:
-        """Return when the reservation is on disk, or as soon as `unless` is done. Raises ApiError 503."""
+        """Return when the reservation is on disk, or as soon as `unless` is done. Raises ApiError, and
+        NotRecordedError where it cannot be told.
+        """
 
     def counted(self, prompt_tokens: int) -> None:
         """The exact prompt is known: what was reserved too much is given back."""
@@ -60,6 +62,9 @@ class Settling(Protocol):
 
     async def interrupted(self, sidecar: Sidecar, status: int, ending: Ending, error_code: str | None) -> Outcome:
         """Stop what runs, find out what it used, settle that."""
+
+    async def unrecorded(self, sidecar: Sidecar, error: NotRecordedError) -> None:
+        """The same where the reservation may not be there: then nothing is settled."""
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -111,6 +116,10 @@ class Forward:
             return await self._left(run, left.ending)
         except UpstreamLostError as lost:
             return await self._lost(run, timed_out=lost.timed_out, told=False)
+        except NotRecordedError as error:
+            # The sidecar was asked already, and a commit whose word was lost may be on disk all the same.
+            await run.settling.unrecorded(run.sidecar, error)
+            raise
         except ApiError:
             raise
         except Exception:

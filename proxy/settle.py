@@ -12,7 +12,7 @@ import msgspec
 
 from proxy.asked import UpstreamLostError
 from proxy.clock import Clock
-from proxy.exchange import Arrival, Ending, Estimate, Outcome
+from proxy.exchange import Arrival, Ending, Estimate, NotRecordedError, Outcome
 from proxy.patience import done_within
 from proxy.upstream import Sidecar
 from sidecar.wire.errors import ApiError, unavailable
@@ -59,12 +59,26 @@ class Settlement(msgspec.Struct, frozen=True):
     async def complete(self, usage: Usage) -> Outcome:
         """The answer is whole. Returns when that is on disk; raises ApiError 503 if it takes too long."""
         outcome = Outcome(200, Ending.COMPLETE, usage, usage.finish_reason)
-        if not await self._settle(outcome, forced=False):
+        if not await self._is_on_disk(self._settle(outcome, forced=False)):
             raise unavailable("The request cannot be recorded now.", code="storage_unavailable", retry_after_s=2)
         return outcome
 
     async def interrupted(self, sidecar: Sidecar, status: int, ending: Ending, error_code: str | None) -> Outcome:
         """The answer is not whole: stop what runs, and settle what it used. Never raises."""
+        outcome, settling = await self._stopped(sidecar, status, ending, error_code)
+        await self._is_on_disk(settling)
+        return outcome
+
+    async def unrecorded(self, sidecar: Sidecar, error: NotRecordedError) -> None:
+        """The reservation may be on disk or not: stop what runs. What it used is owed if it is. Never raises.
+
+        Whether that reaches the disk is not waited for: the client has waited for the storage already.
+        """
+        await self._stopped(sidecar, error.status, Ending.INTERNAL, error.code)
+
+    async def _stopped(
+        self, sidecar: Sidecar, status: int, ending: Ending, error_code: str | None
+    ) -> tuple[Outcome, asyncio.Future[None]]:
         forced = False
         try:
             usage = await produced(sidecar, self.arrival.request_id, self.arrival.utc)
@@ -72,14 +86,12 @@ class Settlement(msgspec.Struct, frozen=True):
             estimate, forced = self.grant.estimate, True
             usage = Usage(estimate.prompt_tokens, estimate.output_tokens * estimate.choices)
         outcome = Outcome(status, ending, usage, "", error_code)
-        await self._settle(outcome, forced=forced)
-        return outcome
+        return outcome, self._settle(outcome, forced=forced)
 
-    async def _settle(self, outcome: Outcome, *, forced: bool) -> bool:
-        """Whether the settlement reached the disk in time; it goes on trying in any case."""
+    def _settle(self, outcome: Outcome, *, forced: bool) -> asyncio.Future[None]:
         now_s = self.clock.monotonic()
         first_s = self.timings.first_byte_s
-        settling = asyncio.ensure_future(
+        return asyncio.ensure_future(
             self.grant.settle(
                 outcome,
                 ended=self.clock.now(),
@@ -88,6 +100,9 @@ class Settlement(msgspec.Struct, frozen=True):
                 forced=forced,
             )
         )
+
+    async def _is_on_disk(self, settling: asyncio.Future[None]) -> bool:
+        """Whether the settlement reached the disk in time; it goes on trying in any case."""
         return await done_within(settling, self.storage_s) and settling.exception() is None
 
 

@@ -12,14 +12,14 @@ import msgspec
 from proxy.admission import refusal, shedding
 from proxy.admission.estimate import Sizing
 from proxy.admission.fleet import Alone, Fleet, OverLimitError, Part
-from proxy.admission.grant import Books, Grant, Terms, storage_unavailable
+from proxy.admission.grant import Books, Grant, Terms
 from proxy.admission.meters import NO_SIZE, Meters, Pass, Size, Subject, remarks
 from proxy.admission.rate import RateLook
 from proxy.admission.refusal_log import RefusalLog
 from proxy.admission.rules import Limit, Rulebook, Rules
 from proxy.admission.turn import QueueWatch, Turn, Unwatched, wait
 from proxy.clock import Clock, month_of
-from proxy.exchange import Arrival, Call, Estimate, Principal, Question
+from proxy.exchange import Arrival, Call, Estimate, NotRecordedError, Principal, Question
 from proxy.load import Load
 from proxy.policy.schema import Policy, Tier
 from proxy.store.claims import Claim
@@ -219,7 +219,7 @@ class Admission:
         # The ledger first: it may refuse, the meters do not.
         reserved = self._books.reserve(entry, asked.claims, rules.monthly)
         if reserved.done() and reserved.exception() is not None:
-            raise storage_unavailable() from reserved.exception()
+            raise NotRecordedError from reserved.exception()
         hold = self._meters.take(subject, size, shadows, lease=asked.turn.use(), part=part and part.keep())
         warned = self._meters.warnings(subject) if rules.soft else ()
         said = remarks(shadows, warned) if shadows or warned else ()
@@ -270,7 +270,7 @@ class Admission:
         try:
             await self._meters.quotas.prime(subject)
         except StorageError as exc:
-            raise storage_unavailable() from exc
+            raise NotRecordedError from exc
 
     def _shadows(self, subject: Subject, size: Size) -> list[Limit]:
         """The limits in shadow that a request of this size does not fit. Raises the refusal of the first in force."""

@@ -16,14 +16,14 @@ from proxy.admission.estimate import Sizing
 from proxy.admission.meters import Hold
 from proxy.asked import UpstreamRefusedError
 from proxy.clock import Clock
-from proxy.exchange import Arrival, Ending, Estimate, Outcome
+from proxy.exchange import Arrival, Ending, Estimate, NotRecordedError, Outcome
 from proxy.patience import done_within, either_within
 from proxy.policy.schema import POLICY_HEADER, CacheScope
 from proxy.store.claims import Claim, ClaimTakenError
 from proxy.store.posting import Entry, Settled, Voided
 from proxy.store.standing import Monthly, QuotaExceededError
 from proxy.verdict import Remark
-from sidecar.wire.errors import ApiError, unavailable
+from sidecar.wire.errors import ApiError
 
 Written = asyncio.Future[None]
 # nginx's status for a client that left before its answer.
@@ -40,11 +40,6 @@ class Books(Protocol):
     def shrink(self, request_id: str, est_tokens: int) -> Written: ...
     def settle(self, settled: Settled) -> Written: ...
     def void(self, voided: Voided) -> Written: ...
-
-
-def storage_unavailable() -> ApiError:
-    """Nothing may run that cannot be recorded."""
-    return unavailable("The request cannot be recorded now.", code="storage_unavailable", retry_after_s=2)
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -104,22 +99,22 @@ class Grant:
     async def durable(self, unless: asyncio.Future[None] | None = None) -> None:
         """Return when the reservation is on disk, or as soon as `unless` is done.
 
-        Raises ApiError 503 if that fails or takes too long, 429 if another process has used up the quota meanwhile, or
-        says what was claimed already.
+        Raises NotRecordedError if that fails or takes too long, ApiError 429 if another process has used up the quota
+        meanwhile, or says what was claimed already.
         """
         if unless is not None:
             await either_within(self._reserved, unless, limit_s=self._terms.storage_s)
             if unless.done():
                 return
         if not await done_within(self._reserved, self._terms.storage_s) or self._reserved.cancelled():
-            raise storage_unavailable()
+            raise NotRecordedError
         exc = self._reserved.exception()
         if isinstance(exc, QuotaExceededError):
             raise self._hold.exceeded(exc, self._terms.clock.now()) from exc
         if isinstance(exc, ClaimTakenError):
             raise twice.taken(exc) from exc
         if exc is not None:
-            raise storage_unavailable() from exc
+            raise NotRecordedError from exc
 
     def counted(self, prompt_tokens: int) -> None:
         """The exact prompt is known: what was reserved too much is given back."""

@@ -9,7 +9,17 @@ from typing import Any, Final, Self
 from msgspec.structs import replace
 
 from proxy.client import LeftError
-from proxy.exchange import Arrival, Call, Ending, Estimate, Outcome, Principal, Question, Trace
+from proxy.exchange import (
+    Arrival,
+    Call,
+    Ending,
+    Estimate,
+    NotRecordedError,
+    Outcome,
+    Principal,
+    Question,
+    Trace,
+)
 from proxy.policy.schema import CacheScope
 from proxy.ticket import Ticket
 from proxy.upstream import Slots
@@ -326,3 +336,6 @@ class FakeSettling:
     async def interrupted(self, _sidecar: Any, status: int, ending: Ending, error_code: str | None) -> Outcome:
         self.interruptions.append((status, ending, error_code))
         return Outcome(status, ending, Usage(7, 2), "", error_code)
+
+    async def unrecorded(self, _sidecar: Any, error: NotRecordedError) -> None:
+        self.interruptions.append((error.status, Ending.INTERNAL, error.code))

@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from proxy.asked import UpstreamLostError, UpstreamRefusedError
-from proxy.exchange import Ending
+from proxy.exchange import Ending, NotRecordedError
 from proxy.forward import Delivery, Forward, Run, Timings, told_on_leaving
 from sidecar.wire.errors import ApiError, unavailable
 from sidecar.wire.internal import IGNORED
@@ -257,10 +257,24 @@ async def test_a_refusal_goes_up_and_settles_nothing() -> None:
 
 async def test_a_reservation_that_is_not_durable_goes_up_and_the_sidecar_is_let_go() -> None:
     scene = Scene()
-    scene.grant.durable_error = unavailable("no", code="storage_unavailable", retry_after_s=2)
+    scene.grant.durable_error = ApiError(429, "no", code="insufficient_quota")
     with pytest.raises(ApiError):
         await scene.play()
     assert scene.upstream.closed == 1
+    assert not scene.client.answered
+    assert scene.settling.interruptions == []
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_f5_what_ran_is_owed_if_a_reservation_may_be_on_disk_all_the_same(*, stream: bool) -> None:
+    scene = Scene(stream=stream)
+    scene.grant.durable_error = NotRecordedError()
+    scene.upstream.gate = asyncio.Event()
+    if stream:
+        scene.upstream.gate.set()
+    with pytest.raises(NotRecordedError):
+        await scene.play()
+    assert scene.settling.interruptions == [(503, Ending.INTERNAL, "storage_unavailable")]
     assert not scene.client.answered
 
 

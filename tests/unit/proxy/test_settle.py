@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from proxy.asked import UpstreamLostError
-from proxy.exchange import Ending
+from proxy.exchange import Ending, NotRecordedError
 from proxy.forward import Timings
 from proxy.settle import Settlement, UsageUnknownError, produced
 from sidecar.wire.errors import ApiError
@@ -72,6 +72,19 @@ async def test_an_interrupted_answer_is_settled_by_what_the_sidecar_says() -> No
     assert outcome.usage == Usage(7, 4)
     assert upstream.cancelled == ["req_1"]
     assert grant.settled[0][1]["forced"] is False
+
+
+async def test_f5_what_an_unrecorded_request_used_is_settled_without_waiting_for_the_disk() -> None:
+    grant, upstream = FakeGrant(), FakeUpstream()
+    grant.settle_gate = asyncio.Event()
+    upstream.cancel_answer = RequestState(True, False, 7, 4)
+    await settlement(grant).unrecorded(upstream, NotRecordedError())
+    grant.settle_gate.set()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    ((outcome, more),) = grant.settled
+    assert (outcome.status, outcome.usage, outcome.error_code) == (503, Usage(7, 4), "storage_unavailable")
+    assert more["forced"] is False
 
 
 async def test_when_nobody_knows_the_estimate_is_settled_and_marked() -> None:
