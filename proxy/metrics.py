@@ -93,6 +93,7 @@ class Metrics:
         self._decisions(registry)
         self._presence(registry)
         self._ledger(registry)
+        self._policy(registry)
         self._house(registry, release)
 
     def _requests(self, registry: CollectorRegistry) -> None:
@@ -231,6 +232,26 @@ class Metrics:
             "When the database last said which keys were changed.",
             registry=registry,
         )
+        self.loop_lag = Histogram(
+            "tollhouse_proxy_event_loop_lag_seconds",
+            "How late the event loop runs what is due.",
+            buckets=OVERHEAD_S,
+            registry=registry,
+        )
+        self.valkey_up = Gauge(
+            "tollhouse_proxy_valkey_up", "Whether limits are counted for all proxies together.", registry=registry
+        )
+        self.proxies = Gauge(
+            "tollhouse_proxy_proxies", "Proxies that share their limits, as last known.", registry=registry
+        )
+        self.clock_steps = Counter(
+            "tollhouse_proxy_clock_steps_total", "Times that the machine's clock was set.", registry=registry
+        )
+        Gauge("tollhouse_proxy_build_info", "What runs here.", ["version", "python"], registry=registry).labels(
+            release, ".".join(map(str, sys.version_info[:3]))
+        ).set(1)
+
+    def _policy(self, registry: CollectorRegistry) -> None:
         self.policy = Gauge(
             "tollhouse_proxy_policy_info", "The policy revision in force.", ["revision"], registry=registry
         )
@@ -252,24 +273,6 @@ class Metrics:
             "Whether the policy files were taken when they were last read.",
             registry=registry,
         )
-        self.loop_lag = Histogram(
-            "tollhouse_proxy_event_loop_lag_seconds",
-            "How late the event loop runs what is due.",
-            buckets=OVERHEAD_S,
-            registry=registry,
-        )
-        self.valkey_up = Gauge(
-            "tollhouse_proxy_valkey_up", "Whether limits are counted for all proxies together.", registry=registry
-        )
-        self.proxies = Gauge(
-            "tollhouse_proxy_proxies", "Proxies that share their limits, as last known.", registry=registry
-        )
-        self.clock_steps = Counter(
-            "tollhouse_proxy_clock_steps_total", "Times that the machine's clock was set.", registry=registry
-        )
-        Gauge("tollhouse_proxy_build_info", "What runs here.", ["version", "python"], registry=registry).labels(
-            release, ".".join(map(str, sys.version_info[:3]))
-        ).set(1)
 
     async def families(self) -> list[Metric]:
         """What the page is made of."""
