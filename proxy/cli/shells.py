@@ -12,6 +12,23 @@ from proxy.cli.grammar import Argument, Command, Option, Values
 T = TypeVar("T")
 _HEAD: Final = "# Completion of @PROGRAM@ for @SHELL@, made by `@PROGRAM@ completion @SHELL@`.\n"
 
+# What is offered, in the words that bash and zsh share.
+_CHOICE: Final = """\
+    if [[ -n $skip ]]; then
+        case "$at $before" in
+@VALUES@
+        esac
+    elif [[ $current == -* ]]; then
+        case "$at" in
+@OPTIONS@
+        esac
+    else
+        case "$at" in
+@WORDS@
+        esac
+    fi
+"""
+
 _BASH: Final = (
     _HEAD
     + """
@@ -30,19 +47,9 @@ _@NAME@() {
             @COMMANDS@) at=${at:+$at }$word ;;
         esac
     done
-    if [[ -n $skip ]]; then
-        case "$at $before" in
-@VALUES@
-        esac
-    elif [[ $current == -* ]]; then
-        case "$at" in
-@OPTIONS@
-        esac
-    else
-        case "$at" in
-@WORDS@
-        esac
-    fi
+"""
+    + _CHOICE
+    + """\
     local IFS=$'\\n'
     case "$found" in
         '<file>') compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -f -- "$current")) ;;
@@ -74,19 +81,9 @@ _@NAME@() {
         skip=$current before=${current%%=*}
         compset -P '*='
     fi
-    if [[ -n $skip ]]; then
-        case "$at $before" in
-@VALUES@
-        esac
-    elif [[ $current == -* ]]; then
-        case "$at" in
-@OPTIONS@
-        esac
-    else
-        case "$at" in
-@WORDS@
-        esac
-    fi
+"""
+    + _CHOICE
+    + """\
     case "$found" in
         ('<file>') _files ;;
         ('<folder>') _files -/ ;;
