@@ -8,20 +8,9 @@ import pytest
 from proxy.cli.exits import CommandError, Exit
 from proxy.cli.screen import Screen, counted
 from sidecar.yamlfile import Problem
+from tests.unit.proxy.cli.conftest import Terminal
 
-
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.fixture(autouse=True)
-def plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "NO_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
+pytestmark = pytest.mark.usefixtures("plain_terminal")
 
 
 def a_screen(out: io.StringIO | None = None, **options: bool) -> tuple[Screen, io.StringIO, io.StringIO]:
