@@ -1,12 +1,14 @@
 """What needs a GPU: skipped without one. `python -m pytest tests/gpu` on a machine that has it."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from sidecar.engine.config import EngineConfig
+from tests.fakes import engine_config as configs
 from tests.fakes import tiny
 from tests.fakes.served import Served, starter
 
@@ -39,19 +41,5 @@ def serve(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def engine_config(tiny_folder: Path, tmp_path: Path) -> Callable[..., EngineConfig]:
-    def make(**changed: object) -> EngineConfig:
-        told: dict[str, object] = {
-            "model_path": str(tiny_folder),
-            "slots_path": str(tmp_path / "slots"),
-            "precision": "fp32",
-            "device": "cuda",
-            "max_sequences": 64,
-            "step_token_budget": 512,
-            "max_context": None,
-            "kv_tokens": 8000,
-            "threads": None,
-            **changed,
-        }
-        return EngineConfig(**told)  # type: ignore[arg-type]  # a test's shorthand
-
-    return make
+    gpu = {"device": "cuda", "max_sequences": 64, "step_token_budget": 512, "kv_tokens": 8000}
+    return partial(configs.engine_config, tiny_folder, tmp_path / "slots", **gpu)

@@ -1,6 +1,7 @@
 """A tiny random LLaMA whose greedy output varies, and what runs it."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from sidecar.engine.config import EngineConfig
+from tests.fakes import engine_config as configs
 from tests.fakes import tiny
 
 VOCABULARY = 160
@@ -32,19 +34,4 @@ def tiny_model(tiny_folder: Path) -> PreTrainedModel:
 
 @pytest.fixture
 def engine_config(tiny_folder: Path, tmp_path: Path) -> Callable[..., EngineConfig]:
-    def make(**changed: object) -> EngineConfig:
-        told: dict[str, object] = {
-            "model_path": str(tiny_folder),
-            "slots_path": str(tmp_path / "slots"),
-            "precision": "fp32",
-            "device": "cpu",
-            "max_sequences": 8,
-            "step_token_budget": 16,
-            "max_context": None,
-            "kv_tokens": 600,
-            "threads": None,
-            **changed,
-        }
-        return EngineConfig(**told)  # type: ignore[arg-type]  # a test's shorthand
-
-    return make
+    return partial(configs.engine_config, tiny_folder, tmp_path / "slots")
