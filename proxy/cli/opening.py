@@ -13,6 +13,8 @@ from proxy.cli.loadbar import LOADING, STARTING, LoadBar
 from proxy.cli.screen import Screen
 from proxy.cli.sidecar_command import SidecarConfig
 from proxy.clock import Clock
+from proxy.console.files import BASE
+from proxy.console.front import is_on
 from proxy.settings import Proxy
 from proxy.sockets import url
 
@@ -30,7 +32,7 @@ class Opening:
 
     def __init__(self, screen: Screen, settings: Proxy, sidecar: SidecarConfig, first_tier: str, clock: Clock) -> None:
         self._screen = screen
-        self._admin_socket = settings.admin.socket
+        self._admin = settings.admin
         self._sidecar = sidecar
         self._first_tier = first_tier
         self._clock = clock
@@ -50,26 +52,28 @@ class Opening:
         self._screen.step("Sidecar", described(sidecar.said("ready"), self._sidecar.socket))
         self._screen.step("Proxy", f"{base_url}, ready after {took_s:.1f} s")
         key = await self._make_first_key()
+        admin_url = url(state.admin_host, state.admin_port)
         shown = welcome.make(
             base_url=base_url,
             model=self._sidecar.model.id,
             api_key=key.secret if key else None,
             tier=key.tier if key else None,
-            admin_url=url(state.admin_host, state.admin_port),
+            admin_url=admin_url,
+            console=f"{admin_url}{BASE}" if is_on(self._admin) else None,
         )
         self._screen.reply(shown, lambda: welcome.text(shown, terminal=self._screen.out.is_terminal))
 
     async def _state(self) -> ServerState | None:
         """None before the proxy has opened its sockets; if it never does, it ends, and that is seen elsewhere."""
         try:
-            async with AdminClient(self._admin_socket) as client:
+            async with AdminClient(self._admin.socket) as client:
                 return await client.state()
         except NotReachableError:
             return None
 
     async def _make_first_key(self) -> CreatedKey | None:
         """A key to begin with, if none was ever made. Made this late, so that no failure can swallow its secret."""
-        async with AdminClient(self._admin_socket) as client:
+        async with AdminClient(self._admin.socket) as client:
             if await client.list_keys():
                 return None
             if FIRST_ACCOUNT not in {account.name for account in await client.list_accounts()}:

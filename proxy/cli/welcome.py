@@ -1,4 +1,4 @@
-"""What `tollhouse up` says when all is ready: the address, the model, the key, and two ways to use them. Pure."""
+"""What `tollhouse up` says when all is ready: the address, the model, the key, and ways to use them. Pure."""
 
 import json
 from typing import Final
@@ -11,7 +11,10 @@ KEY_VARIABLE: Final = "OPENAI_API_KEY"
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What a newcomer needs. `api_key` is there once, when the first key was made; `curl` is one line."""
+    """What a newcomer needs. `curl` is one line.
+
+    `api_key` is there once, when the first key was made; `console` is its address, where there is one.
+    """
 
     base_url: str
     model: str
@@ -19,9 +22,12 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     tier: str | None
     curl: str
     admin_url: str
+    console: str | None
 
 
-def make(*, base_url: str, model: str, api_key: str | None, tier: str | None, admin_url: str) -> Welcome:
+def make(
+    *, base_url: str, model: str, api_key: str | None, tier: str | None, admin_url: str, console: str | None
+) -> Welcome:
     """The welcome, with its curl line."""
     return Welcome(
         base_url=base_url,
@@ -30,6 +36,7 @@ def make(*, base_url: str, model: str, api_key: str | None, tier: str | None, ad
         tier=tier,
         curl=" ".join(curl(base_url, model, api_key)),
         admin_url=admin_url,
+        console=console,
     )
 
 
@@ -60,6 +67,9 @@ def text(welcome: Welcome, *, terminal: bool) -> Text:
     shown.append("\n  Or point any OpenAI SDK at it:\n\n", "bold")
     shown.append(f"    export OPENAI_BASE_URL={welcome.base_url}\n")
     shown.append(f"    export {KEY_VARIABLE}={welcome.api_key or '<your key>'}\n")
+    if welcome.console is not None:
+        shown.append("\n  Or look at it in a browser:\n\n", "bold")
+        shown.append(f"    tollhouse console   (makes a key for {welcome.console})\n")
     shown.append("\n  Ctrl-C ends it all. Logs: run/proxy.log, run/sidecar.log", "dim")
     return shown
 

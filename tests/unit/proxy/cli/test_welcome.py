@@ -9,13 +9,14 @@ URL = "http://127.0.0.1:8000/v1"
 KEY = "sk-th_0123456789_secret"
 
 
-def a_welcome(api_key: str | None) -> welcome.Welcome:
+def a_welcome(api_key: str | None, console: str | None = "http://127.0.0.1:1/console/") -> welcome.Welcome:
     return welcome.make(
         base_url=URL,
         model="tiny",
         api_key=api_key,
         tier="unlimited" if api_key else None,
         admin_url="http://127.0.0.1:1",
+        console=console,
     )
 
 
@@ -54,3 +55,11 @@ def test_later_starts_say_how_to_get_another_key() -> None:
     assert "tollhouse keys create" in shown
     assert "export OPENAI_API_KEY=<your key>" in shown
     assert '"Authorization: Bearer $OPENAI_API_KEY"' in shown
+
+
+def test_the_console_is_told_of_where_there_is_one() -> None:
+    assert (
+        "tollhouse console   (makes a key for http://127.0.0.1:1/console/)"
+        in welcome.text(a_welcome(KEY), terminal=True).plain
+    )
+    assert "console" not in welcome.text(a_welcome(KEY, None), terminal=True).plain
