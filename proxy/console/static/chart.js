@@ -48,7 +48,7 @@ export class Chart extends Component {
     const series = lines.map((line, index) => ({
       label: line.name,
       stroke: () => colour(`line-${(index % COLOURS) + 1}`),
-      width: 1.600,
+      width: 1.6,
       points: { show: false },
       spanGaps: false,
       ...(index === 0 && lines.length === 1 ? { fill: () => colour("line-fill") } : {}),
@@ -59,7 +59,7 @@ export class Chart extends Component {
       padding: [8, 8, 0, 0],
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
-      scales: { y: { range: (_, low, high) => [0, most || Math.max((high || 0) * 1.100, this.props.least || 1)] } },
+      scales: { y: { range: (_, low, high) => [0, most || Math.max((high || 0) * 1.1, this.props.least || 1)] } },
       axes: [
         { ...axis, space: 70, size: 26, values: (_, ticks) => ticks.map((tick) => new Date(tick * 1000).toTimeString().slice(0, 5)), incrs: [60, 300, 600, 900, 1800, 3600] },
         { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (this.props.axis || format)(tick)) },

@@ -81,7 +81,7 @@ export function Empty({ title, children }) {
 }
 
 export function Bar({ share, label, plain }) {
-  const width = `${Math.min(100, Math.max(share > 0 ? 1.500 : 0, share * 100))}%`;
+  const width = `${Math.min(100, Math.max(share > 0 ? 1.5 : 0, share * 100))}%`;
   const kind = plain ? "" : share >= 0.95 ? "bad" : share >= 0.8 ? "warn" : "";
   return html`<span class="bar" role="img" aria-label=${label}><span class=${`bar-fill ${kind}`} style=${{ width }}></span></span>`;
 }

@@ -94,7 +94,8 @@ export class Playground extends Component {
   }
 
   press = (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.ask(event);
+    // Enter also ends a word of an input method, which is not sent yet.
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) this.ask(event);
   };
 
   settings() {
@@ -129,7 +130,7 @@ export class Playground extends Component {
           </div>
           <${Problem} error=${error} />
           <form onSubmit=${this.ask} class="ask">
-            <textarea id="message" rows="3" aria-label="Message" placeholder="Ask something. Ctrl+Enter sends." value=${text} onInput=${this.set("text")} onKeyDown=${this.press}></textarea>
+            <textarea id="message" rows="3" aria-label="Message" placeholder="Ask something. Enter sends, Shift+Enter begins a line." value=${text} onInput=${this.set("text")} onKeyDown=${this.press}></textarea>
             <div class="buttons">
               ${turns.length > 0 && html`<button type="button" class="quiet" disabled=${busy} onClick=${() => this.setState({ turns: [], figures: null, error: null, limits: [], status: null })}>Start over</button>`}
               ${busy
