@@ -8,8 +8,6 @@ import asyncio
 import datetime as dt
 import os
 import sys
-import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -17,23 +15,22 @@ import msgspec
 
 from proxy.admin.client import AdminClient
 from proxy.admin.recording import Recording
-from proxy.policy.load import load_policy
+from proxy.policy.load import policy_of
 from proxy.policy.schema import Policy
 from proxy.simulation.report import Report
 from proxy.simulation.run import simulate
 from sidecar.yamlfile import ConfigInvalidError
 
-FILE: Final = "candidate.yaml"
 # A page shows no more of them; the sums are of all.
 MOST_REFUSALS: Final = 200
 NICE: Final = 10
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """What is to be tried, and where the server listens."""
+    """What is to be tried, and where the server listens. `files` are the policy's: their texts by their names."""
 
     socket: str
-    policy: str
+    files: dict[str, str]
     since: dt.datetime
     until: dt.datetime
     key_id: str | None = None
@@ -44,14 +41,6 @@ class Outcome(msgspec.Struct, frozen=True):
 
     report: Report | None = None
     problems: list[str] = []
-
-
-def policy_of(trial: Trial) -> Policy:
-    """Raises ConfigInvalidError."""
-    # The socket's folder is this user's, and can be written to where nothing else can.
-    with tempfile.TemporaryDirectory(prefix="trial-", dir=Path(trial.socket).parent) as folder:
-        (Path(folder) / FILE).write_text(trial.policy)
-        return load_policy(Path(folder))
 
 
 def tried(policy: Policy, recorded: Recording, trial: Trial) -> Report:
@@ -66,9 +55,9 @@ async def _recorded(trial: Trial) -> Recording:
 
 def run(trial: Trial) -> Outcome:
     try:
-        policy = policy_of(trial)
+        policy = policy_of({Path(name): text.encode() for name, text in sorted(trial.files.items())})
     except ConfigInvalidError as exc:
-        return Outcome(problems=[str(replace(problem, path=FILE)) for problem in exc.problems])
+        return Outcome(problems=[str(problem) for problem in exc.problems])
     return Outcome(tried(policy, asyncio.run(_recorded(trial)), trial))
 
 

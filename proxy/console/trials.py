@@ -17,12 +17,14 @@ from sidecar.wire.errors import ApiError, unavailable
 
 LIMIT_S: Final = 120.0
 MOST_POLICY: Final = 256 * 1024
+# It is no path, and names nothing on this machine: it stands before a problem's line, and in the revision.
+FileName = Annotated[str, Meta(max_length=255, pattern=r"^[^/\x00-\x1f\x7f]+$")]
 
 
 class WantedTrial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`policy`: the text of a policy file. It is tried on the last so many `days`, of all keys or of one."""
+    """`files`: a policy's texts by their names. It is tried on the last so many `days`, of all keys or of one."""
 
-    policy: Annotated[str, Meta(max_length=MOST_POLICY)]
+    files: Annotated[dict[FileName, Annotated[str, Meta(max_length=MOST_POLICY)]], Meta(min_length=1, max_length=100)]
     days: Annotated[float, Meta(gt=0, le=92)] = 1.0
     key_id: Annotated[str, Meta(max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = None
 
@@ -47,7 +49,7 @@ class Trials:
         since = until - dt.timedelta(days=wanted.days)
         self._busy = True
         try:
-            return await self._run(Trial(self._socket, wanted.policy, since, until, wanted.key_id))
+            return await self._run(Trial(self._socket, wanted.files, since, until, wanted.key_id))
         finally:
             self._busy = False
 

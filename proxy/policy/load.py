@@ -6,6 +6,7 @@ or in a thread.
 """
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -20,23 +21,33 @@ REVISION_DIGITS: Final = 12
 def load_policy(place: Path) -> Policy:
     """Read every `*.yaml` directly in a folder, or one file. Raises ConfigInvalidError with all problems of all."""
     paths, problems = ([place], []) if place.is_file() else listing(place)
-    read: dict[str, bytes] = {}
-    documents: list[Document[PolicyFile]] = []
+    files: dict[Path, bytes] = {}
     for path in paths:
         try:
-            read[path.name] = data = content(path)
-            document = parse(path, data, PolicyFile)
+            files[path] = content(path)
         except ConfigInvalidError as exc:
             problems.extend(exc.problems)
+    return policy_of(files, problems)
+
+
+def policy_of(files: Mapping[Path, bytes], problems: Iterable[Problem] = ()) -> Policy:
+    """The policy that these files make. Raises ConfigInvalidError with all problems of all, and those found before."""
+    found = list(problems)
+    documents: list[Document[PolicyFile]] = []
+    for path, data in files.items():
+        try:
+            document = parse(path, data, PolicyFile)
+        except ConfigInvalidError as exc:
+            found.extend(exc.problems)
         else:
-            problems.extend(check(document))
+            found.extend(check(document))
             documents.append(document)
-    problems.extend(twice(documents))
-    if problems:
-        raise ConfigInvalidError(sorted(problems))
+    found.extend(twice(documents))
+    if found:
+        raise ConfigInvalidError(sorted(found))
     tiers = {name: _compile(name, rules) for document in documents for name, rules in document.value.tiers.items()}
     places = {name: _places(document, name) for document in documents for name in document.value.tiers}
-    return Policy(tiers=tiers, revision=_revision(read), places=places)
+    return Policy(tiers=tiers, revision=_revision(files), places=places)
 
 
 def listing(folder: Path) -> tuple[list[Path], list[Problem]]:
@@ -112,10 +123,10 @@ def _place(document: Document[PolicyFile], keys: tuple[str, ...]) -> str:
     return f"{document.path}:{line}:{column}"
 
 
-def _revision(read: dict[str, bytes]) -> str:
+def _revision(files: Mapping[Path, bytes]) -> str:
     digest = hashlib.sha256()
-    for name, data in read.items():
+    for path, data in files.items():
         # Lengths keep a byte from moving between two files unseen.
-        digest.update(f"{name}\0{len(data)}\0".encode(errors="surrogateescape"))
+        digest.update(f"{path.name}\0{len(data)}\0".encode(errors="surrogateescape"))
         digest.update(data)
     return digest.hexdigest()[:REVISION_DIGITS]

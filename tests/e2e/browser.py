@@ -126,6 +126,11 @@ class Page:
         )
         await self.do("Input.insertText", text=text)
 
+    async def key(self, name: str, code: int) -> None:
+        """Press a key that writes nothing; `code` is the number that Windows has for it."""
+        await self.do("Input.dispatchKeyEvent", type="rawKeyDown", key=name, code=name, windowsVirtualKeyCode=code)
+        await self.do("Input.dispatchKeyEvent", type="keyUp", key=name, code=name, windowsVirtualKeyCode=code)
+
     async def choose(self, selector: str, value: str) -> None:
         await self.until(f"!!document.querySelector({json.dumps(selector)})")
         await self.js(

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import struct
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -40,6 +41,7 @@ def house(build_house: Callable[..., Any]) -> Any:
             "pro": {},
         }
     )
+    house.yaml("policies/lab.yaml", {"version": 1, "tiers": {"lab": {"requests_per_minute": 120, **OUTPUT}}})
     house.start_sidecar()
     house.start_proxy()
     options = [part for scope in SCOPES for part in ("--scope", scope)]
@@ -153,7 +155,7 @@ async def test_a_key_is_made_and_used_and_revoked_on_the_page(page: Page, house:
     await page.press("Revoke made-here")
     await page.text("This cannot be undone", within="dialog")
     # Escape is a way out: nothing was done.
-    await page.do("Input.dispatchKeyEvent", type="rawKeyDown", key="Escape", code="Escape", windowsVirtualKeyCode=27)
+    await page.key("Escape", 27)
     await page.until("!document.querySelector('dialog')")
     assert ask(house, rotated, body).status_code == 200
     await page.press("Revoke made-here")
@@ -181,12 +183,15 @@ async def test_an_account_is_made_disabled_and_enabled_on_the_page(page: Page, h
 
 async def test_a_candidate_policy_is_simulated_on_the_page(page: Page) -> None:
     await shown(page, "policies")
-    await page.js("window.text = document.querySelector('#simulate textarea').value")
-    await page.type("#simulate textarea", "version: 1\ntiers: 3\n")
+    area = "#simulate textarea"
+    await page.choose("#candidate-file", "lab.yaml")
+    await page.type(area, "version: 1\ntiers: 3\n")
     await page.press("Simulate", within="#simulate")
-    await page.text("This policy is wrong", "candidate.yaml:2:8", within="#simulate")
-    strict = await page.js('window.text.replaceAll(/"requests_per_minute": [^,]+/g, \'"requests_per_minute": 1\')')
-    await page.type("#simulate textarea", strict)
+    await page.text("This policy is wrong", "lab.yaml:2:8", within="#simulate")
+    await page.type(area, 'version: 1\ntiers: {"lab": {}}\n')
+    await page.choose("#candidate-file", "default.yaml")
+    text = await page.js(f"document.querySelector('{area}').value")
+    await page.type(area, re.sub(r'"requests_per_minute": [^,]+', '"requests_per_minute": 1', text))
     await page.press("Simulate", within="#simulate")
     await page.text("let in", "By rule", "requests_per_minute", "acme / web-pro", within="#simulate")
 
@@ -201,7 +206,7 @@ async def test_the_playground_streams_from_the_model_through_the_gate(page: Page
         new MutationObserver(() => window.grew.add(document.querySelector('.turn.assistant .said')?.innerText.length))
             .observe(document.querySelector('#turns'), {childList: true, subtree: true, characterData: true});
     """)
-    await page.click("#send")
+    await page.key("Enter", 13)
     await page.text("Charged", "tokens", within="#figures")
     await page.until("!document.querySelector('#stop')")
     await page.text("First token after", "Left of the key's limits", "of 60", within="#figures")

@@ -114,27 +114,37 @@ function Explained({ found }) {
 }
 
 class Simulate extends Component {
-  // Comments are for those who read the file: what is tried is below them.
-  state = { policy: (this.props.files[0]?.text ?? "").replace(/^\s*#.*\n/gm, "").trimStart(), days: "1", key: "", outcome: null, error: null, busy: false };
+  // Comments are for those who read the files: what is tried is below them.
+  state = {
+    texts: Object.fromEntries(this.props.files.map((file) => [file.name, file.text.replace(/^\s*#.*\n/gm, "").trimStart()])),
+    file: this.props.files[0]?.name ?? "policy.yaml", days: "1", key: "", outcome: null, error: null, busy: false,
+  };
 
   go = async (event) => {
     event.preventDefault();
     this.setState({ busy: true, error: null, outcome: null });
-    const { policy, days, key } = this.state;
+    const { texts, days, key } = this.state;
     try {
-      const wanted = { policy, days: Number(days), ...(key ? { key_id: key } : {}) };
+      const wanted = { files: texts, days: Number(days), ...(key ? { key_id: key } : {}) };
       this.setState({ outcome: await post("/console/data/simulate", wanted), busy: false });
     } catch (error) {
       this.setState({ error, busy: false });
     }
   };
 
-  render({ keys, files }, { policy, days, key, outcome, error, busy }) {
+  write = (event) => {
+    const text = event.target.value;
+    this.setState(({ texts, file }) => ({ texts: { ...texts, [file]: text } }));
+  };
+
+  render({ keys, files }, { texts, file, days, key, outcome, error, busy }) {
     return html`<section class="card" id="simulate"><h2>Simulate</h2>
-      <p class="hint">Change the text and see who would have been refused. The requests of the ledger come again as they came. Nothing is changed or charged.
-        ${files.length > 1 && ` A candidate is one file: put all tiers into it. This is ${files[0].name}.`}</p>
+      <p class="hint">Change the text and see who would have been refused. The requests of the ledger come again as they came. Nothing is changed or charged.</p>
       <form onSubmit=${this.go}>
-        <${Field} label="Candidate policy"><textarea class="mono" rows="14" spellcheck="false" wrap="off" value=${policy} onInput=${(e) => this.setState({ policy: e.target.value })}></textarea><//>
+        ${files.length > 1 && html`<${Field} label="File" hint="They are tried together, as each is written here.">
+          <select id="candidate-file" value=${file} onChange=${(e) => this.setState({ file: e.target.value })}>
+            ${files.map(({ name }) => html`<option key=${name} value=${name}>${name}</option>`)}</select><//>`}
+        <${Field} label="Candidate policy"><textarea class="mono" rows="14" spellcheck="false" wrap="off" value=${texts[file] ?? ""} onInput=${this.write}></textarea><//>
         <div class="row">
           <${Field} label="Requests of"><select value=${days} onChange=${(e) => this.setState({ days: e.target.value })}>
             ${DAYS.map(([value, text]) => html`<option key=${value} value=${value}>${text}</option>`)}</select><//>

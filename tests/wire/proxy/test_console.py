@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -207,7 +206,8 @@ async def test_a_candidate_is_tried_on_what_was_recorded(house: House, monkeypat
         assert (await (await house.ask(key)).answer()).status == 200
     await house.line(count=3)
     strict = json.dumps({"version": 1, "tiers": {"open": TIERS["open"] | {"requests_per_minute": 1}}})
-    wanted = {"policy": strict, "days": 1}
+    other = json.dumps({"version": 1, "tiers": {"other": TIERS["open"]}})
+    wanted = {"files": {"open.yaml": strict, "other.yaml": other}, "days": 1}
     asked = [
         await opened(house, "/console/data/simulate", admin, method="POST", body=wanted),
         await opened(house, "/console/data/simulate", admin, method="POST", body=wanted),
@@ -217,7 +217,15 @@ async def test_a_candidate_is_tried_on_what_was_recorded(house: House, monkeypat
     (found,) = (json.loads(answer.body)["report"] for answer in answers if answer.status == 200)
     assert (found["requests"], found["let_in"], found["refused"]) == (3, 1, 2)
     assert {one["rule"] for one in found["refusals"]} == {"requests_per_minute"}
-    wrong = await got(house, "/console/data/simulate", admin, method="POST", body={"policy": "version: 1\ntiers: 3\n"})
-    (problem,) = json.loads(wrong.body)["problems"]
-    assert problem.startswith("candidate.yaml:2:8: ")
-    assert list(Path(house.settings.admin.socket).parent.glob("trial-*")) == []
+    wrong = {"files": {"open.yaml": strict, "other.yaml": "version: 1\ntiers: 3\n"}}
+    answer = await got(house, "/console/data/simulate", admin, method="POST", body=wrong)
+    (problem,) = json.loads(answer.body)["problems"]
+    assert problem.startswith("other.yaml:2:8: ")
+
+
+@pytest.mark.parametrize("files", [{}, {"../a.yaml": ""}, {"": ""}, {"a\n.yaml": ""}, {"a.yaml": 3}, None])
+async def test_a_candidate_that_is_no_set_of_files_is_refused(house: House, files: object) -> None:
+    admin = await house.key(scopes=SCOPES)
+    answer = await got(house, "/console/data/simulate", admin, method="POST", body={"files": files})
+    assert answer.status == 400
+    assert b"files" in answer.body

@@ -11,7 +11,7 @@ from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import ApiError
 from tests.fakes.proxy import FakeClock
 
-WANTED = WantedTrial("version: 1\ntiers: {}\n")
+WANTED = WantedTrial({"default.yaml": "version: 1\ntiers: {}\n"})
 
 
 async def test_one_that_takes_too_long_is_ended_and_another_may_come(tmp_path: Path) -> None:
@@ -38,6 +38,6 @@ async def test_one_without_its_server_fails_and_the_log_says_why(tmp_path: Path)
     policy = (Path(__file__).parents[4] / "policies/default.yaml").read_text()
     trials = Trials(str(tmp_path / "a.sock"), FakeClock(), JsonLog(log))
     with pytest.raises(ApiError) as failed:
-        await trials.run(WantedTrial(policy))
+        await trials.run(WantedTrial({"default.yaml": policy}))
     assert (failed.value.status, failed.value.code) == (503, "simulation_failed")
     assert '"event":"simulation_failed","exit_code":1' in log.getvalue()
