@@ -18,14 +18,14 @@ SENDER: Final = "sidecar.otlp"
 INSTALL: Final = "pip install 'tollhouse[otel]'"
 
 
-def wanted(environ: Mapping[str, str]) -> bool:
-    """Whether spans are to be sent. Reads files: call it at start, or in a thread.
+def collector(environ: Mapping[str, str]) -> str | None:
+    """Where spans are to be sent; None if nowhere. Reads files: call it at start, or in a thread.
 
-    Raises ConfigInvalidError if they cannot be, as the environment has it.
+    Raises ConfigInvalidError if they cannot be sent, as the environment has it.
     """
     endpoint = _first(environ, ENDPOINTS)
     if endpoint is None or _off(environ):
-        return False
+        return None
     protocol = _first(environ, PROTOCOLS)
     if protocol is not None and environ[protocol] != PROTOCOL:
         raise _problem(protocol, f"only {PROTOCOL} is spoken here, port 4318 of most collectors")
@@ -33,12 +33,12 @@ def wanted(environ: Mapping[str, str]) -> bool:
         import_module(SENDER)
     except ImportError as exc:
         raise _problem(endpoint, f"it is set, but what sends traces is not installed; run: {INSTALL}") from exc
-    return True
+    return environ[endpoint]
 
 
 def open_tracer(environ: Mapping[str, str], service: str, log: JsonLog) -> Tracer | None:
-    """None where nothing is to be sent. Raises as `wanted` does."""
-    if not wanted(environ):
+    """None where nothing is to be sent. Raises as `collector` does."""
+    if collector(environ) is None:
         return None
     from sidecar.otlp import OtlpTracer  # noqa: PLC0415 - the extra may not be there
 

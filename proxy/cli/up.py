@@ -88,7 +88,7 @@ def _configuration(invocation: Invocation, sidecar_config: Path) -> tuple[Proxy,
     }
     written = groundwork.write_missing(defaults)
     settings = invocation.settings()
-    telemetry.wanted(os.environ)
+    telemetry.collector(os.environ)
     policies = Path(settings.policies)
     written += groundwork.write_missing(groundwork.missing_policies(policies))
     sidecar = sidecar_command.load_sidecar_config(sidecar_config, os.environ)

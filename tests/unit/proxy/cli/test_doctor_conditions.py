@@ -7,6 +7,7 @@ import shutil
 import socket
 import sqlite3
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from msgspec import structs
 
 from proxy.cli import root
-from proxy.cli.checks import gpu, house, machine, model, stores
+from proxy.cli.checks import gpu, house, machine, model, stores, traces
 from proxy.cli.checks.check import Case, Check, Status
 from proxy.cli.checks.gpu import Torch
 from proxy.cli.sidecar_command import SidecarConfig, SidecarEngine, SidecarModel
@@ -279,3 +280,23 @@ def test_packages_of_our_names_from_elsewhere_are_a_failure(tmp_path: Path, monk
     told(
         machine.check_packages(), Status.FAILED, "'proxy' from /ours", f"'sidecar' from {stranger.parent}", "PYTHONPATH"
     )
+
+
+def test_spans_that_cannot_be_sent_are_a_failure_and_those_that_nobody_takes_a_warning() -> None:
+    told(traces.check_traces({}), Status.OK, "OTEL_EXPORTER_OTLP_ENDPOINT is not set")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        there = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}"}
+        told(traces.check_traces(there), Status.OK, f"127.0.0.1:{port} takes connections")
+        told(traces.check_traces(there | {"OTEL_SDK_DISABLED": "true"}), Status.OK, "turned off")
+        grpc = there | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
+        told(traces.check_traces(grpc), Status.FAILED, "only http/protobuf", "docs/tracing.md")
+    told(traces.check_traces(there), Status.WARNING, f"127.0.0.1:{port}", "refused", "lost")
+    for address in ("127.0.0.1:4318", "ftp://127.0.0.1", "http://[::1", "http://127.0.0.1:x"):
+        told(traces.check_traces({"OTEL_EXPORTER_OTLP_ENDPOINT": address}), Status.FAILED, address, "http://")
+
+
+def test_spans_that_want_what_is_not_installed_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sidecar.otlp", None)
+    check = traces.check_traces({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"})
+    told(check, Status.FAILED, "pip install 'tollhouse[otel]'")
