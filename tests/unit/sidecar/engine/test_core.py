@@ -1,8 +1,11 @@
 """The step loop with a model that is a table: every sequence ends once, and a fault costs only its culprit."""
 
+import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -317,16 +320,22 @@ def test_f4_a_gpu_that_is_lost_while_a_culprit_is_sought_is_lost_all_the_same(sl
     assert channel.deltas("a") == channel.deltas("b") == []
 
 
-def test_each_sequence_is_timed_once_until_its_work_begins_and_once_until_its_first_token(slots: SlotWriter) -> None:
+def test_each_sequence_is_timed_once_until_its_work_begins_and_once_until_its_first_token(
+    slots: SlotWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A second goes by whenever it is looked at.
+    seconds = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: float(next(seconds)), perf_counter=time.perf_counter)
+    monkeypatch.setattr("sidecar.engine.core.time", clock)
     # Four have a place, the fifth waits for the first of them to end; the long one is read in two steps.
     channel, _ = run(
         slots, [[submit("a"), submit("b"), submit("c"), submit("long", [1] * 300), submit("e")], *[[]] * 6]
     )
     timed = [(len(step.waits_s), len(step.prefills_s)) for step in channel.sent]
     assert timed == [(4, 3), (0, 1), (0, 0), (1, 1), (0, 0), (0, 0)]
-    waits_s = [wait_s for step in channel.sent for wait_s in step.waits_s]
-    assert min(waits_s) >= 0
-    assert max(waits_s) == waits_s[-1]
+    *at_once_s, in_turn_s = [wait_s for step in channel.sent for wait_s in step.waits_s]
+    assert at_once_s == [6.0, 5.0, 4.0, 3.0]
+    assert in_turn_s > 6.0
 
 
 def test_a_shutdown_cancels_what_runs(slots: SlotWriter, usage: Callable[[str], RequestUsage | None]) -> None:
