@@ -1,8 +1,9 @@
 """What every test gets: the floor under the number of tests, and a guard against blocking the event loop."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
@@ -20,14 +21,24 @@ MAY_BLOCK = (("asyncpg/connect_utils.py", "_parse_connect_arguments"), ("proxy/s
 collect_ignore = ["clients", "images"]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: Sequence[str]) -> None:
+    """Of a run whose tests several processes share: asked in the one that started them."""
+    _check_number(node.config, len(ids))
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
+    _check_number(session.config, len(session.items))
+
+
+def _check_number(config: pytest.Config, found: int) -> None:
     """Fail a full run that finds too few tests; a run of chosen files or names is nobody's full run."""
-    option = session.config.option
-    chosen = session.config.args_source is not pytest.Config.ArgsSource.TESTPATHS
+    option = config.option
+    chosen = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
     if chosen or option.keyword or option.markexpr or option.collectonly or option.lf:
         return
-    if len(session.items) < FEWEST_TESTS:
-        pytest.exit(f"{len(session.items)} tests collected, expected at least {FEWEST_TESTS}", returncode=1)
+    if found < FEWEST_TESTS:
+        pytest.exit(f"{found} tests collected, expected at least {FEWEST_TESTS}", returncode=1)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """`tollhouse test`: what a change must pass, from a checkout: style, types, walls between the rooms, tests."""
 
+import os
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ from proxy.cli.invocation import Invocation, pass_invocation
 
 MARK: Final = 'name = "tollhouse"'
 STDERR: Final = 2
+# Processes that share the tests, a file at a time: some tests start a house and load a model, so a few are enough.
+TOGETHER: Final = min(os.cpu_count() or 1, 4)
 IMAGES: Final = "images"
 IMAGE_TESTS: Final = "tests/images"
 DEVELOPER_INSTALL: Final = "pip install -e '.[sidecar,dev]'"
@@ -55,7 +58,7 @@ STAGES: Final = (
     Stage("format", ("format", "--check"), module="ruff"),
     Stage("types", (), module="mypy"),
     Stage("walls", (), script="lint-imports"),
-    Stage("tests", (), module="pytest"),
+    Stage("tests", ("--numprocesses", str(TOGETHER), "--dist", "loadfile"), module="pytest"),
 )
 
 
