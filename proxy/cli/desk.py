@@ -12,7 +12,6 @@ from typing import Final, TypeVar
 import msgspec
 from typing_extensions import override
 
-from proxy import app
 from proxy.admin.client import AdminClient, NotReachableError
 from proxy.admin.desk import Desk, Order
 from proxy.admin.errands import Errands
@@ -23,7 +22,7 @@ from proxy.secrets import SecretFileError
 from proxy.settings import Proxy
 from proxy.store.database import StorageError, StorageLockedError
 from proxy.store.events import Actor
-from proxy.store.migrate import SchemaError
+from proxy.store.failure import SchemaError
 from proxy.tls import TlsFileError
 
 T = TypeVar("T")
@@ -59,6 +58,8 @@ async def _over_the_socket(settings: Proxy, errand: Callable[[Errands], Awaitabl
 
 
 async def _on_the_database(settings: Proxy, errand: Callable[[Errands], Awaitable[T]]) -> T:
+    from proxy import app  # noqa: PLC0415  half a second, which nobody waits for where a server runs
+
     async with app.open_desk(settings) as desk:
         return await errand(LocalDesk(desk))
 

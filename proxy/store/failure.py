@@ -26,6 +26,10 @@ class StorageRejectedError(StorageError):
     """The database will not take this statement, now or later: a constraint or a type forbids it."""
 
 
+class SchemaError(Exception):
+    """The tables in the database are not the ones of this version. The message says what to do."""
+
+
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
     """Foreign exceptions become StorageError here, and nowhere else.

@@ -19,17 +19,13 @@ from sqlalchemy.pool import NullPool
 import migrations
 from proxy.settings import Database as DatabaseSettings
 from proxy.store import address, postgres, sqlite
-from proxy.store.failure import StorageError, translated
+from proxy.store.failure import SchemaError, StorageError, translated
 
 T = TypeVar("T")
 # Two processes that upgrade one Postgres at once: the second waits for this lock, and finds nothing to do. The number
 # is ours alone, "toll" in ASCII.
 UPGRADE_LOCK = text("SELECT pg_advisory_xact_lock(1953459308)")
 _SHOWN_TABLES: Final = 3
-
-
-class SchemaError(Exception):
-    """The tables in the database are not the ones of this version. The message says what to do."""
 
 
 def head() -> str:

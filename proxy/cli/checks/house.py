@@ -15,8 +15,7 @@ from proxy.policy.load import load_policy
 from proxy.secrets import SecretFileError, read_root_secret
 from proxy.store import migrate
 from proxy.store.address import described, private_files
-from proxy.store.database import StorageError
-from proxy.store.migrate import SchemaError
+from proxy.store.failure import SchemaError, StorageError
 from sidecar.wire.errors import ApiError
 from sidecar.yamlfile import ConfigInvalidError
 

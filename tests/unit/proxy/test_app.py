@@ -13,7 +13,7 @@ from proxy.secrets import SecretFileError
 from proxy.settings import Admin, Database, Listen, Proxy, Upstream
 from proxy.store import migrate
 from proxy.store.database import StorageLockedError
-from proxy.store.migrate import SchemaError
+from proxy.store.failure import SchemaError
 from sidecar.jsonlog import JsonLog
 from sidecar.notify import Notifier
 from sidecar.wire.errors import ApiError

@@ -16,7 +16,7 @@ from proxy.cli.exits import CommandError, Exit
 from proxy.secrets import SecretFileError
 from proxy.settings import Admin, Proxy, Upstream
 from proxy.store.database import StorageError, StorageLockedError
-from proxy.store.migrate import SchemaError
+from proxy.store.failure import SchemaError
 
 SETTINGS = Proxy(upstreams=[Upstream(name="local", socket="run/s.sock")], admin=Admin(socket="run/a.sock"))
 

@@ -14,7 +14,7 @@ from proxy.settings import Database as DatabaseSettings
 from proxy.store import migrate
 from proxy.store.address import file_of
 from proxy.store.database import StorageError, StorageLockedError, StorageRejectedError, open_database
-from proxy.store.migrate import SchemaError
+from proxy.store.failure import SchemaError
 from proxy.store.sqlite import claimed
 from tests.fakes.postgres import Postgres
 
