@@ -14,6 +14,7 @@ from tests.fakes import postgres as postgres_server
 
 # A full run that collects fewer tests than this has lost some, by a typo in a name or a broken import hook.
 FEWEST_TESTS = 1700
+HOUSES = "tests/e2e/"
 # Files and functions: the driver of Postgres looks for a password file and certificates once for each connection, and
 # migrations run on a loop of their own, on which nobody waits.
 MAY_BLOCK = (("asyncpg/connect_utils.py", "_parse_connect_arguments"), ("proxy/store/migrate.py", "_upgrade"))
@@ -25,6 +26,18 @@ collect_ignore = ["clients", "images"]
 def pytest_xdist_node_collection_finished(node: Any, ids: Sequence[str]) -> None:
     """Of a run whose tests several processes share: asked in the one that started them."""
     _check_number(node.config, len(ids))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out a file at a time, but all of tests/e2e to one process: two houses at once take twice as long."""
+    from xdist.scheduler import LoadFileScheduling  # noqa: PLC0415  only where tests are shared
+
+    class HousesTogether(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return HOUSES if nodeid.startswith(HOUSES) else super()._split_scope(nodeid)
+
+    return HousesTogether(config, log)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -71,6 +71,8 @@ class Checkout:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # As a terminal's shell has it, whatever started the tests: what is ignored cannot be trapped.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  one thread
         )
 
     def start(self, *arguments: str) -> tuple[int, str, str]:
