@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 MODEL = "smollm2-135m-instruct"
+SOCKET = "run/sidecar.sock"
 START_TIMEOUT_S = 120.0
 
 UNLIMITED = {
@@ -73,10 +74,14 @@ class Process:
 
 @dataclass
 class House:
-    """A folder with a configuration, and the processes started in it; `programs` is where those lie."""
+    """A folder with a configuration, and the processes started in it; `programs` is where those lie.
+
+    `beside`: the house whose sidecar it uses, if it has none of its own.
+    """
 
     folder: Path
     tiers: dict[str, dict[str, Any]]
+    beside: "House | None" = None
     programs: Path = BIN
     sidecar: Process | None = None
     proxy: Process | None = None
@@ -99,7 +104,7 @@ class House:
         self.yaml(
             "conf/proxy.yaml",
             {
-                "upstreams": [{"name": "local", "socket": "run/sidecar.sock"}],
+                "upstreams": [{"name": "local", "socket": str(self.socket)}],
                 "listen": {"port": 0},
                 "admin": {"port": 0},
                 **proxy,
@@ -163,9 +168,14 @@ class House:
         self.keys[made["secret"]] = made["key_id"]
         return str(made["secret"])
 
+    @property
+    def socket(self) -> Path:
+        """The sidecar's."""
+        return (self.beside or self).folder / SOCKET
+
     def state(self) -> dict[str, Any]:
         """What the sidecar says of itself."""
-        with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(self.folder / "run/sidecar.sock"))) as client:
+        with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(self.socket))) as client:
             return dict(client.get("http://sidecar/internal/state").json())
 
     def ledger(self) -> dict[str, dict[str, Any]]:
@@ -198,16 +208,37 @@ def model_folder() -> Path:
     return Path(json.loads(done.stdout)["path"])
 
 
+def new_house(folder: Path, tiers: dict[str, dict[str, Any]] | None, beside: House | None, **options: Any) -> House:
+    house = House(folder, tiers or {"open": {}}, beside)
+    house.write(**options)
+    (folder / "data").mkdir(mode=0o700)
+    return house
+
+
+@pytest.fixture(scope="session")
+def sidecars(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], House]]:
+    """By its precision a house with nothing but a sidecar, for others to be built beside. They leave it as it is."""
+    houses: dict[str, House] = {}
+
+    def running(precision: str) -> House:
+        if precision not in houses:
+            houses[precision] = new_house(tmp_path_factory.mktemp("s"), None, None, engine={"precision": precision})
+            houses[precision].start_sidecar()
+        return houses[precision]
+
+    yield running
+    for house in houses.values():
+        house.stop()
+
+
 @pytest.fixture(scope="module")
 def build_house(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., House]]:
     """Make a house with the given tiers; it is taken down after the module."""
     houses: list[House] = []
 
-    def build(tiers: dict[str, dict[str, Any]] | None = None, **options: Any) -> House:
+    def build(tiers: dict[str, dict[str, Any]] | None = None, beside: House | None = None, **options: Any) -> House:
         # A Unix socket's path holds 107 bytes, so the folder is short.
-        house = House(tmp_path_factory.mktemp("h"), tiers or {"open": {}})
-        house.write(**options)
-        (house.folder / "data").mkdir(mode=0o700)
+        house = new_house(tmp_path_factory.mktemp("h"), tiers, beside, **options)
         houses.append(house)
         house.command("db", "upgrade")
         return house
@@ -218,10 +249,9 @@ def build_house(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def house(build_house: Callable[..., House]) -> House:
-    """A house that a module shares, with both processes running; one with other tiers has a fixture of its own."""
-    house = build_house()
-    house.start_sidecar()
+def house(build_house: Callable[..., House], sidecars: Callable[[str], House]) -> House:
+    """A house that a module shares, ready to answer; one with other tiers has a fixture of its own."""
+    house = build_house(beside=sidecars("fp32"))
     house.start_proxy()
     return house
 

@@ -14,6 +14,7 @@ import httpx2
 import pytest
 
 from tests.e2e.browser import CHROMIUM, Page, browser
+from tests.e2e.conftest import UNLIMITED
 
 pytestmark = [
     pytest.mark.skipif(
@@ -33,16 +34,16 @@ PAGES = {
 
 
 @pytest.fixture(scope="module")
-def house(build_house: Callable[..., Any]) -> Any:
+def house(build_house: Callable[..., Any], sidecars: Callable[[str], Any]) -> Any:
     """A house that was asked a few things, and two that it refused."""
     house = build_house(
         {
             "free": {"concurrency": 2, "monthly_tokens": 1000, "requests_per_minute": 60, **OUTPUT},
             "pro": {},
-        }
+        },
+        sidecars("int8"),
     )
-    house.yaml("policies/lab.yaml", {"version": 1, "tiers": {"lab": {"requests_per_minute": 120, **OUTPUT}}})
-    house.start_sidecar()
+    house.yaml("policies/lab.yaml", {"version": 1, "tiers": {"lab": UNLIMITED | {"requests_per_minute": 120}}})
     house.start_proxy()
     options = [part for scope in SCOPES for part in ("--scope", scope)]
     house.command("accounts", "create", "ops")
@@ -185,10 +186,11 @@ async def test_a_candidate_policy_is_simulated_on_the_page(page: Page) -> None:
     await shown(page, "policies")
     area = "#simulate textarea"
     await page.choose("#candidate-file", "lab.yaml")
+    lab = await page.js(f"document.querySelector('{area}').value")
     await page.type(area, "version: 1\ntiers: 3\n")
     await page.press("Simulate", within="#simulate")
     await page.text("This policy is wrong", "lab.yaml:2:8", within="#simulate")
-    await page.type(area, 'version: 1\ntiers: {"lab": {}}\n')
+    await page.type(area, lab)
     await page.choose("#candidate-file", "default.yaml")
     text = await page.js(f"document.querySelector('{area}').value")
     await page.type(area, re.sub(r'"requests_per_minute": [^,]+', '"requests_per_minute": 1', text))

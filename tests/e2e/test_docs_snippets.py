@@ -90,18 +90,9 @@ class Reader:
         self.environment = dict(pair.split("=", 1) for pair in exported if "=" in pair)
 
 
-@pytest.fixture(scope="module")
-def model(build_house: Callable[..., Any]) -> Any:
-    """A house whose sidecar the pages' proxies share."""
-    house = build_house()
-    house.start_sidecar()
-    return house
-
-
 @pytest.fixture
-def reader(build_house: Callable[..., Any], model: Any) -> Iterator[Reader]:
-    socket = str(model.folder / "run/sidecar.sock")
-    house = build_house(upstreams=[{"name": "local", "socket": socket}])
+def reader(build_house: Callable[..., Any], sidecars: Callable[[str], Any]) -> Iterator[Reader]:
+    house = build_house(beside=sidecars("int8"))
     shutil.rmtree(house.folder / "policies")
     shutil.copytree(ROOT / "policies", house.folder / "policies")
     (house.folder / "tollhouse").symlink_to(BIN / "tollhouse")

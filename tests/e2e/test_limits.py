@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -19,7 +19,7 @@ RUSH_QUOTA = 10
 
 
 @pytest.fixture(scope="module")
-def house(build_house: Callable[..., Any]) -> Iterator[Any]:
+def house(build_house: Callable[..., Any], sidecars: Callable[[str], Any]) -> Any:
     house = build_house(
         {
             "open": {},
@@ -28,9 +28,9 @@ def house(build_house: Callable[..., Any]) -> Iterator[Any]:
             "rush": {"monthly_tokens": 360},
             "two": {"concurrency": 2},
             "short": {"max_output_tokens": 4, "default_output_tokens": 2},
-        }
+        },
+        sidecars("int8"),
     )
-    house.start_sidecar()
     house.start_proxy()
     return house
 

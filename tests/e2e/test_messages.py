@@ -1,7 +1,7 @@
 """Anthropic's Messages API with the real model, through the whole house: the same answers as a chat has."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -15,9 +15,10 @@ HEADERS = {"anthropic-version": "2023-06-01"}
 
 
 @pytest.fixture(scope="module")
-def house(build_house: Callable[..., Any]) -> Iterator[Any]:
-    house = build_house({"open": {}, "two": {"requests_per_minute": 2}, "few": {"monthly_tokens": 100}})
-    house.start_sidecar()
+def house(build_house: Callable[..., Any], sidecars: Callable[[str], Any]) -> Any:
+    house = build_house(
+        {"open": {}, "two": {"requests_per_minute": 2}, "few": {"monthly_tokens": 100}}, sidecars("int8")
+    )
     house.start_proxy()
     return house
 

@@ -44,9 +44,8 @@ def test_a_policy_with_five_mistakes_gives_five_messages_and_no_server(build_hou
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool (Debian's prometheus) is not installed")
-def test_both_metrics_pages_pass_promtool(build_house: Callable[..., Any]) -> None:
-    house = build_house()
-    house.start_sidecar()
+def test_both_metrics_pages_pass_promtool(build_house: Callable[..., Any], sidecars: Callable[[str], Any]) -> None:
+    house = build_house(beside=sidecars("int8"))
     house.start_proxy()
     client = house.client(house.key("open"))
     client.completions.create(model="smollm2-135m-instruct", prompt="One, two,", max_tokens=4)

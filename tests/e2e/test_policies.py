@@ -16,9 +16,8 @@ def policy(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def running(build_house: Callable[..., Any]) -> Any:
-    house = build_house({"open": {}})
-    house.start_sidecar()
+def running(build_house: Callable[..., Any], sidecars: Callable[[str], Any]) -> Any:
+    house = build_house({"open": {}}, sidecars("int8"))
     house.start_proxy()
     return house
 

@@ -23,10 +23,9 @@ PATH = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
-def house(build_house: Callable[..., Any]) -> Any:
+def house(build_house: Callable[..., Any], sidecars: Callable[[str], Any]) -> Any:
     tiers = {"signed": {"replay": "signed"}, "keeping": {"idempotency_bodies": True}}
-    built = build_house(tiers, public_authorities=[HOST])
-    built.start_sidecar()
+    built = build_house(tiers, sidecars("int8"), public_authorities=[HOST])
     built.start_proxy()
     return built
 

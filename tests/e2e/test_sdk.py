@@ -112,7 +112,7 @@ def test_errors_are_the_sdk_s_own(house: Any, key: str) -> None:
 
 def test_a4_the_logs_hold_no_key_and_no_content(house: Any, key: str) -> None:
     house.client(key).chat.completions.create(**GREEDY)
-    for process in (house.proxy, house.sidecar):
+    for process in (house.proxy, house.beside.sidecar):
         text = process.log.read_text()
         assert key not in text
         assert "capital of France" not in text

@@ -1,6 +1,6 @@
 """The stock OpenAI SDK's stored responses against a running house: kept, gone on from, deleted, and whose they are."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -11,9 +11,8 @@ ASKED: Any = {"model": MODEL, "temperature": 0, "max_output_tokens": 16}
 
 
 @pytest.fixture(scope="module")
-def house(build_house: Callable[..., Any]) -> Iterator[Any]:
-    house = build_house({"storing": {"response_retention_days": 30}, "open": {}})
-    house.start_sidecar()
+def house(build_house: Callable[..., Any], sidecars: Callable[[str], Any]) -> Any:
+    house = build_house({"storing": {"response_retention_days": 30}, "open": {}}, sidecars("int8"))
     house.start_proxy()
     return house
 

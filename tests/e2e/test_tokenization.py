@@ -1,6 +1,6 @@
 """Tokens of texts and chats and back, with the real model's tokenizer, through the proxy."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -20,9 +20,10 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def house(build_house: Callable[..., Any]) -> Iterator[Any]:
-    house = build_house({"open": {}, "two": {"requests_per_minute": 2}, "other": {"models": ["org/other"]}})
-    house.start_sidecar()
+def house(build_house: Callable[..., Any], sidecars: Callable[[str], Any]) -> Any:
+    house = build_house(
+        {"open": {}, "two": {"requests_per_minute": 2}, "other": {"models": ["org/other"]}}, sidecars("int8")
+    )
     house.start_proxy()
     return house
 

@@ -1,7 +1,7 @@
 """Tools of /v1/responses and /v1/messages, through both processes, with a model that was never taught them."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -22,9 +22,8 @@ RESULT: dict[str, Any] = {"type": "function_call_output", "output": "sunny, 21 d
 
 
 @pytest.fixture(scope="module")
-def house(build_house: Callable[..., Any]) -> Iterator[Any]:
-    house = build_house({"storing": {"response_retention_days": 30}, "open": {}})
-    house.start_sidecar()
+def house(build_house: Callable[..., Any], sidecars: Callable[[str], Any]) -> Any:
+    house = build_house({"storing": {"response_retention_days": 30}, "open": {}}, sidecars("int8"))
     house.start_proxy()
     return house
 
