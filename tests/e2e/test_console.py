@@ -111,7 +111,7 @@ async def test_each_page_shows_what_the_house_has_in_light_and_dark(page: Page, 
     await shown(page, "policies")
     await page.text("requests_per_minute", "free", "pro", within="#tiers")
     await page.press("Explain", within="#explain")
-    await page.text("is active", "policies/default.yaml", within="#explain")
+    await page.text("is active", "default.yaml:1:", within="#explain")
     for scheme in ("light", "dark"):
         await page.scheme(scheme)
         for name in PAGES:

@@ -106,7 +106,7 @@ function Explained({ found }) {
         const now = says.get(rule.rule);
         return html`<tr key=${rule.rule}><th scope="row"><code>${rule.rule}</code></th>
           <td class="num">${words(rule.rule, rule.value)}</td>
-          <td>${rule.source}${rule.place && html`<span class="more">${rule.place}</span>`}</td>
+          <td>${rule.source}${rule.place && html`<span class="more" title=${rule.place}>${rule.place.split("/").pop()}</span>`}</td>
           <td class="num">${now ? number(now.used) : none}</td>
           <td>${now ? html`<span class=${`chip ${VERDICTS[now.verdict]}`}>${now.verdict}</span>` : none}
             ${now?.retry_after_s ? html`<span class="more">in ${Math.ceil(now.retry_after_s)} s</span>` : ""}</td></tr>`;
