@@ -86,7 +86,10 @@ class Run(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Timings:
-    """When things happened, in the clock's monotonic seconds. Mutable: each is set once, as it happens."""
+    """When things happened, in the clock's monotonic seconds. Mutable: each is set once, as it happens.
+
+    `first_byte_s` is a stream's: a whole answer has no beginning that a client could read before its end.
+    """
 
     upstream_head_s: float | None = None
     durable_s: float | None = None
@@ -132,7 +135,6 @@ class Forward:
             body = await self._body(run)
             usage = _usage_of(run.call, body)
         outcome = await self._settle(run, usage, body)
-        run.timings.first_byte_s = self._clock.monotonic()
         with contextlib.suppress(LeftError):
             await run.client.answer(200, body)
         return Delivery(outcome)

@@ -112,7 +112,7 @@ class Metrics:
         )
         self.first_token = Spread(
             "tollhouse_proxy_time_to_first_token_seconds",
-            "From a request's head to the first event of its answer.",
+            "From a request's head to the first event of its answer, of those that are streamed.",
             ["model"],
             bounds=FIRST_TOKEN_S,
             registry=registry,

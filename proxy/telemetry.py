@@ -97,7 +97,7 @@ class Telemetry:
                 start_ns=at_ns(ended.called_s),
                 end_ns=end_ns if ended.settling_s is None else at_ns(ended.settling_s),
                 attributes=_of_call(ended, ended.call, str(ended.known_model)),
-                events=first if ended.call.stream else (),
+                events=first,
                 tracestate=trace.tracestate,
                 failed=failed,
             )

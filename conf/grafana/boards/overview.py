@@ -124,7 +124,7 @@ BOARD: Final = Board(
                 ),
                 Panel(
                     "Time to first token",
-                    "From a request's head to the first event of its answer, as the client sees it.",
+                    "From a request's head to the first event of its answer, as the client of a stream sees it.",
                     "s",
                     quantiles(f"{P}time_to_first_token_seconds"),
                 ),

@@ -332,6 +332,13 @@ async def test_the_times_are_kept_in_order() -> None:
     assert None not in stamps
 
 
+async def test_a_whole_answer_has_no_first_token() -> None:
+    scene = Scene(stream=False)
+    await scene.play()
+    assert scene.timings.first_byte_s is None
+    assert scene.timings.settled_s is not None
+
+
 async def test_a_keep_alive_comment_is_not_the_first_token() -> None:
     scene = Scene()
     scene.upstream.script = [b": keep-alive\n\n", asyncio.Event()]
