@@ -88,12 +88,17 @@ class Postgres:
     def kill(self) -> None:
         """Kill -9 of the server and of all its processes, in the middle of whatever they do."""
         postmaster = self.pid
+        # It is to make no more of them.
+        os.kill(postmaster, signal.SIGSTOP)
         children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
         # The first one, lest it clean up after the others.
-        for pid in (postmaster, *map(int, children)):
+        killed = (postmaster, *map(int, children))
+        for pid in killed:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.stop()
+        # A server does not start while one of these still has the memory that they share.
+        until(lambda: not any(_lives(pid) for pid in killed))
 
     def remove(self) -> None:
         self.stop()
@@ -185,6 +190,14 @@ class Postgres:
         done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=self.folder, **_user())
         assert done.returncode == 0, f"{program}: {done.stderr}"
         return done.stdout
+
+
+def _lives(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in {"Z", "X"}
 
 
 def _user() -> dict[str, Any]:
