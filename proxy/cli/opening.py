@@ -1,7 +1,9 @@
 """From the first process of `tollhouse up` to the first answer: wait for readiness, see that there is a key, say so."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Final
 
 from proxy.admin.client import AdminClient, NotReachableError
@@ -25,6 +27,11 @@ LONGEST_S: Final = 1800.0
 USUAL_S: Final = 20.0
 FIRST_ACCOUNT: Final = "default"
 FIRST_KEY: Final = "first"
+
+
+def program() -> str:
+    """What starts a command from this folder: a checkout's launcher, or the installed program."""
+    return "./tollhouse" if os.access("tollhouse", os.X_OK) and Path("tollhouse").is_file() else "tollhouse"
 
 
 class Opening:
@@ -61,7 +68,8 @@ class Opening:
             admin_url=admin_url,
             console=f"{admin_url}{BASE}" if is_on(self._admin) else None,
         )
-        self._screen.reply(shown, lambda: welcome.text(shown, terminal=self._screen.out.is_terminal))
+        terminal = self._screen.out.is_terminal
+        self._screen.reply(shown, lambda: welcome.text(shown, terminal=terminal, program=program()))
 
     async def _state(self) -> ServerState | None:
         """None before the proxy has opened its sockets; if it never does, it ends, and that is seen elsewhere."""

@@ -51,14 +51,17 @@ def curl(base_url: str, model: str, api_key: str | None) -> list[str]:
     ]
 
 
-def text(welcome: Welcome, *, terminal: bool) -> Text:
-    """The welcome for people. On a terminal the curl line is broken where a shell lets it be."""
+def text(welcome: Welcome, *, terminal: bool, program: str) -> Text:
+    """The welcome for people. On a terminal the curl line is broken where a shell lets it be.
+
+    `program`: how this program is called from where they are.
+    """
     request = curl(welcome.base_url, welcome.model, welcome.api_key)
     shown = Text("\n")
     for name, value in (("URL", welcome.base_url), ("Model", welcome.model)):
         shown.append_text(_row(name, value))
     if welcome.api_key is None:
-        shown.append_text(_row("Key", "as made before; another: tollhouse keys create --help"))
+        shown.append_text(_row("Key", f"as made before; another: {program} keys create --help"))
     else:
         shown.append_text(_row("Key", welcome.api_key))
         shown.append(f"          tier {welcome.tier}, shown this once: keep it\n", "dim")
@@ -69,7 +72,7 @@ def text(welcome: Welcome, *, terminal: bool) -> Text:
     shown.append(f"    export {KEY_VARIABLE}={welcome.api_key or '<your key>'}\n")
     if welcome.console is not None:
         shown.append("\n  Or look at it in a browser:\n\n", "bold")
-        shown.append(f"    tollhouse console   (makes a key for {welcome.console})\n")
+        shown.append(f"    {program} console   (makes a key for {welcome.console})\n")
     shown.append("\n  Ctrl-C ends it all. Logs: run/proxy.log, run/sidecar.log", "dim")
     return shown
 

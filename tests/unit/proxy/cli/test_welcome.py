@@ -32,26 +32,26 @@ def test_the_curl_line_is_a_whole_request() -> None:
 
 
 def test_without_a_terminal_the_curl_line_is_one_line() -> None:
-    lines = welcome.text(a_welcome(KEY), terminal=False).plain.splitlines()
+    lines = welcome.text(a_welcome(KEY), terminal=False, program="tollhouse").plain.splitlines()
     assert a_welcome(KEY).curl in [line.strip() for line in lines]
 
 
 def test_on_a_terminal_the_broken_curl_line_is_the_same_command() -> None:
-    shown = welcome.text(a_welcome(KEY), terminal=True).plain
+    shown = welcome.text(a_welcome(KEY), terminal=True, program="tollhouse").plain
     block = shown[shown.index("curl ") :].split("\n\n")[0]
     assert "\\\n" in block
     assert shlex.split(block.replace("\\\n", " ")) == shlex.split(a_welcome(KEY).curl)
 
 
 def test_the_first_time_has_the_key_and_the_exports() -> None:
-    shown = welcome.text(a_welcome(KEY), terminal=True).plain
+    shown = welcome.text(a_welcome(KEY), terminal=True, program="tollhouse").plain
     assert f"export OPENAI_BASE_URL={URL}\n" in shown
     assert f"export OPENAI_API_KEY={KEY}\n" in shown
     assert "shown this once" in shown
 
 
 def test_later_starts_say_how_to_get_another_key() -> None:
-    shown = welcome.text(a_welcome(None), terminal=True).plain
+    shown = welcome.text(a_welcome(None), terminal=True, program="tollhouse").plain
     assert "tollhouse keys create" in shown
     assert "export OPENAI_API_KEY=<your key>" in shown
     assert '"Authorization: Bearer $OPENAI_API_KEY"' in shown
@@ -60,6 +60,6 @@ def test_later_starts_say_how_to_get_another_key() -> None:
 def test_the_console_is_told_of_where_there_is_one() -> None:
     assert (
         "tollhouse console   (makes a key for http://127.0.0.1:1/console/)"
-        in welcome.text(a_welcome(KEY), terminal=True).plain
+        in welcome.text(a_welcome(KEY), terminal=True, program="tollhouse").plain
     )
-    assert "console" not in welcome.text(a_welcome(KEY, None), terminal=True).plain
+    assert "console" not in welcome.text(a_welcome(KEY, None), terminal=True, program="tollhouse").plain
