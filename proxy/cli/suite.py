@@ -17,7 +17,7 @@ from proxy.cli.invocation import Invocation, pass_invocation
 
 MARK: Final = 'name = "tollhouse"'
 STDERR: Final = 2
-# Processes that share the tests: tests/e2e is one's, which takes as long as all others together.
+# Processes that share the tests: what is in tests/e2e takes as long as all others together.
 PROCESSES: Final = "2"
 IMAGES: Final = "images"
 IMAGE_TESTS: Final = "tests/images"
@@ -81,7 +81,7 @@ def test(invocation: Invocation, arguments: tuple[str, ...]) -> int:
 
     tollhouse test clients -k langchain
 
-    After `images`: both images are built, and a chat runs through their containers; as root, in some ten minutes.
+    After `images`: both images are built, and a chat runs through their containers; as root, in four to ten minutes.
 
     tollhouse test images --storage FOLDER
     """
