@@ -34,7 +34,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def house(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """Both models, and a key without limits. At the end nothing is left running."""
     programs = Path(pytestconfig.getoption("--programs")).absolute()
-    house = House(tmp_path_factory.mktemp("h"), {"open": {}}, programs)
+    house = House(tmp_path_factory.mktemp("h"), {"open": {}}, programs=programs)
     house.write(embedding={"id": EMBEDDER, "source": EMBEDDER})
     (house.folder / "data").mkdir(mode=0o700)
     house.command("db", "upgrade")

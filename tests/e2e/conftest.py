@@ -81,8 +81,8 @@ class House:
 
     folder: Path
     tiers: dict[str, dict[str, Any]]
-    beside: "House | None" = None
     programs: Path = BIN
+    beside: "House | None" = None
     sidecar: Process | None = None
     proxy: Process | None = None
     port: int = 0
@@ -209,7 +209,7 @@ def model_folder() -> Path:
 
 
 def new_house(folder: Path, tiers: dict[str, dict[str, Any]] | None, beside: House | None, **options: Any) -> House:
-    house = House(folder, tiers or {"open": {}}, beside)
+    house = House(folder, tiers or {"open": {}}, beside=beside)
     house.write(**options)
     (folder / "data").mkdir(mode=0o700)
     return house
