@@ -40,9 +40,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class HousesTogether(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return (
-                HOUSES if nodeid.startswith(HOUSES) and not nodeid.startswith(APART) else super()._split_scope(nodeid)
-            )
+            together = nodeid.startswith(HOUSES) and not nodeid.startswith(APART)
+            return HOUSES if together else super()._split_scope(nodeid)
 
     return HousesTogether(config, log)
 

@@ -36,7 +36,6 @@ def house(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory)
     programs = Path(pytestconfig.getoption("--programs")).absolute()
     house = House(tmp_path_factory.mktemp("h"), {"open": {}}, programs=programs)
     house.write(embedding={"id": EMBEDDER, "source": EMBEDDER})
-    (house.folder / "data").mkdir(mode=0o700)
     house.command("db", "upgrade")
     with pytest.MonkeyPatch.context() as environment:
         try:

@@ -95,6 +95,7 @@ class House:
         self, engine: dict[str, Any] | None = None, embedding: dict[str, Any] | None = None, **proxy: Any
     ) -> None:
         (self.folder / "policies").mkdir(parents=True, exist_ok=True)
+        (self.folder / "data").mkdir(mode=0o700, exist_ok=True)
         tiers = {name: UNLIMITED | rules for name, rules in self.tiers.items()}
         self.yaml("policies/default.yaml", {"version": 1, "tiers": tiers})
         self.yaml(
@@ -208,13 +209,6 @@ def model_folder() -> Path:
     return Path(json.loads(done.stdout)["path"])
 
 
-def new_house(folder: Path, tiers: dict[str, dict[str, Any]] | None, beside: House | None, **options: Any) -> House:
-    house = House(folder, tiers or {"open": {}}, beside=beside)
-    house.write(**options)
-    (folder / "data").mkdir(mode=0o700)
-    return house
-
-
 @pytest.fixture(scope="session")
 def sidecars(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], House]]:
     """By its precision a house with nothing but a sidecar, for others to be built beside. They leave it as it is."""
@@ -222,8 +216,9 @@ def sidecars(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
     def running(precision: str) -> House:
         if precision not in houses:
-            houses[precision] = new_house(tmp_path_factory.mktemp("s"), None, None, engine={"precision": precision})
-            houses[precision].start_sidecar()
+            house = houses[precision] = House(tmp_path_factory.mktemp("s"), {"open": {}})
+            house.write(engine={"precision": precision})
+            house.start_sidecar()
         return houses[precision]
 
     yield running
@@ -238,7 +233,8 @@ def build_house(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
     def build(tiers: dict[str, dict[str, Any]] | None = None, beside: House | None = None, **options: Any) -> House:
         # A Unix socket's path holds 107 bytes, so the folder is short.
-        house = new_house(tmp_path_factory.mktemp("h"), tiers, beside, **options)
+        house = House(tmp_path_factory.mktemp("h"), tiers or {"open": {}}, beside=beside)
+        house.write(**options)
         houses.append(house)
         house.command("db", "upgrade")
         return house
