@@ -202,7 +202,9 @@ class Metrics:
             "tollhouse_proxy_ledger_batch_size", "Operations in one ledger commit.", buckets=BATCH, registry=registry
         )
         self.ledger_failures = Counter(
-            "tollhouse_proxy_ledger_failures_total", "Ledger operations that failed.", registry=registry
+            "tollhouse_proxy_ledger_failures_total",
+            "Commits of the ledger that failed, each attempt.",
+            registry=registry,
         )
 
     def _house(self, registry: CollectorRegistry, release: str) -> None:
@@ -217,7 +219,7 @@ class Metrics:
         )
         self.keys = Gauge(
             "tollhouse_proxy_keys",
-            "Keys by the share of their monthly tokens that is used.",
+            "Usable keys with a monthly quota of tokens, by the share of it that is used.",
             ["quota_band"],
             registry=registry,
         )

@@ -32,29 +32,31 @@ async def usage(desk: Desk, order: Order[UsageQuery]) -> Usage:
 
 
 async def quota_shares(desk: Desk) -> list[float]:
-    """The share of its month's tokens that each key has used or set aside; 0 where there is no limit.
+    """The share of its month's tokens that each usable key has used or set aside, if it has a limit.
 
     Raises ApiError 503.
     """
+    now = desk.clock.now()
     with explained():
-        found = await desk.ledger.spread(month_of(desk.clock.now()))
+        found = await desk.ledger.spread(month_of(now), now)
     shares: list[float] = []
     for row in found:
         tier = desk.policy.tiers.get(row.tier)
         limit = tier.under(row.limits).monthly_tokens if tier else None
-        shares.extend([row.tokens / limit if limit else 0.0] * row.keys)
+        if limit:
+            shares.extend([row.tokens / limit] * row.keys)
     return shares
 
 
 async def nearest_quotas(desk: Desk, most: int) -> list[tuple[str, str, float]]:
-    """The keys that have used or set aside the largest share of their month's tokens: id, tier and share.
+    """The usable keys that have used or set aside the largest share of their month's tokens: id, tier and share.
 
     Raises ApiError 503.
     """
-    month, after, nearest = month_of(desk.clock.now()), None, list[tuple[str, str, float]]()
+    now, after, nearest = desk.clock.now(), None, list[tuple[str, str, float]]()
     while True:
         with explained():
-            rows = await desk.ledger.usage(month, after=after, limit=KEYS_AT_ONCE)
+            rows = await desk.ledger.usage(month_of(now), usable_at=now, after=after, limit=KEYS_AT_ONCE)
         for row in rows:
             tier = desk.policy.tiers.get(row.tier)
             limit = tier.under(row.limits).monthly_tokens if tier else None

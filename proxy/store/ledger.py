@@ -5,6 +5,7 @@ a whole batch in a handful of statements.
 """
 
 import asyncio
+import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
@@ -19,7 +20,7 @@ from proxy.store import audit, claims, quotas
 from proxy.store.claims import Claim
 from proxy.store.posting import COUNTERS, Booked, Entry, Operation, Posting, Reserved, Settled, Shrunk, State, Voided
 from proxy.store.prepared import Prepared
-from proxy.store.spread import Spread, spread
+from proxy.store.spread import Spread, spread, usable
 from proxy.store.standing import UNLIMITED, Monthly, Standing
 from proxy.store.tables import account, api_key, boot, ledger, quota
 from proxy.store.writer import Refusal, Writer
@@ -141,11 +142,17 @@ class Ledger:
         return [Entry(*tuple(row)) for row in await self._writer.read(orphans.order_by(ledger.c.created))]
 
     async def usage(
-        self, period: str, *, account_id: str | None = None, after: str | None = None, limit: int | None = None
+        self,
+        period: str,
+        *,
+        account_id: str | None = None,
+        usable_at: dt.datetime | None = None,
+        after: str | None = None,
+        limit: int | None = None,
     ) -> list[UsageRow]:
-        """Every key, or those of an account, with what it used in the period: by account and name.
+        """Every key, or those of an account, or those that are usable, with what it used in the period.
 
-        With a limit by id, from behind the id `after` on.
+        By account and name; with a limit by id, from behind the id `after` on.
         """
         counters = [func.coalesce(quota.c[name], 0).label(name) for name in COUNTERS]
         keys = api_key.join(account, account.c.id == api_key.c.account_id)
@@ -158,13 +165,15 @@ class Ledger:
             query = query.order_by(api_key.c.id).limit(limit)
         if account_id is not None:
             query = query.where(api_key.c.account_id == account_id)
+        if usable_at is not None:
+            query = query.where(usable(usable_at))
         if after is not None:
             query = query.where(api_key.c.id > after)
         return [_usage_row(row) for row in await self._writer.read(query)]
 
-    async def spread(self, period: str) -> list[Spread]:
-        """How all keys stand in the period, by tier and limits."""
-        return await spread(self._writer, period)
+    async def spread(self, period: str, now: dt.datetime) -> list[Spread]:
+        """How all usable keys stand in the period, by tier and limits."""
+        return await spread(self._writer, period, now)
 
     async def check(self) -> list[str]:
         """What is wrong with the books, in words; empty when the invariants hold."""

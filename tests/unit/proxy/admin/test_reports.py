@@ -1,5 +1,6 @@
 """The keys that are nearest to their quota, whatever their number."""
 
+import datetime as dt
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -17,8 +18,8 @@ class FakeLedger:
     rows: list[UsageRow]
     asked: list[str | None] = field(default_factory=list)
 
-    async def usage(self, period: str, *, after: str | None, limit: int) -> list[UsageRow]:
-        assert period == "2026-11"
+    async def usage(self, period: str, *, usable_at: dt.datetime, after: str | None, limit: int) -> list[UsageRow]:
+        assert (period, usable_at) == ("2026-11", FakeClock().now())
         self.asked.append(after)
         return [row for row in self.rows if after is None or row.key_id > after][:limit]
 

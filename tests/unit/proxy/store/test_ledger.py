@@ -6,8 +6,10 @@ import pytest
 from sqlalchemy import select
 
 from proxy.policy.schema import Overrides
+from proxy.store.accounts import Account
 from proxy.store.database import StorageRejectedError
 from proxy.store.ledger import OUTSIDE, Ledger, Standing
+from proxy.store.patches import Patch
 from proxy.store.tables import ledger as table
 
 
@@ -149,14 +151,29 @@ async def test_what_was_asked_is_kept_in_numbers(store: Any, make: Any) -> None:
     assert entry == make.entry("req_a", **asked)
 
 
-async def test_how_all_keys_stand_is_told_in_few_rows(store: Any, make: Any) -> None:
+async def test_how_all_usable_keys_stand_is_told_in_few_rows(store: Any, make: Any) -> None:
     for number in range(20):
         limits = Overrides(monthly_tokens=1000) if number % 2 else Overrides()
         await store.keys.create(make.key(f"key_{number:02}", limits=limits))
     await store.ledger.reserve(make.entry("req_1", est_tokens=100, key_id="key_a"))
-    found = {(row.limits, row.tokens): row.keys for row in await store.ledger.spread(make.period)}
+    found = {(row.limits, row.tokens): row.keys for row in await store.ledger.spread(make.period, make.now)}
     assert found == {(Overrides(), 100): 1, (Overrides(), 0): 11, (Overrides(monthly_tokens=1000), 0): 10}
-    assert sum(row.keys for row in await store.ledger.spread("2020-01")) == 22
+    assert sum(row.keys for row in await store.ledger.spread("2020-01", make.now)) == 22
+
+
+async def test_a_key_that_is_good_for_nothing_is_near_no_quota(store: Any, make: Any) -> None:
+    later = make.now + dt.timedelta(seconds=1)
+    await store.accounts.create(Account("off", "another", make.now))
+    await store.keys.create(make.key("key_off", account_id="off"))
+    await store.keys.create(make.key("key_old", expires=make.now))
+    await store.keys.create(make.key("key_soon", expires=later))
+    await store.accounts.patch("off", Patch({"disabled": make.now}), "account.disable", make.now)
+    await store.keys.revoke("key_a", make.now)
+    usable = await store.ledger.usage(make.period, usable_at=make.now, limit=10)
+    assert [row.key_id for row in usable] == ["key_b", "key_soon"]
+    assert [row.keys for row in await store.ledger.spread(make.period, make.now)] == [2]
+    assert len(await store.ledger.usage(make.period, limit=10)) == 5
+    assert [row.keys for row in await store.ledger.spread(make.period, later)] == [1]
 
 
 async def test_words_of_others_that_do_not_fit_are_cut_and_cost_no_row(store: Any, make: Any) -> None:
