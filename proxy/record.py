@@ -195,9 +195,10 @@ def _origin(ended: Ended) -> str:
     ending, error = ended.outcome.ending, ended.error
     if ending in _UPSTREAM:
         return "upstream" if ended.outcome.status >= 500 or ended.outcome.status == 200 else "client"
-    if ending is not Ending.REFUSED or error is None:
-        return "internal"
-    return "policy" if isinstance(error, RefusedError) else "client"
+    if isinstance(error, RefusedError) or ending is Ending.REVOKED:
+        return "policy"
+    # Also before anything is read of it: there was no memory for it, or it broke what reads it.
+    return "client" if ending is Ending.REFUSED and error is not None and error.status < 500 else "internal"
 
 
 def _line(ended: Ended, duration_s: float) -> dict[str, Field]:
@@ -256,21 +257,25 @@ class CommitWatch:
         self._metrics.ledger_batch.observe(operations)
 
     def failed(self, error: Exception, operations: int) -> None:
-        self._metrics.ledger_failures.inc(operations)
+        self._metrics.ledger_failures.inc()
         self._log.exception("ledger_commit_failed", error, count=operations)
 
 
 class ValkeyWatch:
-    """Told when Valkey goes away and when it is back; see `proxy.admission.shared`. Stateless."""
+    """Told how it is with Valkey; see `proxy.admission.shared`. Mutable: `_up`, as last logged."""
 
     def __init__(self, metrics: Metrics, log: JsonLog) -> None:
         self._metrics = metrics
         self._log = log
+        self._up: bool | None = None
 
     def told(self, up: bool, proxies: int) -> None:
         """`proxies`: how many share their limits, as last known."""
         self._metrics.valkey_up.set(up)
         self._metrics.proxies.set(proxies)
+        if up == self._up:
+            return
+        self._up = up
         if up:
             self._log.info("valkey_reached", proxies=proxies)
         else:

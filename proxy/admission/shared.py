@@ -161,7 +161,7 @@ class SharedLimits:
     """
 
     def __init__(self, valkey: Scripts, proxy_id: str, told: Callable[[bool, int], None]) -> None:
-        """`told` hears when Valkey goes away or is back, and how many proxies there are."""
+        """`told` hears whether Valkey is there and how many proxies there are, whenever one of the two changes."""
         self._valkey = valkey
         self._proxy_id = proxy_id
         self._told = told
@@ -285,13 +285,14 @@ class SharedLimits:
         except ValkeyAwayError:
             self._note(away=True)
         else:
-            self._known = max(1, int(known))
-            self._note(away=False)
+            self._note(away=False, known=max(1, int(known)))
 
-    def _note(self, *, away: bool) -> None:
-        if away != self._away:
-            self._away = away
+    def _note(self, *, away: bool, known: int | None = None) -> None:
+        before = self._away, self._known
+        self._away, self._known = away, known or self._known
+        if away != before[0]:
             (self._lost if away else self._wake).set()
+        if (away, self._known) != before:
             self._told(not away, self._known)
 
 

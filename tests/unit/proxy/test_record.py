@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from proxy.asked import UpstreamRefusedError
 from proxy.exchange import Ending, Outcome
 from proxy.metrics import Metrics
-from proxy.record import TOUCH_EVERY_S, CommitWatch, Ended, Record, Rooms
+from proxy.record import TOUCH_EVERY_S, CommitWatch, Ended, Record, Rooms, ValkeyWatch
 from proxy.verdict import RefusedError, Remark
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import SERVICE_UNAVAILABLE as UNAVAILABLE
@@ -128,6 +128,8 @@ def test_a6_a_stranger_s_request_has_no_tier_and_no_model() -> None:
         (ApiError(503, "", type=UNAVAILABLE), Ending.UPSTREAM_FAILED, UNAVAILABLE, "upstream"),
         (ApiError(500, "", type="server_error"), Ending.INTERNAL, "server_error", "internal"),
         (ApiError(503, "", type=UNAVAILABLE), Ending.SHUTTING_DOWN, UNAVAILABLE, "internal"),
+        (ApiError(503, "", type=UNAVAILABLE), Ending.REFUSED, UNAVAILABLE, "internal"),
+        (ApiError(401, ""), Ending.REVOKED, "invalid_request_error", "policy"),
     ],
 )  # fmt: skip
 def test_an_error_is_counted_by_type_and_who_is_to_blame(
@@ -207,5 +209,15 @@ def test_commits_are_measured_and_failures_logged() -> None:
     watch.failed(OSError(28, "No space"), 3)
     assert desk.value("ledger_batch_size_sum") == 5
     assert desk.value("ledger_commit_seconds_count") == 1
-    assert desk.value("ledger_failures_total") == 3
+    # A commit, however many operations were in it.
+    assert desk.value("ledger_failures_total") == 1
     assert [(line["event"], line["errno"]) for line in desk.lines] == [("ledger_commit_failed", "ENOSPC")]
+
+
+def test_valkey_s_coming_and_going_is_logged_and_the_number_of_proxies_only_counted() -> None:
+    desk = Desk()
+    watch = ValkeyWatch(desk.metrics, JsonLog(desk.log))
+    for up, proxies in [(True, 1), (True, 3), (False, 3), (True, 3)]:
+        watch.told(up, proxies)
+        assert (desk.value("valkey_up"), desk.value("proxies")) == (up, proxies)
+    assert [line["event"] for line in desk.lines] == ["valkey_reached", "valkey_lost", "valkey_reached"]

@@ -35,9 +35,9 @@ def server(started: ValkeyServer) -> ValkeyServer:
 async def open_proxy(server: ValkeyServer) -> AsyncIterator[Callable[[str], Any]]:
     async with AsyncExitStack() as stack:
 
-        async def opened(name: str) -> SharedLimits:
+        async def opened(name: str, told: Callable[[bool, int], None] = lambda _up, _known: None) -> SharedLimits:
             valkey = await stack.enter_async_context(open_valkey(server.url, timeout_s=LIMIT_S))
-            return await stack.enter_async_context(SharedLimits(valkey, name, lambda _up, _known: None))
+            return await stack.enter_async_context(SharedLimits(valkey, name, told))
 
         yield opened
 
@@ -157,6 +157,26 @@ async def test_f8_nobody_waits_for_a_valkey_that_is_away_and_it_comes_back(
 
     await eventually(back)
     assert (await one.take([wish(1)], ("key", 2), "again")).taken
+
+
+async def test_how_many_proxies_there_are_is_told_as_it_changes(
+    open_proxy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "LEASE_S", 1)
+    told: list[tuple[bool, int]] = []
+    one = await open_proxy("one", lambda up, known: told.append((up, known)))
+    two = await open_proxy("two")
+    await one._be_present()
+    await one._be_present()
+    assert told == [(True, 1), (True, 2)]
+    for task in two._tasks:
+        task.cancel()
+
+    async def alone() -> bool:
+        await one._be_present()
+        return told[-1] == (True, 1)
+
+    await eventually(alone)
 
 
 async def test_f8_a_flushed_valkey_starts_from_full(server: ValkeyServer, open_proxy: Any) -> None:
