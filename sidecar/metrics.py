@@ -1,10 +1,10 @@
 """The sidecar's metrics: their names, labels and buckets, and the page. No opinion on when something is counted.
 
-Every label comes from a closed set: the one served model, enums, the engine's own words about itself. Counting is cheap
+Every label comes from a closed set: the served models, enums, the engine's own words about itself. Counting is cheap
 and happens on the event loop; the page is rendered in a thread, for it can take milliseconds.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,13 +32,16 @@ VLLM: Final = "vllm"
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """How the engine stands now, as the page shows it."""
+    """How the engine stands now, as the page shows it.
+
+    `restarts`: of all engines together. `loaded`: every served model that an engine has loaded, by its name.
+    """
 
     running: int
     waiting: int
     kv_used_ratio: float
     restarts: int
-    info: Ready | None
+    loaded: Mapping[str, Ready]
 
 
 class Metrics:
@@ -110,10 +113,12 @@ class Metrics:
         self._queried = self._counter("prefix_cache_query_tokens", "Prompt tokens looked up in the prefix cache.")
         self._hits = self._counter("prefix_cache_hit_tokens", "Prompt tokens found in the prefix cache.")
         self._prefixes = self._gauge("prefix_cache_tokens", "Tokens that the prefix cache holds.")
-        self._engine_restarts = self._counter("engine_restarts", "Times the engine process was started again.")
-        self._load = self._gauge("model_load_seconds", "How long loading took.", "phase")
-        self._memory = self._gauge("memory_bytes", "Memory by use.", "kind")
-        self._info = self._gauge("model_info", "The loaded model.", "model", "dtype", "quantization", "device", "tier")
+        self._engine_restarts = self._counter(
+            "engine_restarts", "Times an engine process was started again, of any model."
+        )
+        self._load = self._gauge("model_load_seconds", "How long loading took.", "model", "phase")
+        self._memory = self._gauge("memory_bytes", "Memory by use.", "model", "kind")
+        self._info = self._gauge("model_info", "The loaded models.", "model", "dtype", "quantization", "device", "tier")
 
     def accepted(self, prompt_tokens: int) -> None:
         self._request_prompt.observe(prompt_tokens)
@@ -176,22 +181,22 @@ class Metrics:
         if self._vllm is not None:
             for gauge, value in zip(self._vllm, (gauges.running, gauges.waiting, gauges.kv_used_ratio), strict=True):
                 gauge.set(value)
-        if gauges.info is not None:
-            self._loaded(gauges.info)
+        # A restarted engine may have come up in another tier: only what is loaded now is told.
+        self._info.clear()
+        for model, info in gauges.loaded.items():
+            self._loaded(model, info)
 
     def render(self) -> bytes:
         """The page. Takes long: call it in a thread."""
         return generate_latest(self.registry)
 
-    def _loaded(self, info: Ready) -> None:
-        # A restarted engine may have come up in another tier: only one of them is the loaded model.
-        self._info.clear()
+    def _loaded(self, model: str, info: Ready) -> None:
         quantization = "none" if info.precision in {"fp32", "bf16", "fp16"} else info.precision
-        self._info.labels(self._model, info.dtype, quantization, info.device, info.tier).set(1)
+        self._info.labels(model, info.dtype, quantization, info.device, info.tier).set(1)
         for phase, seconds in info.load_seconds.items():
-            self._load.labels(phase).set(seconds)
-        self._memory.labels("weights").set(info.weights_bytes)
-        self._memory.labels("kv").set(info.kv_bytes)
+            self._load.labels(model, phase).set(seconds)
+        self._memory.labels(model, "weights").set(info.weights_bytes)
+        self._memory.labels(model, "kv").set(info.kv_bytes)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"tollhouse_sidecar_{name}", text, labels, registry=self.registry)

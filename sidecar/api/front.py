@@ -158,15 +158,18 @@ class Front:
             kv_capacity_tokens=0 if step is None else step.kv_capacity_tokens,
             steps=0 if step is None else step.number,
             engine_pid=engine.engine_pid,
-            restarts=engine.restarts + sum(other.engine.restarts for other in others),
+            restarts=_restarts(fronts),
             heartbeat_age_s=engine.heartbeat_age_s,
             slots_path=str(engine.slots_path.absolute()),
         )
 
-    def gauges(self) -> Gauges:
+    def gauges(self, others: Sequence["Front"] = ()) -> Gauges:
+        """As `state`, for the metrics."""
         engine, step = self.engine, self.engine.last_step
         used = 0.0 if step is None or not step.kv_capacity_tokens else step.kv_used_tokens / step.kv_capacity_tokens
-        return Gauges(engine.running, engine.waiting, used, engine.restarts, engine.info)
+        fronts = (self, *others)
+        loaded = {front.served: info for front in fronts if (info := front.engine.info) is not None}
+        return Gauges(engine.running, engine.waiting, used, _restarts(fronts), loaded)
 
     def failed(self, exc: Exception, request_id: str) -> ApiError:
         """What a client is told of what went wrong after its request was accepted. What nobody expected is logged."""
@@ -198,6 +201,10 @@ class Front:
     @property
     def _reason(self) -> str:
         return self.engine.reason or LOADING
+
+
+def _restarts(fronts: Sequence[Front]) -> int:
+    return sum(front.engine.restarts for front in fronts)
 
 
 def max_queue(settings: Sidecar) -> int:

@@ -62,7 +62,7 @@ class Internals:
         return next(known, self._front.engine)
 
     async def metrics(self, _: web.Request) -> web.Response:
-        self._front.metrics.observe(self._front.gauges())
+        self._front.metrics.observe(self._front.gauges(self._others))
         page = await asyncio.to_thread(self._front.metrics.render)
         return web.Response(body=page, headers={"content-type": CONTENT_TYPE})
 

@@ -27,14 +27,14 @@ def test_a_step_is_counted_under_its_phase(prefill: int, decode: int, phase: str
 
 def test_the_gauges_follow_the_engine() -> None:
     metrics = Metrics("m")
-    metrics.observe(Gauges(2, 5, 0.25, 1, READY))
-    metrics.observe(Gauges(1, 0, 0.5, 3, READY))
+    metrics.observe(Gauges(2, 5, 0.25, 1, {"m": READY}))
+    metrics.observe(Gauges(1, 0, 0.5, 3, {"m": READY}))
     assert (value(metrics, "requests_running"), value(metrics, "requests_waiting")) == (1, 0)
     assert value(metrics, "kv_cache_used_ratio") == 0.5
     assert value(metrics, "engine_restarts_total") == 3
-    assert value(metrics, "model_load_seconds", phase="weights") == 0.5
-    assert value(metrics, "memory_bytes", kind="weights") == 1000
-    assert value(metrics, "memory_bytes", kind="kv") == 2000
+    assert value(metrics, "model_load_seconds", model="m", phase="weights") == 0.5
+    assert value(metrics, "memory_bytes", model="m", kind="weights") == 1000
+    assert value(metrics, "memory_bytes", model="m", kind="kv") == 2000
 
 
 def test_prompt_tokens_are_counted_by_where_they_came_from() -> None:
@@ -61,7 +61,7 @@ def test_waiting_and_reading_the_prompt_are_timed_for_each_sequence() -> None:
 def test_the_load_is_published_by_vllms_names_if_that_is_wanted() -> None:
     plain, known = Metrics("m"), Metrics("m", ["vllm"])
     for metrics in (plain, known):
-        metrics.observe(Gauges(2, 5, 0.25, 0, None))
+        metrics.observe(Gauges(2, 5, 0.25, 0, {}))
     assert b"vllm:" not in plain.render()
     for name, wanted in (("num_requests_running", 2), ("num_requests_waiting", 5), ("kv_cache_usage_perc", 0.25)):
         assert known.registry.get_sample_value(f"vllm:{name}", {"model_name": "m"}) == wanted
@@ -76,8 +76,9 @@ def test_preemptions_are_counted_on_when_an_engine_begins_anew() -> None:
 
 def test_an_engine_that_comes_back_in_another_tier_leaves_no_trace_of_the_first() -> None:
     metrics = Metrics("m")
-    metrics.observe(Gauges(0, 0, 0.0, 0, READY))
-    metrics.observe(Gauges(0, 0, 0.0, 1, msgspec.structs.replace(READY, tier="sequential", precision="int8")))
+    metrics.observe(Gauges(0, 0, 0.0, 0, {"m": READY}))
+    other = msgspec.structs.replace(READY, tier="sequential", precision="int8")
+    metrics.observe(Gauges(0, 0, 0.0, 1, {"m": other}))
     lines = [
         line for line in metrics.render().decode().splitlines() if line.startswith("tollhouse_sidecar_model_info{")
     ]
@@ -86,9 +87,20 @@ def test_an_engine_that_comes_back_in_another_tier_leaves_no_trace_of_the_first(
     ]
 
 
+def test_a_second_model_is_told_beside_the_first() -> None:
+    metrics = Metrics("m")
+    encoder = msgspec.structs.replace(READY, tier="encoder", weights_bytes=7)
+    metrics.observe(Gauges(0, 0, 0.0, 0, {"m": READY, "e": encoder}))
+    assert [value(metrics, "memory_bytes", model=model, kind="weights") for model in ("m", "e")] == [1000, 7]
+    assert value(metrics, "model_load_seconds", model="e", phase="weights") == 0.5
+    told = {"dtype": "float32", "quantization": "none", "device": "cpu"}
+    assert value(metrics, "model_info", model="m", tier="packed", **told) == 1
+    assert value(metrics, "model_info", model="e", tier="encoder", **told) == 1
+
+
 def test_every_name_is_ours_or_the_process_s_and_is_explained() -> None:
     metrics = Metrics("m")
-    metrics.observe(Gauges(0, 0, 0.0, 0, READY))
+    metrics.observe(Gauges(0, 0, 0.0, 0, {"m": READY}))
     page = metrics.render().decode()
     explained = set(re.findall(r"^# HELP (\S+) \S", page, re.MULTILINE))
     typed = set(re.findall(r"^# TYPE (\S+)", page, re.MULTILINE))

@@ -150,3 +150,13 @@ async def test_models_are_listed_as_soon_as_they_are_known(serve: Serve, encoder
     encoder.info = None
     reply = await desk.ask("GET", "/v1/models")
     assert (reply.status, reply.json["error"]["code"]) == (503, "model_loading")
+
+
+async def test_the_metrics_page_tells_of_both_engines(serve: Serve, encoder: FakeEngine) -> None:
+    desk = await serve(encoder=encoder)
+    desk.engine.restarts, encoder.restarts = 1, 2
+    lines = (await desk.ask("GET", "/metrics")).body.decode().splitlines()
+    assert "tollhouse_sidecar_engine_restarts_total 3.0" in lines
+    for model in ("org/m", "org/e"):
+        assert f'tollhouse_sidecar_memory_bytes{{kind="weights",model="{model}"}} 1000.0' in lines
+        assert len([line for line in lines if line.startswith("tollhouse_sidecar_model_info{") and model in line]) == 1
