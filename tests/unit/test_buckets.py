@@ -9,6 +9,7 @@ LATENCY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 32
 FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1, 1.5, 2.5, 5, 7.5, 10, 20, 40, 80)
 BETWEEN_TOKENS = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
 OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
+COMMIT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
 SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PROMISED = {
@@ -16,7 +17,7 @@ PROMISED = {
     "tollhouse_proxy_time_to_first_token_seconds": FIRST_TOKEN,
     "tollhouse_proxy_overhead_seconds": OVERHEAD,
     "tollhouse_proxy_queue_wait_seconds": LATENCY,
-    "tollhouse_proxy_ledger_commit_seconds": OVERHEAD,
+    "tollhouse_proxy_ledger_commit_seconds": COMMIT,
     "tollhouse_proxy_ledger_batch_size": SEQUENCES,
     "tollhouse_proxy_event_loop_lag_seconds": OVERHEAD,
     "tollhouse_sidecar_queue_wait_seconds": LATENCY,
