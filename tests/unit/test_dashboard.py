@@ -16,6 +16,8 @@ FOLDER = ROOT / "conf/grafana"
 NAMES = ["engine", "gate", "overview", "tenants"]
 METRICS_PAGE = ROOT / "docs/metrics.md"
 RUNBOOKS = ROOT / "docs/operations.md"
+# Of sidecars, keys and proxies that several proxies share, each of them tells the same.
+TOLD_BY_EACH = {f"tollhouse_proxy_{name}" for name in ("upstream_up", "keys", "quota_used_ratio", "proxies")}
 
 
 def dashboard(name: str) -> dict[str, Any]:
@@ -59,6 +61,24 @@ def test_each_expression_can_be_narrowed_and_suits_every_scrape_interval(express
             assert re.search(r"_(total|bucket|sum|count)$", selectors(node)[0].name)
     counted = re.findall(r"\w+_(?:total|bucket|sum|count)\{", expression)
     assert len(counted) == expression.count("rate(") + expression.count("increase(")
+
+
+@pytest.mark.parametrize("expression", expressions())
+def test_what_each_of_several_proxies_tells_is_not_added_up(expression: str) -> None:
+    for node in nodes(parse(expression)):
+        if isinstance(node, promql.AggregateExpr) and getattr(node.expr, "name", None) in TOLD_BY_EACH:
+            assert str(node.op) in {"max", "min"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_axis_has_both_requests_and_tokens(name: str) -> None:
+    for panel in panels(name):
+        drawn = {
+            "tokens" if "tokens" in selector.name else "requests"
+            for target in panel["targets"]
+            for selector in selectors(parse(target["expr"]))
+        }
+        assert len(drawn) == 1, panel["title"]
 
 
 @pytest.mark.parametrize("name", NAMES)

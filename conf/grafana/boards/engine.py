@@ -55,6 +55,24 @@ BOARD: Final = Board(
             ),
         ),
         Row(
+            "Embeddings",
+            (
+                Panel(
+                    "Requests for embeddings",
+                    "Requests for embeddings each second, by how they ended.",
+                    "reqps",
+                    ((rate(f"{S}embedding_requests_total", "outcome"), "{{outcome}}"),),
+                    "area",
+                ),
+                Panel(
+                    "Embedded tokens",
+                    "Tokens of embedded texts each second.",
+                    "short",
+                    ((rate(f"{S}embedding_tokens_total", "instance"), "{{instance}}"),),
+                ),
+            ),
+        ),
+        Row(
             "Time",
             (
                 Panel(
@@ -183,15 +201,6 @@ BOARD: Final = Board(
                     "short",
                     ((gauge(f"{P}upstream_connections", "state"), "{{state}}"),),
                     "area",
-                ),
-                Panel(
-                    "Embeddings",
-                    "Requests for embeddings each second, by how they ended, and the tokens of their texts.",
-                    "ops",
-                    (
-                        (rate(f"{S}embedding_requests_total", "outcome"), "{{outcome}}"),
-                        (rate(f"{S}embedding_tokens_total"), "tokens"),
-                    ),
                 ),
                 Panel(
                     "Engine restarts",

@@ -58,9 +58,9 @@ BOARD: Final = Board(
                 ),
                 Panel(
                     "Sidecars ready",
-                    "How many sidecars the proxy finds ready.",
+                    "How many sidecars are found ready. One that several proxies share counts once.",
                     "short",
-                    ((gauge(f"{P}upstream_up"), "ready"),),
+                    ((f"sum({gauge(f'{P}upstream_up', 'upstream', 'max')})", "ready"),),
                     "stat",
                 ),
             ),
