@@ -129,10 +129,13 @@ class Metrics:
     def next_token(self, since_last_s: float) -> None:
         self._between_tokens.observe(since_last_s)
 
+    def generated(self, tokens: int) -> None:
+        """So many more tokens count."""
+        self._generated.inc(tokens)
+
     def ended(self, finish_reason: str, completion_tokens: int, duration_s: float, decode_s: float | None) -> None:
         """A request is over. `finish_reason` is one of `FINISH_REASONS`."""
         self._requests[finish_reason].inc()
-        self._generated.inc(completion_tokens)
         self._request_output.observe(completion_tokens)
         self._duration.observe(duration_s)
         if decode_s is not None:

@@ -142,7 +142,7 @@ class Generation:
             exchange.run.note(delta)
             if delta.error is not None:
                 self._front.log.error("sequence_failed", request_id=delta.request_id, message=delta.error)
-            progress = choices.take(delta)
+            progress = exchange.run.take(delta)
             if progress.cancel_at is not None:
                 exchange.sequences.cancel(progress.index, progress.cancel_at)
             await told(progress)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from sidecar.api.tracing import Ran, Traced
 from sidecar.jsonlog import JsonLog
 from sidecar.metrics import Metrics
-from sidecar.protocol.choices import Choices
+from sidecar.protocol.choices import Choices, Progress
 from sidecar.protocol.plan import Plan
 from sidecar.wire.frames import Delta
 from sidecar.wire.internal import Usage
@@ -56,6 +56,16 @@ class Run:
         if last_s is not None:
             self._metrics.next_token(now_s - last_s)
         self._last_s[delta.index] = now_s
+
+    def take(self, delta: Delta) -> Progress:
+        """Give a choice its delta, and count its tokens at once. Raises ApiError if the engine gave it up."""
+        choice = self.choices.all[delta.index]
+        before = choice.generated
+        try:
+            return self.choices.take(delta)
+        finally:
+            # What the engine ran past a stop string is not among them.
+            self._metrics.generated(choice.generated - before)
 
     def complete(self) -> None:
         """The whole answer was given."""
