@@ -10,7 +10,7 @@ from typing import Final, Literal
 import msgspec
 
 from proxy.admission.estimate import Sizing
-from proxy.admission.meters import NO_SIZE, Meters, Size, Subject
+from proxy.admission.meters import Meters, Size, Subject
 from proxy.admission.refusal import CONCURRENCY_RETRY_S
 from proxy.admission.rules import OUTPUT, Limit, Own, Rulebook, Rules, effective, source
 from proxy.clock import Clock, month_of, seconds_to_next_month
@@ -21,6 +21,8 @@ from sidecar.wire.internal import Count, Endpoint, ModelState
 
 Verdict = Literal["allowed", "waits", "shadow", "refused"]
 _OF_MODELS: Final = "per_model."
+# Of a request whose size is not known: it takes a token at the least, so a limit that is used up refuses it.
+LEAST: Final = Size(1, 1)
 
 
 class EffectiveRule(msgspec.Struct, frozen=True):
@@ -128,9 +130,9 @@ class Explain:
     ) -> tuple[Estimate | None, Size, list[str]]:
         """As admission sizes it: by its bytes if that fits, else as counted."""
         if call is None:
-            return None, NO_SIZE, []
+            return None, LEAST, []
         if model is None:
-            return None, NO_SIZE, ["The request is not sized: no sidecar that serves its model is known here."]
+            return None, LEAST, ["The request is not sized: no sidecar that serves its model is known here."]
         sizing = Sizing(call, model, subject.rules.tier)
         bounded = sizing.bounded()
         if bounded is not None:
@@ -138,7 +140,7 @@ class Explain:
             if self.knows.count is None or not any(limit.sized for limit in self._meters.unfit(subject, size)):
                 return bounded, size, []
         if self.knows.count is None:
-            return None, NO_SIZE, ["The request is not sized: its bytes do not bound its tokens."]
+            return None, LEAST, ["The request is not sized: its bytes do not bound its tokens."]
         estimate = sizing.exact((await self.knows.count(call)).prompt_tokens)
         remarks = []
         if sizing.one_prompt and estimate.prompt_tokens + sizing.least_output > model.max_context:

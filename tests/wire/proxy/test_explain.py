@@ -6,6 +6,8 @@ import pytest
 
 from proxy.admin.client import AdminClient
 from proxy.admin.explaining import WantedExplanation
+from proxy.admin.records import KeyChanges, KeyLimitChanges
+from proxy.policy.schema import Overrides
 from sidecar.wire.errors import ApiError
 from tests.wire.proxy.house import House, chat
 
@@ -45,3 +47,15 @@ async def test_what_cannot_be_explained_is_told(house: House) -> None:
             with pytest.raises(ApiError) as told:
                 await client.explain(wanted)
             assert told.value.status == status
+
+
+async def test_a_limit_that_is_used_up_refuses_a_request_whose_size_nobody_knows(house: House) -> None:
+    key = await house.key("one", limits=Overrides(requests_per_minute=100, monthly_tokens=100))
+    assert (await (await house.ask(key)).answer()).status == 200
+    async with AdminClient(house.settings.admin.socket) as client:
+        before = (await client.explain(WantedExplanation(key=key_id(key)))).explained
+        (said,) = [said for said in before.says if said.rule == "monthly_tokens"]
+        await client.update_key(key_id(key), KeyChanges(limits=KeyLimitChanges(monthly_tokens=said.used)))
+        after = (await client.explain(WantedExplanation(key=key_id(key)))).explained
+    assert (before.verdict, said.requested, said.used > 0) == ("allowed", 1, True)
+    assert (after.verdict, after.refused_by) == ("refused", "monthly_tokens")

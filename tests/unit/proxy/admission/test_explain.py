@@ -77,13 +77,13 @@ async def test_a_month_that_is_used_up_comes_again(build: Build) -> None:
     assert said.retry_after_s == 5.5 * 86_400
 
 
-async def test_without_a_request_only_what_needs_no_size_is_judged(build: Build) -> None:
+async def test_without_a_request_the_least_that_one_takes_is_judged(build: Build) -> None:
     house = build(tokens_per_minute=15, requests_per_minute=1)
     found = await explained(house)
     assert found.cost is None
     assert [(said.rule, said.requested, said.verdict) for said in found.says] == [
         ("requests_per_minute", 1, "allowed"),
-        ("tokens_per_minute", 0, "allowed"),
+        ("tokens_per_minute", 1, "allowed"),
     ]
 
 
