@@ -14,11 +14,16 @@ from sidecar.wire.errors import ApiError
 
 @dataclass(slots=True)
 class Notes:
-    """What is known of one request so far. Mutable: each field is set once, by the room that finds it out."""
+    """What is known of one request so far. Mutable: each field is set once, by the room that finds it out.
+
+    `served` is the model that is asked for, if there is one of that name; `model` the same, once the key has a right
+    to it. What a client is told goes by the second.
+    """
 
     principal: Principal | None = None
     guard: Guard | None = None
     call: Call | None = None
+    served: str | None = None
     model: str | None = None
     sidecar: Sidecar | None = None
     admitted: bool = False
@@ -37,7 +42,7 @@ def ended(arrival: Arrival, template: str, outcome: Outcome, notes: Notes, timin
         outcome=outcome,
         principal=notes.principal,
         call=notes.call,
-        known_model=notes.model or (OTHER if notes.call else None),
+        known_model=notes.served or (OTHER if notes.call else None),
         admitted=notes.admitted,
         remarks=notes.remarks,
         upstream=notes.sidecar.name if notes.sidecar else None,

@@ -255,6 +255,8 @@ class Pipeline:
         found = self._upstreams.find(call.model)
         if found is None:
             self._upstreams.check_known(call.model)
+        else:
+            notes.served = found.id
         # The key's rights come before the choice: a stranger to a model is not told whether it is up.
         model = self._admission.check(principal, call, found)
         notes.model = model.id
@@ -285,6 +287,8 @@ class Pipeline:
             found = self._upstreams.find(question.model)
             if found is None:
                 self._upstreams.check_known(question.model)
+            else:
+                notes.served = found.id
             passed = await self._admission.admit_question(principal, question, arrival, found)
         finally:
             notes.admit_s = self._clock.monotonic() - begun_s

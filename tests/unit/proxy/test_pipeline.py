@@ -332,6 +332,24 @@ async def test_an_unknown_model_is_a_404_unless_a_sidecar_has_not_spoken() -> No
     assert (await waiting.run()).outcome.status == 503
 
 
+async def test_a_refusal_of_a_served_model_is_recorded_by_its_name_and_tells_the_client_nothing_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hall, told = Hall(), list[str | None]()
+
+    def refused(*_: Any) -> None:
+        raise RefusedError("max_output_tokens", 400, "too much")
+
+    def headers(_principal: Any, model: str | None) -> dict[str, str]:
+        told.append(model)
+        return {}
+
+    monkeypatch.setattr(hall.admission, "check", refused)
+    monkeypatch.setattr(hall.admission, "headers", headers)
+    ended = await hall.run()
+    assert (ended.outcome.status, ended.known_model, told) == (400, "org/tiny", [None])
+
+
 async def test_an_error_after_the_relay_is_answered_after_the_grant_is_closed() -> None:
     hall = Hall()
     hall.upstreams.sidecar.script = [UpstreamLostError()]
