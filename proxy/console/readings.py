@@ -9,11 +9,14 @@ from typing import Final
 import msgspec
 from prometheus_client import Metric
 
+from sidecar.wire.internal import Endpoint
+
 PROXY: Final = "tollhouse_proxy_"
 SIDECAR: Final = "tollhouse_sidecar_"
 # A metric's samples, by their labels.
 Series = dict[tuple[tuple[str, str], ...], float]
 QUANTILES: Final = (0.5, 0.95, 0.99)
+_ENDPOINTS: Final = frozenset(Endpoint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,16 @@ class Page:
         return dict(sums)
 
     def buckets(self, name: str) -> dict[float, float]:
-        """A histogram's cumulative counts by their upper ends, all its label sets together."""
-        return {float(end): count for end, count in self.by(f"{name}_bucket", "le").items()}
+        """A histogram's cumulative counts by their upper ends, all its label sets together, of requests to models.
+
+        A page of the API that is looked at often would make answers look quick.
+        """
+        sums: dict[float, float] = defaultdict(float)
+        for key, count in self.series.get(f"{name}_bucket", {}).items():
+            labels = dict(key)
+            if "endpoint" not in labels or labels["endpoint"] in _ENDPOINTS:
+                sums[float(labels["le"])] += count
+        return dict(sums)
 
 
 @dataclass(frozen=True, slots=True)
