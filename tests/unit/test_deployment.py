@@ -32,7 +32,6 @@ NESTED = [
     ("services", "proxy", "build"),
     ("services", "proxy", "depends_on", "postgres"),
     ("services", "sidecar-gpu", "deploy"),
-    ("secrets", "postgres-password"),
 ]
 
 
@@ -105,9 +104,22 @@ def test_the_books_are_a_file_unless_a_database_is_named() -> None:
     assert default is not None
     assert default[1] == load_proxy(ROOT / "conf/proxy.yaml", {}).database.url
     postgres = compose()["services"]["postgres"]
-    assert compose()["secrets"]["postgres-password"] == {"environment": "TOLLHOUSE_POSTGRES_PASSWORD"}
-    assert postgres["environment"]["POSTGRES_PASSWORD_FILE"] == f"/run/secrets/{postgres['secrets'][0]}"
+    password = postgres["environment"]["POSTGRES_PASSWORD"]
+    assert password == said["PGPASSWORD"] == "${TOLLHOUSE_POSTGRES_PASSWORD:-}"
     assert "ports" not in postgres
+
+
+def test_nothing_is_copied_into_a_root_that_is_read_only() -> None:
+    """As compose does with secrets and configs that are not files, and then the container does not start."""
+    given = {
+        name: value
+        for kind in ("secrets", "configs")
+        for name, value in compose().get(kind, {}).items()
+        if "file" not in value
+    }
+    for name, service in compose()["services"].items():
+        used = [*service.get("secrets", []), *service.get("configs", [])]
+        assert not service["read_only"] or not set(used) & set(given), name
 
 
 def test_the_gpu_s_sidecar_is_the_second_upstream_that_the_docs_name() -> None:
