@@ -98,6 +98,21 @@ def test_what_waits_for_another_waits_until_it_is_well() -> None:
         assert rule.get("required", True) is not optional, (name, other)
 
 
+def test_nobody_is_unhealthy_while_a_model_may_still_load() -> None:
+    load_s = load_sidecar(ROOT / "conf/sidecar.yaml", {}).timeouts.load_s
+    (image,) = re.findall(
+        r"^HEALTHCHECK .*--start-period=(\w+) ", (ROOT / "Dockerfile.sidecar").read_text(), re.MULTILINE
+    )
+    services = compose()["services"]
+    periods = [image, *(services[name]["healthcheck"]["start_period"] for name in ("proxy", "sidecar-gpu"))]
+    assert "healthcheck" not in services["sidecar"]
+    for period in periods:
+        assert int(period.removesuffix("m")) * 60 >= load_s
+    # What is counted begins when the model is there.
+    for name in ("proxy", "sidecar", "sidecar-gpu"):
+        assert services[name]["depends_on"]["model"]["condition"] == "service_completed_successfully"
+
+
 def test_the_books_are_a_file_unless_a_database_is_named() -> None:
     said = compose()["services"]["proxy"]["environment"]
     default = re.fullmatch(r"\$\{TOLLHOUSE_DATABASE_URL:-(.+)\}", said["TOLLHOUSE__DATABASE__URL"])
