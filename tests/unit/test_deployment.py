@@ -223,6 +223,19 @@ def test_f16_the_images_install_nothing_that_is_not_checked_but_torch() -> None:
     assert "torch" not in (ROOT / "Dockerfile.proxy").read_text().replace("No torch", "")
 
 
+def test_packages_come_from_an_index_of_the_operator_s_if_there_is_one() -> None:
+    """By a name that pip knows; an empty value of it is none."""
+    for name in DOCKERFILES:
+        text = (ROOT / name).read_text()
+        building = text[text.index("\nFROM ") : text.rindex("\nFROM ")]
+        assert building.index("\nARG PIP_INDEX_URL\n") < building.index("pip install")
+    services = compose()["services"]
+    for service in services.values():
+        if "build" in service:
+            assert service["build"]["args"]["PIP_INDEX_URL"] == "${PIP_INDEX_URL:-}"
+    assert services["model"]["environment"] == {"PIP_INDEX_URL": "${PIP_INDEX_URL:-}"}
+
+
 def test_the_images_have_every_file_that_the_package_brings() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     brought = {Path(name) for names in project["tool"]["setuptools"]["data-files"].values() for name in names}

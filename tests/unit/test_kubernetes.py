@@ -282,6 +282,11 @@ def test_each_gpu_host_has_one_pod_with_its_gpu(tmp_path: Path) -> None:
     assert "device" not in of("cpu")["ConfigMap", "tollhouse-sidecar"]["data"]["sidecar.yaml"]
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_fetches_the_model_can_be_told_where_packages_are(variant: str) -> None:
+    assert containers(variant)["model"]["env"] == [{"name": "PIP_INDEX_URL", "value": ""}]
+
+
 def test_the_sidecar_is_there_before_the_proxy_and_ends_after_it() -> None:
     for variant in VARIANTS:
         first = pod(variant)["initContainers"]
