@@ -1,5 +1,6 @@
 """The files that deploy Tollhouse pass their own linters and agree with the code and with each other."""
 
+import ipaddress
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from check_jsonschema.builtin_schemas import get_builtin_schema
 
+from proxy.console.front import is_on
 from proxy.policy.load import load_policy
 from proxy.settings import Proxy
 from proxy.settings import load_settings as load_proxy
@@ -182,8 +184,21 @@ def test_every_container_has_only_what_it_needs() -> None:
         assert service.get("restart") == "no" or "healthcheck" in service or "build" in service, name
     for name in ("sidecar", "sidecar-gpu"):
         assert compose()["services"][name]["network_mode"] == "none"
-    # The admin listener stays on loopback: who scrapes it shares the proxy's network.
+    # Who scrapes the admin listener shares the proxy's network.
     assert compose()["services"]["prometheus"]["network_mode"] == "service:proxy"
+
+
+def test_the_host_and_nobody_beyond_it_reaches_the_console_of_a_container() -> None:
+    proxy = compose()["services"]["proxy"]
+    told = {name: value for name, value in proxy["environment"].items() if name.startswith("TOLLHOUSE__ADMIN__")}
+    admin = load_proxy(ROOT / "conf/proxy.yaml", told).admin
+    assert is_on(admin)
+    assert f"127.0.0.1:${{TOLLHOUSE_ADMIN_PORT:-{admin.port}}}:{admin.port}" in proxy["ports"]
+    # A bridge has a private network, whatever the engine chooses.
+    networks = [ipaddress.ip_network(network) for network in admin.api_from]
+    assert all(network.is_private for network in networks)
+    for gateway in ("172.17.0.1", "172.31.0.1", "192.168.240.1", "10.89.0.1", "127.0.0.1"):
+        assert any(ipaddress.ip_address(gateway) in network for network in networks)
 
 
 def test_the_containers_share_what_the_processes_share() -> None:
@@ -254,6 +269,9 @@ def test_the_environment_of_the_images_names_settings() -> None:
     text = "".join((ROOT / name).read_text() for name in DOCKERFILES) + COMPOSE.read_text()
     named = set(re.findall(r"\bTOLLHOUSE(?:_SIDECAR)?__[A-Z_]+", text))
     assert named == {
+        "TOLLHOUSE__ADMIN__API_FROM",
+        "TOLLHOUSE__ADMIN__CONSOLE",
+        "TOLLHOUSE__ADMIN__HOST",
         "TOLLHOUSE__DATABASE__URL",
         "TOLLHOUSE__LISTEN__HOST",
         "TOLLHOUSE__SECRET_FILE",
