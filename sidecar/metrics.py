@@ -21,7 +21,7 @@ SEQUENCES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SHARES: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1)
 
 FINISH_REASONS: Final = ("stop", "length", "tool_calls", "function_call", "aborted")
-ABORT_REASONS: Final = ("client_gone", "engine_lost", "engine_error")
+ABORT_REASONS: Final = ("client_gone", "deadline", "cancelled", "engine_lost", "engine_error")
 EMBEDDING_OUTCOMES: Final = ("complete", "failed", "client_gone")
 PROMPT_SOURCES: Final = ("computed", "cached")
 PHASES: Final = ("prefill", "decode", "mixed")
@@ -89,7 +89,9 @@ class Metrics:
             "time_to_first_token_seconds", "From acceptance to the first token.", FIRST_TOKEN_S
         )
         self._between_tokens = self._histogram(
-            "inter_token_latency_seconds", "Between two tokens of one sequence.", BETWEEN_TOKENS_S
+            "inter_token_latency_seconds",
+            "Between two tokens of one sequence; of those that came at once, their share.",
+            BETWEEN_TOKENS_S,
         )
 
     def _make_vllm_metrics(self) -> tuple[Gauge, ...]:
@@ -126,8 +128,10 @@ class Metrics:
     def first_token(self, since_accepted_s: float) -> None:
         self._first_token.observe(since_accepted_s)
 
-    def next_token(self, since_last_s: float) -> None:
-        self._between_tokens.observe(since_last_s)
+    def next_tokens(self, count: int, since_last_s: float) -> None:
+        """So many tokens came at once, that long after the ones before them."""
+        for _ in range(count):
+            self._between_tokens.observe(since_last_s / count)
 
     def generated(self, tokens: int) -> None:
         """So many more tokens count."""
@@ -168,7 +172,8 @@ class Metrics:
             self._queue_wait.observe(wait_s)
         for prefill_s in step.prefills_s:
             self._prefill.observe(prefill_s)
-        if step.total_s <= 0:
+        # Without tokens nothing ran: it tells of sequences that were ended.
+        if step.total_s <= 0 or not (step.prefill_tokens or step.decode_tokens):
             return
         self._steps[_phase(step)].observe(step.total_s)
         self._overhead.observe(max(0.0, 1 - step.forward_s / step.total_s))

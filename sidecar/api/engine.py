@@ -1,5 +1,6 @@
 """What the front asks of its engine, as protocols: `sidecar.supervisor` is the real one, tests bring a fake."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -19,6 +20,9 @@ class Sequences(Protocol):
     def __aiter__(self) -> Self: ...
     async def __anext__(self) -> Delta:
         """Raises EngineLostError if the engine is gone."""
+
+    def watch(self, told: Callable[[Delta], None]) -> None:
+        """Tell of each delta when the engine gives it, however late it is fetched. Before anything is awaited."""
 
     def cancel(self, index: int | None = None, generated: int | None = None) -> None: ...
 

@@ -9,7 +9,7 @@ Everything that can be refused is refused before the head of an answer. After ac
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -38,6 +38,8 @@ from sidecar.wire.errors import ApiError, internal_error
 from sidecar.wire.internal import Endpoint
 
 CLIENT_CLOSED: Final = 499
+# Ends that are no fault of the engine's, by their error codes (`choices.finish_reason`).
+ABORTS: Final[Mapping[str | None, str]] = {"timeout": "deadline", "request_cancelled": "cancelled"}
 # So many tokens' log-probabilities are written on the event loop; more take too long for it.
 MOST_ON_LOOP: Final = 32
 
@@ -82,6 +84,7 @@ class Generation:
             sequences = self._front.engine.open(ticket.request_id, list(plan.submits), grammar)
             told = (self._front.metrics, self._front.log)
             run = Run(plan, _choices(plan, language), *told, traced=request.get(TRACED))
+            sequences.watch(run.note)
             exchange = Exchange(request, plan, run, self._shape(plan, language), sequences)
             try:
                 async with sequences:
@@ -139,7 +142,6 @@ class Generation:
         """Follow the engine until every choice has ended. Raises what the engine and `told` raise, and ApiError."""
         choices = exchange.run.choices
         async for delta in exchange.sequences:
-            exchange.run.note(delta)
             if delta.error is not None:
                 self._front.log.error("sequence_failed", request_id=delta.request_id, message=delta.error)
             progress = exchange.run.take(delta)
@@ -153,7 +155,8 @@ class Generation:
     def _failed(self, exchange: Exchange, exc: Exception) -> ApiError:
         """What the client is told of a failure after acceptance; noted and logged."""
         error = self._front.failed(exc, exchange.plan.ticket.request_id)
-        exchange.run.abort("engine_lost" if isinstance(exc, EngineLostError) else "engine_error", error.code)
+        known = "engine_lost" if isinstance(exc, EngineLostError) else ABORTS.get(error.code)
+        exchange.run.abort(known or "engine_error", error.code)
         return error
 
     def _shape(self, plan: Plan, language: Language) -> AnyShape:

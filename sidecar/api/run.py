@@ -44,8 +44,8 @@ class Run:
         metrics.accepted(plan.prompt_tokens)
 
     def note(self, delta: Delta) -> None:
-        """Time the tokens of a delta."""
-        if not delta.token_ids:
+        """Time the tokens of a delta: when the engine gives it, not when its reader is ready for it."""
+        if self._over or not delta.token_ids:
             return
         now_s = self._clock()
         if self._first_s is None:
@@ -54,7 +54,7 @@ class Run:
             self._begun_s = min(now_s, self._accepted_s + delta.waited_us / 1e6)
         last_s = self._last_s.get(delta.index)
         if last_s is not None:
-            self._metrics.next_token(now_s - last_s)
+            self._metrics.next_tokens(len(delta.token_ids), now_s - last_s)
         self._last_s[delta.index] = now_s
 
     def take(self, delta: Delta) -> Progress:

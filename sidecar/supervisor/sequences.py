@@ -26,7 +26,8 @@ class Sequences:
     """The sequences of one request: an async iterator of their deltas, for one consumer.
 
     Leaving its `async with` cancels what still runs, without waiting for it. Mutable: `_open` (indices that run),
-    `_pending` (deltas not yet fetched), `_generated` (tokens by index), `lost`, and the two events.
+    `_pending` (deltas not yet fetched), `_generated` (tokens by index), `_watcher` (told of each delta while any
+    sequence runs), `lost`, and the two events.
     """
 
     def __init__(self, request_id: str, submits: list[Submit], send: Callable[[Cancel], None]) -> None:
@@ -36,6 +37,7 @@ class Sequences:
         self._open = {submit.index for submit in submits}
         self._generated = dict.fromkeys(self._open, 0)
         self._pending: dict[int, Delta] = {}
+        self._watcher: Callable[[Delta], None] | None = None
         self._news = asyncio.Event()
         self._closed = asyncio.Event()
         self._send = send
@@ -55,6 +57,10 @@ class Sequences:
             completion_tokens=sum(self._generated.values()),
         )
 
+    def watch(self, told: Callable[[Delta], None]) -> None:
+        """Tell of each delta when the engine gives it, however late it is fetched."""
+        self._watcher = told
+
     def cancel(self, index: int | None = None, generated: int | None = None) -> None:
         """End one sequence, or all that run. `generated` is how many tokens count, also of one that has just ended."""
         if index is not None and index not in self._open and generated is not None and not self.lost:
@@ -73,6 +79,8 @@ class Sequences:
         if delta.index not in self._open:
             return False
         self._generated[delta.index] = delta.generated
+        if self._watcher is not None:
+            self._watcher(delta)
         before = self._pending.get(delta.index)
         self._pending[delta.index] = delta if before is None else _merged(before, delta)
         self._news.set()
@@ -80,15 +88,20 @@ class Sequences:
             return False
         self._open.discard(delta.index)
         if not self._open:
-            self._closed.set()
+            self._close()
         return True
 
     def lose(self) -> None:
         """The engine is gone: what it delivered can still be fetched, then the consumer is told."""
         self.lost = True
         self._open.clear()
-        self._closed.set()
+        self._close()
         self._news.set()
+
+    def _close(self) -> None:
+        # The count is remembered for a while, what was made of the request is not.
+        self._watcher = None
+        self._closed.set()
 
     def __aiter__(self) -> Self:
         return self

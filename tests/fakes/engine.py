@@ -73,7 +73,8 @@ def language(dialect: Dialect = WORDS_ONLY) -> Language:
 
 
 class FakeSequences:
-    """One request's sequences. Mutable: the deltas to come, `cancels` and `left`, for the test to look at.
+    """One request's sequences. Mutable: the deltas to come, `cancels` and `left`, for the test to look at, and `flows`,
+    which a test clears to have them fetched later.
 
     The log-probability of the nth token is -n, if it is asked for, and that of the nth token after it in the
     vocabulary -n too. The first delta of a sequence has those of its prompt. `cached_tokens` are told with each first.
@@ -86,14 +87,18 @@ class FakeSequences:
         self._begun: set[int] = set()
         self.cancels: list[tuple[int | None, int | None]] = []
         self.left = asyncio.Event()
+        self.flows = asyncio.Event()
+        self.flows.set()
         self._deltas: asyncio.Queue[Delta | None] = asyncio.Queue()
+        self._unwatched: list[Delta] = []
+        self._watcher: Callable[[Delta], None] = self._unwatched.append
 
     def give(self, text: str, generated: int, finish: Finish | None = None, index: int = 0) -> None:
         ids = [*map(ord, text), *([EOS] if finish is Finish.STOP else [])]
         submit, first = self.submits[index], index not in self._begun
         self._begun.add(index)
         scored = [] if submit.prompt_logprobs is None or not first else submit.prompt_ids[1:]
-        self._deltas.put_nowait(
+        self._put(
             Delta(
                 self.request_id,
                 index,
@@ -118,13 +123,22 @@ class FakeSequences:
     def give_vector(self, vector: list[float], index: int = 0) -> None:
         """The whole outcome of a text that is embedded."""
         found = array.array("f", vector).tobytes()
-        self._deltas.put_nowait(Delta(self.request_id, index, [], 0, Finish.LENGTH, embedding=found))
+        self._put(Delta(self.request_id, index, [], 0, Finish.LENGTH, embedding=found))
 
     def fail(self, index: int = 0) -> None:
-        self._deltas.put_nowait(Delta(self.request_id, index, [], 0, Finish.ERROR, error="it failed"))
+        self._put(Delta(self.request_id, index, [], 0, Finish.ERROR, error="it failed"))
 
     def lose(self) -> None:
         self._deltas.put_nowait(None)
+
+    def watch(self, told: Callable[[Delta], None]) -> None:
+        self._watcher = told
+        for delta in self._unwatched:
+            told(delta)
+
+    def _put(self, delta: Delta) -> None:
+        self._watcher(delta)
+        self._deltas.put_nowait(delta)
 
     def cancel(self, index: int | None = None, generated: int | None = None) -> None:
         self.cancels.append((index, generated))
@@ -140,6 +154,7 @@ class FakeSequences:
 
     async def __anext__(self) -> Delta:
         delta = await self._deltas.get()
+        await self.flows.wait()
         if delta is None:
             raise EngineLostError("the engine process ended")
         return delta

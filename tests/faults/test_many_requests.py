@@ -110,7 +110,7 @@ def check_the_log(served: Any, answers: list[Answer]) -> None:
             assert answer.status != 200 or line is not None
         elif answer.error == "timeout":
             assert line is not None
-            assert line["ending"] == "engine_error"
+            assert line["ending"] == "deadline"
         elif answer.error:
             assert line is None
         else:

@@ -25,6 +25,22 @@ def test_a_step_is_counted_under_its_phase(prefill: int, decode: int, phase: str
     assert value(metrics, "batch_size_sum") == 3
 
 
+def test_a_report_of_what_was_ended_is_no_step() -> None:
+    metrics = Metrics("m")
+    metrics.step(msgspec.structs.replace(STEP, forward_s=0.0, waits_s=[0.5]))
+    assert value(metrics, "step_duration_seconds_count", phase="decode") == 0
+    assert value(metrics, "step_overhead_ratio_count") == value(metrics, "batch_size_count") == 0
+    assert value(metrics, "queue_wait_seconds_count") == 1
+
+
+def test_tokens_that_come_at_once_share_the_time_since_the_last() -> None:
+    metrics = Metrics("m")
+    metrics.next_tokens(4, 0.08)
+    assert value(metrics, "inter_token_latency_seconds_bucket", le="0.02") == 4
+    assert value(metrics, "inter_token_latency_seconds_bucket", le="0.015") == 0
+    assert value(metrics, "inter_token_latency_seconds_sum") == pytest.approx(0.08)
+
+
 def test_the_gauges_follow_the_engine() -> None:
     metrics = Metrics("m")
     metrics.observe(Gauges(2, 5, 0.25, 1, {"m": READY}))

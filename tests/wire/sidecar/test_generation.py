@@ -198,6 +198,41 @@ async def test_a_sequence_that_fails_ends_its_stream_with_an_error(serve: Serve)
     assert documents(reply.frames)[-1]["error"]["type"] == "server_error"
 
 
+async def test_tokens_are_timed_when_the_engine_gives_them_whoever_is_slow_to_take_them(serve: Serve) -> None:
+    desk = await serve()
+    connection = await desk.connect()
+    await connection.ask("POST", "/v1/chat/completions", json.dumps(STREAM).encode())
+    sequences = await desk.engine.opened.get()
+    sequences.flows.clear()
+    sequences.give("a", 1)
+    sequences.give("bc", 3)
+    lines = (await desk.ask("GET", "/metrics")).body.decode().splitlines()
+    assert "tollhouse_sidecar_time_to_first_token_seconds_count 1.0" in lines
+    assert "tollhouse_sidecar_inter_token_latency_seconds_count 2.0" in lines
+    assert "tollhouse_sidecar_generation_tokens_total 0.0" in lines
+    sequences.flows.set()
+    sequences.give("", 4, Finish.STOP)
+    assert (await connection.reply()).clean
+
+
+@pytest.mark.parametrize(
+    ("finish", "reason"),
+    [(Finish.DEADLINE, "deadline"), (Finish.CANCELLED, "cancelled"), (Finish.ERROR, "engine_error")],
+)
+async def test_an_answer_that_is_cut_short_is_counted_by_why(serve: Serve, finish: Finish, reason: str) -> None:
+    desk = await serve()
+    connection = await desk.connect()
+    await connection.ask("POST", "/v1/chat/completions", json.dumps(STREAM).encode())
+    (await desk.engine.opened.get()).give("a", 1, finish)
+    await connection.reply()
+    assert [event["ending"] for event in desk.events() if event["event"] == "request"] == [reason]
+    lines = (await desk.ask("GET", "/metrics")).body.decode().splitlines()
+    aborts = [
+        line for line in lines if line.startswith("tollhouse_sidecar_aborts_total{") and not line.endswith(" 0.0")
+    ]
+    assert aborts == [f'tollhouse_sidecar_aborts_total{{reason="{reason}"}} 1.0']
+
+
 async def test_nothing_is_opened_for_a_refused_request(serve: Serve) -> None:
     desk = await serve()
     for path, body, param in [

@@ -100,6 +100,14 @@ def test_tokens_of_two_choices_are_not_timed_against_each_other() -> None:
     assert book.value("inter_token_latency_seconds_count") == 0
 
 
+def test_what_the_engine_gives_after_the_end_is_not_timed() -> None:
+    book = Book()
+    book.token(10.5, 1)
+    book.run.abort("client_gone")
+    book.run.note(Delta("req_1", 0, [1], 2))
+    assert book.value("inter_token_latency_seconds_count") == 0
+
+
 def test_a_request_ends_once() -> None:
     book = Book()
     book.run.abort("client_gone")

@@ -1,6 +1,7 @@
 """What the front asks of its engine: requests in, deltas out, refusals, and what a request has used."""
 
 import asyncio
+import weakref
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,44 @@ async def test_what_nobody_fetches_is_merged(bench: Bench) -> None:
         link.say(step(Delta("r", 0, [number], number), number=number, running=1))
     await until(lambda: bench.supervisor.usage("r").completion_tokens == 49)
     assert await anext(sequences) == Delta("r", 0, list(range(1, 50)), 49)
+
+
+class Watcher:
+    """Mutable: `seen`."""
+
+    def __init__(self) -> None:
+        self.seen: list[Delta] = []
+
+    def watch(self, delta: Delta) -> None:
+        self.seen.append(delta)
+
+
+async def test_who_watches_is_told_of_each_delta_while_none_is_fetched(bench: Bench) -> None:
+    link = await bench.made_ready()
+    watcher, sequences = Watcher(), bench.supervisor.open("r", [submit("r")])
+    sequences.watch(watcher.watch)
+    deltas = [Delta("r", 0, [5], 1), Delta("r", 0, [6, 7], 3), Delta("r", 0, [8], 4, Finish.STOP)]
+    for number, delta in enumerate(deltas, start=1):
+        link.say(step(delta, Delta("other", 0, [9], 1), number=number))
+    await until(lambda: not bench.supervisor.usage("r").running)
+    assert watcher.seen == deltas
+    assert await anext(sequences) == Delta("r", 0, [5, 6, 7, 8], 4, Finish.STOP)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_who_watched_is_forgotten_before_the_request_is(bench: Bench, *, lost: bool) -> None:
+    link = await bench.made_ready()
+    watcher = Watcher()
+    bench.supervisor.open("r", [submit("r")]).watch(watcher.watch)
+    kept = weakref.ref(watcher)
+    del watcher
+    assert kept() is not None
+    if lost:
+        link.die(1)
+    else:
+        link.say(step(Delta("r", 0, [5], 1, Finish.STOP)))
+    await until(lambda: not bench.supervisor.usage("r").running)
+    assert kept() is None
 
 
 async def test_nothing_of_a_delta_is_lost_when_it_is_merged(bench: Bench) -> None:
