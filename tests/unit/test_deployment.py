@@ -46,6 +46,12 @@ def compose() -> Any:
     return yaml.safe_load(COMPOSE.read_text())
 
 
+def mounts(service: Any) -> dict[str, str]:
+    """What is mounted where, if no variable is set."""
+    plain = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", volume) for volume in service["volumes"]]
+    return dict(volume.split(":")[:2] for volume in plain)
+
+
 def test_the_dockerfiles_pass_hadolint() -> None:
     check(BIN / "hadolint", "--no-color", *DOCKERFILES)
 
@@ -203,11 +209,11 @@ def test_the_host_and_nobody_beyond_it_reaches_the_console_of_a_container() -> N
 
 def test_the_containers_share_what_the_processes_share() -> None:
     services = compose()["services"]
-    volumes = {
-        name: dict(v.split(":")[:2] for v in services[name]["volumes"]) for name in ("proxy", "sidecar", "model")
-    }
+    volumes = {name: mounts(services[name]) for name in ("proxy", "sidecar", "model")}
     assert volumes["proxy"]["run"] == volumes["sidecar"]["run"] == f"{HOME}run"
     assert volumes["sidecar"]["cache"] == volumes["model"]["cache"] == f"{HOME}cache"
+    # Where no folder is named, none is made on the host.
+    assert volumes["sidecar"]["models"] == volumes["model"]["models"] == "/models"
     for name in ("proxy", "sidecar"):
         for source in volumes[name]:
             assert source in compose()["volumes"] or (COMPOSE.parent / source).exists()
