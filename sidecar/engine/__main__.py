@@ -46,15 +46,18 @@ def main() -> int:
     return 0
 
 
-def openmp_settings(threads: int | None, processors: int) -> dict[str, str]:
+def openmp_settings(config: EngineConfig, processors: int) -> dict[str, str]:
     """What GNU OpenMP is told before torch is loaded.
 
     Threads that wait for the next operation give their core away soon: the front, the proxy and the client need it too.
-    With a thread for each processor, each stays on its own: a decode step was 11 % faster for it on 2 busy cores. With
-    fewer none is bound, or the engines of one host would sit on the same ones.
+    Where a chat model computes on all processors, each thread stays on its own: a decode step was 11 % faster for it on
+    2 busy cores. No other engine is bound, or the main threads of all engines of a host would sit on its first core:
+    one that leaves processors to others has its `threads`, one on a GPU only launches, and an encoder has a chat model
+    beside it.
     """
     settings = {"GOMP_SPINCOUNT": "20000"}
-    if threads is None or threads == processors:
+    alone = config.threads is None or config.threads == processors
+    if alone and config.device == "cpu" and not config.embeds:
         settings |= {"OMP_PLACES": "cores", "OMP_PROC_BIND": "close"}
     return settings
 
@@ -67,7 +70,7 @@ def _serve(config: EngineConfig, channel: Channel, log: JsonLog) -> int:
     # Set before Transformers is imported: a served model never comes from a network.
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    for name, value in openmp_settings(config.threads, _processors()).items():
+    for name, value in openmp_settings(config, _processors()).items():
         os.environ.setdefault(name, value)
     import torch  # noqa: PLC0415  # seconds; a wrong command line should not wait for it
     from transformers.utils import logging as transformers_logging  # noqa: PLC0415

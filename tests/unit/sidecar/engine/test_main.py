@@ -3,13 +3,34 @@
 import subprocess
 import sys
 
+import pytest
+from msgspec.structs import replace
+
 from sidecar.engine.__main__ import openmp_settings
+from sidecar.engine.config import EngineConfig
+
+CHAT = EngineConfig(
+    model_path="model",
+    slots_path="slots",
+    precision="fp32",
+    device="cpu",
+    max_sequences=4,
+    step_token_budget=64,
+    max_context=None,
+    kv_tokens=None,
+    threads=None,
+)
 
 
-def test_threads_are_bound_only_where_each_processor_has_one() -> None:
+@pytest.mark.parametrize("threads", [None, 8])
+def test_threads_are_bound_where_a_chat_model_has_all_processors(threads: int | None) -> None:
     bound = {"GOMP_SPINCOUNT": "20000", "OMP_PLACES": "cores", "OMP_PROC_BIND": "close"}
-    assert openmp_settings(None, 8) == openmp_settings(8, 8) == bound
-    assert openmp_settings(2, 8) == {"GOMP_SPINCOUNT": "20000"}
+    assert openmp_settings(replace(CHAT, threads=threads), 8) == bound
+
+
+@pytest.mark.parametrize("other", [{"threads": 2}, {"device": "cuda"}, {"embeds": True}])
+def test_the_threads_of_other_engines_are_not_bound(other: dict[str, object]) -> None:
+    assert openmp_settings(replace(CHAT, **other), 8) == {"GOMP_SPINCOUNT": "20000"}
 
 
 def test_a_command_line_without_a_configuration_is_refused() -> None:
