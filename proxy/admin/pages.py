@@ -34,12 +34,14 @@ MOST_PROBLEMS: Final = 20
 
 
 class Backlog(Protocol):
-    """What the ledger's writer has not yet on disk; see `proxy.store.writer.Writer`."""
+    """What the ledger's writer has not yet on disk, and whether it can get there; see `proxy.store.writer.Writer`."""
 
     @property
     def depth(self) -> int: ...
     @property
     def lag_s(self) -> float: ...
+    @property
+    def away_s(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class Pages:
         """Why no request can be answered now; empty if one can."""
         if self.draining:
             return "draining"
-        if self._backlog.lag_s > self._storage_s:
+        if max(self._backlog.lag_s, self._backlog.away_s) > self._storage_s:
             return "storage"
         if self._upstreams.ready:
             return ""

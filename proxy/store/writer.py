@@ -111,7 +111,8 @@ class Writer:
 
     Mutable: `_queue` (what is not yet tried, oldest first), `_batch` (what is being committed), `_wake` (set when there
     is something to do at once), `_timer` (sets it when the first of the patient ones has waited enough), `_closing`,
-    `_task` (the loop), `_reads` (those under way).
+    `_task` (the loop), `_reads` (those under way), `_worked_s` (when the database last did what it was asked) and
+    `_failing` (whether it has failed since).
     """
 
     def __init__(
@@ -135,6 +136,8 @@ class Writer:
         self._closing = False
         self._task: asyncio.Task[None] | None = None
         self._reads: set[asyncio.Task[Sequence[Row[Any]]]] = set()
+        self._worked_s = clock.monotonic()
+        self._failing = False
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="writer")
@@ -166,6 +169,14 @@ class Writer:
         """The age of the oldest operation that is not on disk yet."""
         oldest = next(itertools.chain(self._batch, self._queue), None)
         return 0.0 if oldest is None else self._clock.monotonic() - oldest.since_s
+
+    @property
+    def away_s(self) -> float:
+        """How long ago the database last worked, if it failed when it was last asked, for a read or a commit; else 0.
+
+        The queue does not tell: what is not retained fails at once and leaves it.
+        """
+        return self._clock.monotonic() - self._worked_s if self._failing else 0.0
 
     def submit(
         self, apply: Apply[R], record: R, *, retained: bool = False, patience_s: float = 0.0
@@ -221,8 +232,14 @@ class Writer:
         return await asyncio.shield(task)
 
     async def _read(self, statement: Executable) -> Sequence[Row[Any]]:
-        async with self._database.read() as connection:
-            return (await connection.execute(statement)).all()
+        try:
+            async with self._database.read() as connection:
+                found = (await connection.execute(statement)).all()
+        except StorageError as exc:
+            self._note(exc)
+            raise
+        self._note(None)
+        return found
 
     async def _run(self) -> None:
         retry_s = FIRST_RETRY_S
@@ -274,12 +291,21 @@ class Writer:
         try:
             refused = await self._database.transact(functools.partial(_apply, batch))
         except Exception as exc:  # noqa: BLE001  whatever an operation raises is its caller's to handle
+            self._note(exc)
             self._observer.failed(exc, len(batch))
             return exc
+        self._note(None)
         self._observer.committed(self._clock.monotonic() - began_s, len(batch))
         for pending, error in refused:
             pending.fail(error)
         return None
+
+    def _note(self, error: Exception | None) -> None:
+        """The database was asked for something, and did it or not. That one operation was at fault says nothing."""
+        if error is None:
+            self._worked_s, self._failing = self._clock.monotonic(), False
+        elif not _blames_one(error):
+            self._failing = True
 
     def _refuse(self, error: Exception) -> None:
         """The storage does not work: keep what is retained, in order; the rest must not wait for it."""

@@ -1,6 +1,7 @@
 """A Postgres that is killed under a proxy: nothing is let in, and what ran meanwhile is booked when it is back."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -10,9 +11,10 @@ from proxy.store import migrate
 from tests.fakes.postgres import Postgres, running
 from tests.fakes.sidecar import DONE, FINISH, STREAM, delta, usage_comment
 from tests.wire.proxy.conftest import Build
-from tests.wire.proxy.house import Answer, House, chat
+from tests.wire.proxy.house import Answer, House, Wire, chat, request
 
 pytestmark = pytest.mark.parametrize("database", ["postgres"], indirect=True)
+PROBE_S, PROBES = 0.1, 100
 
 
 @pytest.fixture
@@ -31,6 +33,36 @@ def database(postgres: Postgres) -> Database:
 
 async def ask(house: House, key: str) -> Answer:
     return await (await house.ask(key, chat(stream=False))).answer()
+
+
+async def readiness(wire: Wire) -> tuple[int, str]:
+    await wire.send(request(None, method="GET", path="/readyz"))
+    answer = await wire.answer()
+    return answer.status, json.loads(answer.body)["reason"]
+
+
+async def until_ready_is(probe: Wire, told: tuple[int, str]) -> None:
+    for _ in range(PROBES):
+        if await readiness(probe) == told:
+            return
+        await asyncio.sleep(PROBE_S)
+    assert await readiness(probe) == told
+
+
+async def test_an_idle_proxy_without_its_postgres_is_not_ready_until_it_is_back(
+    build: Build, postgres: Postgres
+) -> None:
+    async with build(timeouts=Timeouts(drain_s=5.0, storage_s=1.0)) as house:
+        probe = await house.connect(admin=True)
+        await until_ready_is(probe, (200, ""))
+        await asyncio.to_thread(postgres.kill)
+        await until_ready_is(probe, (503, "storage"))
+        # It stays so: a beat that fails leaves no queue behind.
+        for _ in range(PROBES // 4):
+            assert await readiness(probe) == (503, "storage")
+            await asyncio.sleep(PROBE_S)
+        await asyncio.to_thread(postgres.start)
+        await until_ready_is(probe, (200, ""))
 
 
 async def test_f5_a_postgres_that_is_killed_refuses_and_recovers(build: Build, postgres: Postgres) -> None:
