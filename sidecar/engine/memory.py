@@ -1,11 +1,11 @@
-"""How much memory this process may still take: the machine's, or less in a container."""
+"""How much memory a model may still take on a device."""
 
 from pathlib import Path
 from typing import Final
 
-_MEMINFO: Final = Path("/proc/meminfo")
-_CGROUP: Final = Path("/sys/fs/cgroup")
-# Where the system does not say (macOS).
+from sidecar.headroom import CGROUPS, PROC, left_bytes
+
+# Where the system does not say.
 _ASSUMED_BYTES: Final = 8 << 30
 
 
@@ -21,13 +21,9 @@ def available_bytes(device: str = "cpu") -> int:
     return free
 
 
-def free_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int:
-    """Linux's MemAvailable, capped by what the control group (version 2) has left."""
-    if not meminfo.is_file():
+def free_bytes(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
+    """What Linux says is left to this process; the file cache of weights that were just read is in nobody's way."""
+    try:
+        return left_bytes(proc, cgroups)
+    except (OSError, ValueError):
         return _ASSUMED_BYTES
-    fields = dict(line.split(":", 1) for line in meminfo.read_text("ascii").splitlines() if ":" in line)
-    available = int(fields["MemAvailable"].split()[0]) * 1024
-    limit = cgroup / "memory.max"
-    if limit.is_file() and (text := limit.read_text("ascii").strip()) != "max":
-        available = min(available, int(text) - int((cgroup / "memory.current").read_text("ascii")))
-    return max(available, 0)

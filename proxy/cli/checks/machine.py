@@ -11,6 +11,7 @@ from typing import Final
 
 from proxy.cli.checks.check import Check, failed, ok, warning
 from proxy.store.sqlite import WAL_RESET_BUG
+from sidecar.headroom import left_bytes
 
 DISTRIBUTION: Final = "tollhouse"
 # The import names that are the user's, and that other packages on the index install too.
@@ -20,9 +21,6 @@ LOW_DISK_BYTES: Final = 1_000_000_000
 # With less nothing starts.
 LEAST_DISK_BYTES: Final = 50_000_000
 GIGABYTE: Final = 1_000_000_000
-MEMINFO: Final = Path("/proc/meminfo")
-# Of a container's own control group (version 2).
-CGROUP: Final = Path("/sys/fs/cgroup")
 
 
 def check_python() -> Check:
@@ -77,26 +75,16 @@ def check_sqlite() -> Check:
     return ok("sqlite", sqlite3.sqlite_version)
 
 
-def check_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> Check:
+def check_memory() -> Check:
     """Memory is free for a model; in a container, of its own limit."""
     try:
-        available = available_bytes(meminfo, cgroup)
-    except OSError:
+        available = left_bytes()
+    except (OSError, ValueError):
         return ok("memory", "cannot be told on this system")
     said = f"{available / GIGABYTE:.1f} GB available"
     if available < LOW_MEMORY_BYTES:
         return warning("memory", said, "The default model needs about 2 GB while it is converted, 1 GB afterwards.")
     return ok("memory", said)
-
-
-def available_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int:
-    """What Linux says is available, or what is left to this container. Raises OSError where nothing says it."""
-    lines = [line.split() for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:")]
-    available = int(lines[0][1]) * 1024 if lines else 0
-    limit = cgroup / "memory.max"
-    if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        available = min(available, int(text) - int((cgroup / "memory.current").read_text()))
-    return max(0, available)
 
 
 def check_disk(folder: Path = Path()) -> Check:

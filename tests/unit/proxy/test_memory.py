@@ -9,37 +9,7 @@ import pytest
 from proxy import memory
 from proxy.memory import Memory, read_percent
 from sidecar.jsonlog import JsonLog
-
-MIB = 1024
-
-
-class Machine:
-    """A /proc and a /sys/fs/cgroup of our own. Sizes in MiB."""
-
-    def __init__(self, folder: Path) -> None:
-        self.proc, self.cgroups = folder / "proc", folder / "cgroup"
-        (self.proc / "self").mkdir(parents=True)
-        self.cgroups.mkdir()
-        self.groups("0::/\n")
-
-    def uses(self, own: int, available: int) -> None:
-        (self.proc / "self/status").write_text(f"Name:\tpython\nVmRSS:\t{own * MIB} kB\nThreads:\t1\n")
-        (self.proc / "meminfo").write_text(f"MemTotal: {9999 * MIB} kB\nMemAvailable: {available * MIB} kB\n")
-
-    def groups(self, text: str) -> None:
-        (self.proc / "self/cgroup").write_text(text)
-
-    def group(self, path: str, limit: str, used: int, cache: int = 0, *, old: bool = False) -> None:
-        folder = self.cgroups / path
-        folder.mkdir(parents=True, exist_ok=True)
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if old else ("memory.max", "memory.current")
-        (folder / names[0]).write_text(f"{limit}\n")
-        (folder / names[1]).write_text(f"{used * MIB * 1024}\n")
-        name = "total_inactive_file" if old else "inactive_file"
-        (folder / "memory.stat").write_text(f"anon 5\n{name} {cache * MIB * 1024}\n")
-
-    def percent(self) -> float:
-        return read_percent(self.proc, self.cgroups)
+from tests.fakes.machine import Machine, mib
 
 
 @pytest.fixture
@@ -47,15 +17,15 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def mib(number: int) -> str:
-    return str(number * MIB * 1024)
+def percent_of(machine: Machine) -> float:
+    return read_percent(machine.proc, machine.cgroups)
 
 
 def test_what_counts_is_what_this_process_could_have(machine: Machine) -> None:
     machine.uses(own=300, available=700)
-    assert machine.percent() == pytest.approx(30)
+    assert percent_of(machine) == pytest.approx(30)
     machine.uses(own=300, available=0)
-    assert machine.percent() == 100
+    assert percent_of(machine) == 100
 
 
 def test_the_limit_of_a_control_group_counts_and_its_cache_does_not(machine: Machine) -> None:
@@ -63,23 +33,23 @@ def test_the_limit_of_a_control_group_counts_and_its_cache_does_not(machine: Mac
     machine.groups("0::/a/b\n")
     machine.group("a/b", "max", 500)
     machine.group("a", mib(800), 600, cache=100)
-    assert machine.percent() == pytest.approx(50)
+    assert percent_of(machine) == pytest.approx(50)
     machine.group("a", mib(500), 700)
-    assert machine.percent() == 100
+    assert percent_of(machine) == 100
 
 
 def test_the_control_groups_of_old_are_read_too(machine: Machine) -> None:
     machine.uses(own=300, available=9000)
     machine.groups("5:cpu:/x\n4:memory:/x\n0::/\n")
     machine.group("memory/x", mib(600), 400, cache=100, old=True)
-    assert machine.percent() == pytest.approx(50)
+    assert percent_of(machine) == pytest.approx(50)
 
 
 def test_a_container_that_sees_itself_as_the_root_is_bounded_by_the_root(machine: Machine) -> None:
     machine.uses(own=300, available=9000)
     machine.groups("0::/kubepods/pod1\n")
     machine.group(".", mib(1000), 700)
-    assert machine.percent() == pytest.approx(50)
+    assert percent_of(machine) == pytest.approx(50)
 
 
 @pytest.mark.parametrize(

@@ -243,9 +243,9 @@ def a_model(folder: Path, parameters: int) -> None:
 def test_memory_without_room_for_the_weights_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a_model(here / "own", 1_000_000_000)
     case = a_case(source="own")
-    monkeypatch.setattr(model, "available_bytes", lambda: 3_000_000_000)
+    monkeypatch.setattr(model, "left_bytes", lambda: 3_000_000_000)
     told(model.check_room(case), Status.FAILED, "1,000 million weights in fp32 take 4.0 GB", "3.0 GB are free")
-    monkeypatch.setattr(model, "available_bytes", lambda: 4_500_000_000)
+    monkeypatch.setattr(model, "left_bytes", lambda: 4_500_000_000)
     told(model.check_room(case), Status.WARNING)
     small = a_case(SidecarEngine(precision="int8"), source="own")
     told(model.check_room(small), Status.OK, "take 1.0 GB")
@@ -257,13 +257,6 @@ def test_a_model_that_is_loaded_has_its_room(here: Path) -> None:
         server.bind("run/s.sock")
         server.listen()
         told(model.check_room(a_case(source="own")), Status.OK, "is loaded")
-
-
-def test_a_container_s_memory_counts(tmp_path: Path) -> None:
-    (tmp_path / "meminfo").write_text("MemAvailable:  8000000 kB\n")
-    (tmp_path / "memory.max").write_text("1000000000\n")
-    (tmp_path / "memory.current").write_text("400000000\n")
-    assert machine.available_bytes(tmp_path / "meminfo", tmp_path) == 600_000_000
 
 
 def test_a_disk_that_is_nearly_full_is_a_warning_and_a_full_one_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
