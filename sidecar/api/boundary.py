@@ -10,10 +10,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from sidecar.jsonlog import JsonLog
-from sidecar.protocol.ticket import is_request_id, new_request_id
+from sidecar.protocol.ticket import is_request_id, named, new_request_id
 from sidecar.wire.anthropic import PATHS, error_body
 from sidecar.wire.errors import INVALID_REQUEST, ApiError, internal_error
 from sidecar.wire.internal import REQUEST_ID as REQUEST_ID_HEADER
+from sidecar.wire.trace_context import TRACEPARENT_HEADER, read_parent
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 _SHOWN_CHARS: Final = 200
@@ -33,15 +34,18 @@ def boundary(log: JsonLog) -> Middleware:
         def answer(error: ApiError) -> web.Response:
             return error_response(error, error_body(error, request_id) if anthropic else error.body())
 
+        def ids() -> dict[str, str]:
+            return named(request_id, read_parent(request.headers.get(TRACEPARENT_HEADER)))
+
         try:
             response = await handler(request)
         except ApiError as error:
-            log.info("request_refused", request_id=request_id, status=error.status, error_code=error.code)
+            log.info("request_refused", **ids(), status=error.status, error_code=error.code)
             response = answer(error)
         except web.HTTPException as exc:
             response = answer(_from_http(request, exc))
         except Exception as exc:
-            log.exception("handler_failed", exc, request_id=request_id)
+            log.exception("handler_failed", exc, **ids())
             response = answer(internal_error())
         if not response.prepared:
             response.headers["x-request-id"] = request_id

@@ -49,7 +49,7 @@ class Embeddings:
                 _end(front, plan, "client_gone", started_s)
                 raise
             except Exception as exc:
-                error = front.failed(exc, ticket.request_id)
+                error = front.failed(exc, ticket)
                 _end(front, plan, "failed", started_s, error.code)
                 if not ticket.proxied:
                     raise error from exc
@@ -89,7 +89,7 @@ class Embeddings:
         async with sequences:
             async for delta in sequences:
                 if delta.error is not None:
-                    front.log.error("sequence_failed", request_id=delta.request_id, message=delta.error)
+                    front.log.error("sequence_failed", **plan.ticket.named(), message=delta.error)
                 finish_reason(delta)
                 found[delta.index] = delta.embedding
                 if len(found) == len(plan.submits):
@@ -102,7 +102,7 @@ def _end(front: Front, plan: EmbeddingPlan, ending: str, started_s: float, error
     front.metrics.embedded(ending, plan.prompt_tokens)
     front.log.info(
         "request",
-        request_id=plan.ticket.request_id,
+        **plan.ticket.named(),
         endpoint=ENDPOINT,
         stream=False,
         count=len(plan.submits),

@@ -19,6 +19,7 @@ from sidecar.metrics import Gauges, Metrics
 from sidecar.protocol.plan import Encoder, Limits
 from sidecar.protocol.speech.dialect import WORDS_ONLY, Dialect
 from sidecar.protocol.speech.syntax import written
+from sidecar.protocol.ticket import Ticket
 from sidecar.settings import Sidecar
 from sidecar.supervisor import EngineLostError
 from sidecar.tokenizer.text import Detokenizer
@@ -171,7 +172,7 @@ class Front:
         loaded = {front.served: info for front in fronts if (info := front.engine.info) is not None}
         return Gauges(engine.running, engine.waiting, used, _restarts(fronts), loaded)
 
-    def failed(self, exc: Exception, request_id: str) -> ApiError:
+    def failed(self, exc: Exception, ticket: Ticket) -> ApiError:
         """What a client is told of what went wrong after its request was accepted. What nobody expected is logged."""
         if isinstance(exc, ApiError):
             return exc
@@ -179,7 +180,7 @@ class Front:
             if self.engine.reason == DRAINING:
                 return not_ready(DRAINING)
             return unavailable("The model server was lost.", code="upstream_unavailable", retry_after_s=1)
-        self.log.exception("request_failed", exc, request_id=request_id)
+        self.log.exception("request_failed", exc, **ticket.named())
         return internal_error()
 
     @contextlib.contextmanager

@@ -143,7 +143,7 @@ class Generation:
         choices = exchange.run.choices
         async for delta in exchange.sequences:
             if delta.error is not None:
-                self._front.log.error("sequence_failed", request_id=delta.request_id, message=delta.error)
+                self._front.log.error("sequence_failed", **exchange.plan.ticket.named(), message=delta.error)
             progress = exchange.run.take(delta)
             if progress.cancel_at is not None:
                 exchange.sequences.cancel(progress.index, progress.cancel_at)
@@ -154,7 +154,7 @@ class Generation:
 
     def _failed(self, exchange: Exchange, exc: Exception) -> ApiError:
         """What the client is told of a failure after acceptance; noted and logged."""
-        error = self._front.failed(exc, exchange.plan.ticket.request_id)
+        error = self._front.failed(exc, exchange.plan.ticket)
         known = "engine_lost" if isinstance(exc, EngineLostError) else ABORTS.get(error.code)
         exchange.run.abort(known or "engine_error", error.code)
         return error

@@ -90,7 +90,7 @@ class Run:
             self._traced.ran = self._ran(finish_reason, ending, error_code)
         self._log.info(
             "request",
-            request_id=self.plan.ticket.request_id,
+            **self.plan.ticket.named(),
             endpoint=self.plan.endpoint.value,
             stream=self.plan.options.stream,
             choices=len(self.choices.all),

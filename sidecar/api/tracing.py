@@ -13,7 +13,7 @@ from aiohttp.typedefs import Handler, Middleware
 from sidecar import spans
 from sidecar.spans import Kind, Span, Tracer, Value
 from sidecar.wire.internal import REQUEST_ID, Endpoint, Usage
-from sidecar.wire.trace_context import SAMPLED, TRACEPARENT, TRACEPARENT_HEADER, new_span_id
+from sidecar.wire.trace_context import TRACEPARENT_HEADER, Parent, new_span_id, read_parent
 
 _ENDPOINTS: Final = {endpoint.value: endpoint for endpoint in Endpoint}
 _LEFT: Final = "client_gone"
@@ -39,12 +39,11 @@ class Ran:
 class Traced:
     """One request. Mutable: `ran`, once the engine is done with it."""
 
-    def __init__(self, endpoint: Endpoint, request_id: str, trace_id: str, parent_id: str, tracestate: str) -> None:
+    def __init__(self, endpoint: Endpoint, request_id: str, parent: Parent, tracestate: str) -> None:
         self.ran: Ran | None = None
         self._endpoint = endpoint
         self._request_id = request_id
-        self._trace_id = trace_id
-        self._parent_id = parent_id
+        self._parent = parent
         self._tracestate = tracestate
         self._span_id = new_span_id()
         self._begun_ns, self._begun_s = time.time_ns(), time.monotonic()
@@ -57,9 +56,9 @@ class Traced:
             Span(
                 name=f"POST {self._endpoint.value}",
                 kind=Kind.SERVER,
-                trace_id=self._trace_id,
+                trace_id=self._parent.trace_id,
                 span_id=self._span_id,
-                parent_id=self._parent_id,
+                parent_id=self._parent.span_id,
                 start_ns=self._begun_ns,
                 end_ns=self._at_ns(now_s),
                 attributes=self._told(status, error),
@@ -79,7 +78,7 @@ class Traced:
                     Span(
                         name=name,
                         kind=Kind.INTERNAL,
-                        trace_id=self._trace_id,
+                        trace_id=self._parent.trace_id,
                         span_id=new_span_id(),
                         parent_id=self._span_id,
                         start_ns=self._at_ns(from_s),
@@ -148,8 +147,8 @@ def tracing(tracer: Tracer) -> Middleware:
 def _begun(request: web.Request) -> Traced | None:
     """None of a request that no proxy sampled."""
     endpoint = _ENDPOINTS.get(request.path)
-    match = TRACEPARENT.fullmatch(request.headers.get(TRACEPARENT_HEADER, ""))
-    if endpoint is None or match is None or not int(match[3], 16) & SAMPLED:
-        return None
     headers = request.headers
-    return Traced(endpoint, headers.get(REQUEST_ID, ""), match[1], match[2], headers.get("tracestate", ""))
+    parent = read_parent(headers.get(TRACEPARENT_HEADER))
+    if endpoint is None or parent is None or not parent.sampled:
+        return None
+    return Traced(endpoint, headers.get(REQUEST_ID, ""), parent, headers.get("tracestate", ""))

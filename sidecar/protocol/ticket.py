@@ -12,6 +12,7 @@ from typing import Final
 from sidecar.wire import internal
 from sidecar.wire.errors import ApiError, bad_request
 from sidecar.wire.slots import REQUEST_ID_BYTES
+from sidecar.wire.trace_context import TRACEPARENT_HEADER, Parent, read_parent
 
 _REQUEST_ID: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{REQUEST_ID_BYTES}}}")
 # Of tenants and cache scopes.
@@ -26,6 +27,7 @@ class Ticket:
 
     `max_total_tokens` and `max_output_tokens` are ceilings, over the request and per choice; None where none is set.
     `stored` and `previous_response_id` are of /v1/responses: what the answer tells back of a store that the proxy has.
+    `trace`: the span that it comes from.
     """
 
     request_id: str
@@ -39,11 +41,21 @@ class Ticket:
     cache_scope: str = ""
     stored: bool = False
     previous_response_id: str | None = None
+    trace: Parent | None = None
+
+    def named(self) -> dict[str, str]:
+        return named(self.request_id, self.trace)
 
 
 def new_request_id() -> str:
     """An id for a request that came without one."""
     return f"req_{secrets.token_hex(12)}"
+
+
+def named(request_id: str, trace: Parent | None) -> dict[str, str]:
+    """The fields that a request's log lines are found by."""
+    ids = {"request_id": request_id}
+    return ids if trace is None else {**ids, "trace_id": trace.trace_id, "span_id": trace.span_id}
 
 
 def is_request_id(text: str) -> bool:
@@ -68,6 +80,7 @@ def read_ticket(headers: Mapping[str, str], own_id: str) -> Ticket:
         cache_scope=_name(headers, internal.CACHE_SCOPE),
         stored=_stored(headers),
         previous_response_id=_name(headers, internal.PREVIOUS_RESPONSE) or None,
+        trace=read_parent(headers.get(TRACEPARENT_HEADER)),
     )
 
 

@@ -2,6 +2,7 @@
 
 import re
 import secrets
+from dataclasses import dataclass
 from typing import Final
 
 TRACEPARENT_HEADER: Final = "traceparent"
@@ -10,6 +11,21 @@ TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0
 SAMPLED: Final = 1
 TRACE_BYTES: Final = 16
 SPAN_BYTES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """What a request comes from: the span of a trace, by ids in lower-case hex, and whether its spans are sent."""
+
+    trace_id: str
+    span_id: str
+    sampled: bool
+
+
+def read_parent(traceparent: str | None) -> Parent | None:
+    """None of a header that breaks the grammar, as of none."""
+    match = None if traceparent is None else TRACEPARENT.fullmatch(traceparent)
+    return None if match is None else Parent(match[1], match[2], bool(int(match[3], 16) & SAMPLED))
 
 
 def new_span_id() -> str:

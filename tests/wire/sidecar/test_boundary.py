@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from sidecar.api.preparation import Preparation
+from sidecar.protocol.choices import Choices
 from sidecar.settings import Api
 from sidecar.wire.frames import Step
 from sidecar.wire.internal import RequestState, State
@@ -178,3 +180,30 @@ async def test_a_stranger_is_sent_away_unheard(serve: Serve) -> None:
     assert await connection.reader.read() == b""
     (line,) = desk.events()
     assert line["event"] == "peer_refused"
+
+
+async def test_each_line_of_a_request_has_its_trace(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether spans are sent or not; here none are."""
+    trace_id, span_id = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    headers = {"traceparent": f"00-{trace_id}-{span_id}-00"}
+    encoder = FakeEngine()
+    desk = await serve(encoder=encoder)
+
+    async def ask(engine: FakeEngine, path: str, body: dict[str, Any]) -> None:
+        connection = await desk.connect()
+        await connection.ask("POST", path, json.dumps(body).encode(), **headers)
+        (await engine.opened.get()).fail()
+        await connection.reply()
+
+    await desk.ask("POST", "/v1/chat/completions", {**CHAT, "temperature": 3}, **headers)
+    await ask(desk.engine, "/v1/chat/completions", CHAT)
+    await ask(encoder, "/v1/embeddings", {"model": "org/e", "input": "Hi"})
+    monkeypatch.setattr(Choices, "take", lambda *_: 1 / 0)
+    await ask(desk.engine, "/v1/chat/completions", CHAT)
+    monkeypatch.setattr(Preparation, "plan", lambda *_: 1 / 0)
+    await desk.ask("POST", "/v1/chat/completions", CHAT, **headers)
+    lines = desk.events()
+    events = {"request", "request_refused", "sequence_failed", "request_failed", "handler_failed"}
+    assert {line["event"] for line in lines} == events
+    assert {(line.get("trace_id"), line.get("span_id")) for line in lines} == {(trace_id, span_id)}
+    assert all(line["request_id"].startswith("req_") for line in lines)

@@ -30,6 +30,14 @@ def test_a_proxy_s_words_are_taken() -> None:
     assert read_ticket(headers | store, "req_own") == replace(ticket, stored=True, previous_response_id="resp_1")
 
 
+def test_the_trace_names_its_log_lines_and_one_that_cannot_be_read_counts_as_none() -> None:
+    trace_id, span_id = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    ticket = read_ticket({"traceparent": f"00-{trace_id}-{span_id}-00"}, "req_own")
+    assert ticket.named() == {"request_id": "req_own", "trace_id": trace_id, "span_id": span_id}
+    for unreadable in ("", f"00-{trace_id}-{span_id}", f"00-{trace_id}-{'0' * 16}-01", f"00-{trace_id.upper()}-x-01"):
+        assert read_ticket({"traceparent": unreadable}, "req_own").named() == {"request_id": "req_own"}
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
