@@ -271,9 +271,14 @@ def test_one_pod_has_a_file_and_several_share_a_database(tmp_path: Path) -> None
     assert copies[-2:] == [f"/given/{given['secret']['items'][0]['path']}", settings("gpu", tmp_path)[0].secret_file]
 
 
-def test_each_gpu_host_has_one_pod_with_its_gpu(tmp_path: Path) -> None:
+def test_each_gpu_has_a_pod_wherever_it_is(tmp_path: Path) -> None:
     spec = pod("gpu")
-    (rule,) = spec["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    # What a node has of GPUs is what its kubelet counts: labels are an add-on's.
+    assert "nodeSelector" not in spec
+    # A pod that finds no other host shares one.
+    (kind,) = spec["affinity"]["podAntiAffinity"]
+    assert kind == "preferredDuringSchedulingIgnoredDuringExecution"
+    (rule,) = (each["podAffinityTerm"] for each in spec["affinity"]["podAntiAffinity"][kind])
     labels = of("gpu")["StatefulSet", "tollhouse"]["spec"]["template"]["metadata"]["labels"]
     assert (rule["topologyKey"], rule["labelSelector"]["matchLabels"]) == ("kubernetes.io/hostname", labels)
     holders = {name for name, each in containers("gpu").items() if "nvidia.com/gpu" in each["resources"]["limits"]}
