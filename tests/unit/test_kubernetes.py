@@ -181,6 +181,14 @@ def test_selectors_choose_the_pods_and_ports_are_theirs(variant: str) -> None:
             assert {port["port"] for port in entries} <= set(ports)
 
 
+def test_names_are_asked_for_wherever_a_cluster_answers_them() -> None:
+    rules = of("cpu")["NetworkPolicy", "tollhouse"]["spec"]["egress"]
+    (names,) = (rule for rule in rules if any(port["port"] == 53 for port in rule["ports"]))
+    assert {port["protocol"] for port in names["ports"]} == {"UDP", "TCP"}
+    # A cache of the node is in the host's network, where selectors of pods find nobody.
+    assert "to" not in names
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_volume_is_mounted_and_every_mount_has_its_volume(variant: str) -> None:
     found, spec = of(variant), pod(variant)
