@@ -279,6 +279,13 @@ def test_one_pod_has_a_file_and_several_share_a_database(tmp_path: Path) -> None
     assert copies[-2:] == [f"/given/{given['secret']['items'][0]['path']}", settings("gpu", tmp_path)[0].secret_file]
 
 
+def test_no_pod_of_another_release_comes_beside_those_that_serve() -> None:
+    several = of("gpu")["StatefulSet", "tollhouse"]["spec"]
+    assert several["updateStrategy"] == {"type": "OnDelete"}
+    # A single one is ended before the next is made.
+    assert "updateStrategy" not in of("cpu")["StatefulSet", "tollhouse"]["spec"]
+
+
 def test_each_gpu_has_a_pod_wherever_it_is(tmp_path: Path) -> None:
     spec = pod("gpu")
     # What a node has of GPUs is what its kubelet counts: labels are an add-on's.
