@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,6 +22,7 @@ from sidecar.wire.errors import ApiError
 from sidecar.wire.internal import Usage
 from tests.fakes.proxy import ARRIVAL, PRINCIPAL, FakeClock, call
 
+RUNBOOKS = Path(__file__).parents[3] / "docs/operations.md"
 CHAT = "/v1/chat/completions"
 COMPLETE = Ended(
     arrival=ARRIVAL,
@@ -138,6 +141,19 @@ def test_an_error_is_counted_by_type_and_who_is_to_blame(
     desk = Desk()
     desk.record.finish(replace(COMPLETE, outcome=Outcome(error.status, ending, None, ""), error=error, admitted=False))
     assert desk.value("errors_total", type=kind, origin=origin) == 1
+
+
+# That of a request refused for lack of memory the runbook finds by its status.
+@pytest.mark.parametrize("ending", sorted(set(Ending) - {Ending.REFUSED}))
+def test_the_runbook_of_the_error_budget_finds_the_lines_of_what_it_counts(ending: Ending) -> None:
+    (pattern,) = re.findall("^grep -E '(.+)' run/proxy.log", RUNBOOKS.read_text(), re.MULTILINE)
+    desk = Desk()
+    error = ApiError(503, "", type=UNAVAILABLE)
+    desk.record.finish(replace(COMPLETE, outcome=Outcome(503, ending, None, ""), error=error))
+    counted = sum(
+        desk.value("errors_total", type=UNAVAILABLE, origin=origin) or 0 for origin in ("upstream", "internal")
+    )
+    assert bool(re.search(pattern, desk.log.getvalue())) == bool(counted)
 
 
 def test_a_stream_that_broke_off_is_the_sidecar_s_fault() -> None:
