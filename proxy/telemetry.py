@@ -140,6 +140,7 @@ def _of_call(ended: Ended, call: Call, model: str) -> dict[str, Value]:
         told[spans.INPUT_TOKENS] = usage.prompt_tokens
         told[spans.OUTPUT_TOKENS] = usage.completion_tokens
         told[spans.CACHED_TOKENS] = usage.cached_tokens
+        told[spans.REASONING_TOKENS] = usage.reasoning_tokens
     if ended.outcome.ending is Ending.COMPLETE:
         told[spans.RESPONSE_MODEL] = model
         if ended.outcome.finish_reason:

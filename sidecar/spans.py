@@ -1,6 +1,6 @@
 """A finished span as both processes tell it, and the words that stand in it. Who sends spans away is `otlp`'s.
 
-Names of attributes are OpenTelemetry's (semantic conventions of HTTP and generative AI, 1.37) or begin with
+Names of attributes are OpenTelemetry's (semantic conventions of HTTP and generative AI, 1.41) or begin with
 `tollhouse.`; written out here, since the package that has them calls those of generative AI unstable. No attribute ever
 holds what a client or a model wrote.
 """
@@ -34,6 +34,7 @@ FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
 INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
 OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
 CACHED_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
+REASONING_TOKENS: Final = "gen_ai.usage.reasoning.output_tokens"
 
 REQUEST_ID: Final = "tollhouse.request_id"
 ACCOUNT_ID: Final = "tollhouse.account_id"

@@ -26,7 +26,7 @@ def delta(text: str) -> bytes:
 
 
 def usage_comment(completion_tokens: int, prompt_tokens: int = PROMPT_TOKENS) -> bytes:
-    usage = Usage(prompt_tokens, completion_tokens, cached_tokens=2, finish_reason="stop")
+    usage = Usage(prompt_tokens, completion_tokens, cached_tokens=2, finish_reason="stop", reasoning_tokens=1)
     return internal.USAGE_COMMENT + msgspec.json.encode(usage) + b"\n\n"
 
 

@@ -90,6 +90,7 @@ async def test_an_answer_has_a_span_of_the_proxy_and_one_of_its_call(
         spans.INPUT_TOKENS: 7,
         spans.OUTPUT_TOKENS: 3,
         spans.CACHED_TOKENS: 2 if stream else 0,
+        spans.REASONING_TOKENS: 1 if stream else 0,
         spans.RESPONSE_MODEL: MODEL,
         spans.FINISH_REASONS: ["stop"],
         spans.RESPONSE_ID: f"chatcmpl-{line['request_id'].removeprefix('req_')}",
