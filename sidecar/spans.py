@@ -43,6 +43,12 @@ TIER: Final = "tollhouse.tier"
 UPSTREAM: Final = "tollhouse.upstream"
 ENDING: Final = "tollhouse.ending"
 RULE: Final = "tollhouse.rule"
+# The engine's own account of a request: not by the names above, or who adds up the usage of a trace counts it twice.
+MODEL: Final = "tollhouse.model"
+ENGINE_PROMPT_TOKENS: Final = "tollhouse.prompt_tokens"
+ENGINE_COMPLETION_TOKENS: Final = "tollhouse.completion_tokens"
+ENGINE_CACHED_TOKENS: Final = "tollhouse.cached_tokens"
+ENGINE_FINISH_REASON: Final = "tollhouse.finish_reason"
 
 # The value of PROVIDER.
 TOLLHOUSE: Final = "tollhouse"

@@ -104,8 +104,6 @@ class Traced:
             spans.METHOD: "POST",
             spans.ROUTE: self._endpoint.value,
             spans.REQUEST_ID: self._request_id,
-            spans.OPERATION: spans.OPERATIONS[self._endpoint],
-            spans.PROVIDER: spans.TOLLHOUSE,
         }
         if status is not None:
             told[spans.STATUS] = status
@@ -113,11 +111,11 @@ class Traced:
             told[spans.ERROR_TYPE] = error
         if self.ran is not None:
             usage = self.ran.usage
-            told[spans.RESPONSE_MODEL] = self.ran.model
-            told[spans.INPUT_TOKENS] = usage.prompt_tokens
-            told[spans.OUTPUT_TOKENS] = usage.completion_tokens
-            told[spans.CACHED_TOKENS] = usage.cached_tokens
-            told[spans.FINISH_REASONS] = [usage.finish_reason]
+            told[spans.MODEL] = self.ran.model
+            told[spans.ENGINE_PROMPT_TOKENS] = usage.prompt_tokens
+            told[spans.ENGINE_COMPLETION_TOKENS] = usage.completion_tokens
+            told[spans.ENGINE_CACHED_TOKENS] = usage.cached_tokens
+            told[spans.ENGINE_FINISH_REASON] = usage.finish_reason
         return told
 
 

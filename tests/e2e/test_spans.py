@@ -83,12 +83,15 @@ def test_a_trace_goes_from_the_client_through_the_proxy_to_the_sidecar(
     assert called.attributes[spans.RESPONSE_ID] == answers[0].id
     assert (called.attributes[spans.MAX_TOKENS], called.attributes[spans.TEMPERATURE]) == (8, 0)
     usage = next(row for row in house.ledger().values() if row["request_id"] == served.attributes[spans.REQUEST_ID])
-    for span in (called, ran):
-        assert span.attributes[spans.OPERATION] == "chat"
-        assert span.attributes[spans.RESPONSE_MODEL] == MODEL
-        assert span.attributes[spans.FINISH_REASONS] == [reason]
-        assert span.attributes[spans.INPUT_TOKENS] == usage["prompt_tokens"]
-        assert span.attributes[spans.OUTPUT_TOKENS] == usage["completion_tokens"]
+    assert called.attributes[spans.OPERATION] == "chat"
+    assert called.attributes[spans.RESPONSE_MODEL] == ran.attributes[spans.MODEL] == MODEL
+    assert called.attributes[spans.FINISH_REASONS] == [ran.attributes[spans.ENGINE_FINISH_REASON]] == [reason]
+    prompt_tokens, completion_tokens = usage["prompt_tokens"], usage["completion_tokens"]
+    assert called.attributes[spans.INPUT_TOKENS] == ran.attributes[spans.ENGINE_PROMPT_TOKENS] == prompt_tokens
+    assert called.attributes[spans.OUTPUT_TOKENS] == ran.attributes[spans.ENGINE_COMPLETION_TOKENS] == completion_tokens
+    # Whoever adds up what a trace used counts it once.
+    told = [span.name for span in seen.values() if any(name.startswith("gen_ai.") for name in span.attributes)]
+    assert told == [CALL]
     phases = [seen["tollhouse-sidecar", name] for name in PHASES]
     assert {phase.parent_id for phase in phases} == {ran.span_id}
     assert [phase.end_ns for phase in phases[:2]] == [phase.start_ns for phase in phases[1:]]
