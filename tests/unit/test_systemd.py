@@ -1,6 +1,7 @@
 """The units are understood by systemd whole, expose little, and agree with the settings and with each other."""
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -108,6 +109,26 @@ def test_a_unit_hears_of_readiness_and_ends_only_the_front(unit: Path) -> None:
     assert values(unit, "KillMode") == ["mixed"]
     (codes,) = values(unit, "RestartPreventExitStatus")
     assert codes.split() == [str(Exit.USAGE.value), str(Exit.CONFIG_INVALID.value)]
+
+
+@pytest.mark.parametrize("schema_code", [0, Exit.CONFIG_INVALID.value])
+def test_a_wrong_configuration_is_the_main_process_s_exit(schema_code: int, tmp_path: Path) -> None:
+    """For systemd looks at that one alone; and the server is the process that it started, which it hears."""
+    stage(PROXY, tmp_path)
+    program = tmp_path / "bin/tollhouse"
+    program.write_text(f"""#!/bin/sh
+case "$*" in
+    *"db upgrade") exit {schema_code} ;;
+    *serve) echo "$$ $*" >{tmp_path}/served ;;
+esac
+""")
+    assert values(PROXY, "ExecStartPre") == []
+    (line,) = values(PROXY, "ExecStart")
+    process = subprocess.Popen(shlex.split(line.replace(PROGRAMS, str(program.parent))))
+    assert process.wait(timeout=20) == schema_code
+    served = tmp_path / "served"
+    said = served.read_text() if served.exists() else ""
+    assert said == ("" if schema_code else f"{process.pid} --config /etc/tollhouse/proxy.yaml serve\n")
 
 
 def test_the_environment_of_the_units_names_settings() -> None:
