@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "conf/systemd"
 PROXY = UNITS / "tollhouse.service"
 SIDECAR = UNITS / "tollhouse-sidecar@.service"
+GPU = UNITS / "tollhouse-gpu@.service"
 PROGRAMS = "/opt/tollhouse/bin"
 # The worst that systemd can say is 10.
 MOST_EXPOSED = 3.0
@@ -56,7 +57,7 @@ def environment(unit: Path) -> dict[str, str]:
 
 
 @wants_systemd
-@pytest.mark.parametrize("unit", [PROXY, SIDECAR], ids=lambda unit: unit.name)
+@pytest.mark.parametrize("unit", [PROXY, SIDECAR, GPU], ids=lambda unit: unit.name)
 def test_systemd_understands_every_line_of_a_unit(unit: Path, tmp_path: Path) -> None:
     assert analyze("verify", "--man=no", stage(unit, tmp_path)) == (0, "", "")
 
@@ -129,6 +130,19 @@ esac
     served = tmp_path / "served"
     said = served.read_text() if served.exists() else ""
     assert said == ("" if schema_code else f"{process.pid} --config /etc/tollhouse/proxy.yaml serve\n")
+
+
+def test_the_driver_is_loaded_before_the_devices_of_a_sidecar_are_looked_up() -> None:
+    """Which is before the first line of its unit runs, and nothing may make a device there."""
+    assert values(SIDECAR, "DeviceAllow") == ["char-nvidia* rw"]
+    assert values(SIDECAR, "ExecStartPre") == []
+    for key in ("Wants", "After"):
+        assert values(SIDECAR, key) == [GPU.name.replace("@", "@%i")]
+    assert values(GPU, "Type") == ["oneshot"]
+    assert {key for key in ("DeviceAllow", "User", "CapabilityBoundingSet") if values(GPU, key)} == set()
+    # The modules of the driver and of its unified memory, which only CUDA loads.
+    plain, unified = (line.split()[1:] for line in values(GPU, "ExecStart"))
+    assert ("-u" in plain, "-u" in unified) == (False, True)
 
 
 def test_the_environment_of_the_units_names_settings() -> None:
