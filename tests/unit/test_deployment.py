@@ -57,9 +57,11 @@ def test_the_dockerfiles_pass_hadolint() -> None:
 
 
 def test_the_scripts_pass_shellcheck() -> None:
-    check(BIN / "shellcheck", "tollhouse", ".ci/run", "conf/requirements/lock", "conf/requirements/audit")
+    command = "conf/systemd/tollhouse.sh"
+    check(BIN / "shellcheck", "tollhouse", ".ci/run", "conf/requirements/lock", "conf/requirements/audit", command)
     shell = shutil.which("dash") or "sh"
-    check(shell, "-n", "tollhouse")
+    for script in ("tollhouse", command):
+        check(shell, "-n", script)
 
 
 def test_the_compose_file_keeps_its_schema() -> None:

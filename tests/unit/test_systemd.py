@@ -17,6 +17,8 @@ UNITS = ROOT / "conf/systemd"
 PROXY = UNITS / "tollhouse.service"
 SIDECAR = UNITS / "tollhouse-sidecar@.service"
 GPU = UNITS / "tollhouse-gpu@.service"
+COMMAND = UNITS / "tollhouse.sh"
+DEPLOYMENT = ROOT / "docs/deployment.md"
 PROGRAMS = "/opt/tollhouse/bin"
 # The worst that systemd can say is 10.
 MOST_EXPOSED = 3.0
@@ -143,6 +145,63 @@ def test_the_driver_is_loaded_before_the_devices_of_a_sidecar_are_looked_up() ->
     # The modules of the driver and of its unified memory, which only CUDA loads.
     plain, unified = (line.split()[1:] for line in values(GPU, "ExecStart"))
     assert ("-u" in plain, "-u" in unified) == (False, True)
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Path:
+    """The command of an installation, with another's folders, a `runuser` that shows what it runs, and root's id."""
+    for name, line in {"runuser": 'echo "$PWD|$*"; exec env', "id": "echo 0"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    copy = tmp_path / "tollhouse"
+    places = {"/etc/tollhouse/proxy.env": f"{tmp_path}/proxy.env", "/var/lib/tollhouse": str(tmp_path)}
+    text = COMMAND.read_text()
+    for place, ours in places.items():
+        text = text.replace(place, ours)
+    copy.write_text(text)
+    copy.chmod(0o755)
+    return copy
+
+
+def test_the_command_of_an_installation_has_what_its_services_have(command: Path, tmp_path: Path) -> None:
+    url = "postgresql+asyncpg://u@h/d?a=1&b=2"
+    secrets = {"PGPASSWORD": "a b&$(c)", "TOLLHOUSE__DATABASE__URL": url}
+    (tmp_path / "proxy.env").write_text(f'# a comment\n\nPGPASSWORD="a b&$(c)"\nTOLLHOUSE__DATABASE__URL={url}')
+    done = subprocess.run(
+        [command, "keys", "create", "--name", "two words"],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, *told = done.stdout.splitlines()
+    (start,) = values(PROXY, "ExecStart")
+    settings = "--config /etc/tollhouse/proxy.yaml"
+    assert f"{PROGRAMS}/tollhouse {settings} serve" in start
+    assert first == f"{tmp_path}|-u tollhouse -- {PROGRAMS}/tollhouse {settings} keys create --name two words"
+    assert dict(line.split("=", 1) for line in told).items() >= (environment(PROXY) | secrets).items()
+
+
+def test_the_command_of_an_installation_needs_no_file_of_secrets(command: Path, tmp_path: Path) -> None:
+    subprocess.run([command, "usage"], cwd=tmp_path, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=True)
+
+
+def test_the_steps_for_a_gpu_put_the_engine_there(tmp_path: Path) -> None:
+    copy = tmp_path / "sidecar.yaml"
+    shutil.copy(ROOT / "conf/sidecar.yaml", copy)
+    (line,) = re.findall(r"^sed -i .* /etc/tollhouse/sidecar\.yaml$", DEPLOYMENT.read_text(), re.MULTILINE)
+    subprocess.run(shlex.split(line.replace("/etc/tollhouse", str(tmp_path))), check=True)
+    engine = load_sidecar(copy, {}).engine
+    assert (engine.device, engine.precision) == ("cuda", "bf16")
+
+
+def test_the_steps_install_what_is_in_the_folder() -> None:
+    text = DEPLOYMENT.read_text()
+    assert "install -m 0644 conf/systemd/*.service /etc/systemd/system/\n" in text
+    assert "install -m 0755 conf/systemd/tollhouse.sh /usr/local/bin/tollhouse\n" in text
+    assert {path.name for path in UNITS.iterdir() if path.suffix != ".service"} == {COMMAND.name}
+    assert PROXY.parent == COMMAND.parent
 
 
 def test_the_environment_of_the_units_names_settings() -> None:
