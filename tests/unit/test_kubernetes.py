@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import re
+import runpy
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -151,7 +152,7 @@ def test_kustomize_builds_what_is_valid(folder: str) -> None:
     for document in built:
         validate(document)
     names = {(document["kind"], document["metadata"]["name"]) for document in built}
-    assert names == (set(of(folder)) if folder in VARIANTS else {("ServiceMonitor", "tollhouse")})
+    assert names == set(of(folder))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -337,6 +338,15 @@ def test_prometheus_scrapes_each_pod_and_its_sidecar() -> None:
     (path,) = (rule for rule in sidecar["relabelings"] if rule["targetLabel"] == "__metrics_path__")
     # The pod's name is the upstream's.
     assert (path["sourceLabels"], path["replacement"]) == (["__meta_kubernetes_pod_name"], "/metrics/sidecar/$1")
+
+
+def test_prometheus_is_given_the_rules_and_alerts_that_are_tried_elsewhere() -> None:
+    folder = MANIFESTS / "monitoring"
+    assert runpy.run_path(str(folder / "build.py"))["build"]() == (folder / "prometheusrule.yaml").read_text()
+    (manifest,) = documents(folder / "prometheusrule.yaml")
+    files = [yaml.safe_load((ROOT / "conf/prometheus" / name).read_text()) for name in ("rules.yml", "alerts.yml")]
+    assert manifest["spec"]["groups"] == [group for file in files for group in file["groups"]]
+    assert set(of("monitoring")) == {("PrometheusRule", "tollhouse"), ("ServiceMonitor", "tollhouse")}
 
 
 def test_the_images_are_those_that_are_built() -> None:
