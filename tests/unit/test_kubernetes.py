@@ -308,6 +308,41 @@ def test_what_fetches_the_model_can_be_told_where_packages_are(variant: str) -> 
     assert containers(variant)["model"]["env"] == [{"name": "PIP_INDEX_URL", "value": ""}]
 
 
+def test_a_backup_is_restored_beside_the_volumes_of_the_pod_by_its_image() -> None:
+    (restore,) = documents(MANIFESTS / "cpu/restore.yaml")
+    (shell,) = restore["spec"]["containers"]
+    proxy = containers("cpu")["proxy"]
+    assert shell["securityContext"] == proxy["securityContext"]
+    assert restore["spec"]["securityContext"] == pod("cpu")["securityContext"]
+    claims = {
+        volume["name"]: volume["persistentVolumeClaim"]["claimName"].removesuffix("-tollhouse-0")
+        for volume in restore["spec"]["volumes"]
+    }
+    assert claims == {"data": "data", "secrets": "secrets"}
+    assert all(mount in proxy["volumeMounts"] for mount in shell["volumeMounts"])
+    images = documents(MANIFESTS / "cpu/kustomization.yaml")[0]["images"]
+    (named,) = (image for image in images if image["name"] == proxy["image"])
+    assert shell["image"] == f"{named['newName']}:{named['newTag']}"
+
+
+def test_what_is_restored_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
+    """By the lines that the page gives to a shell in a container: the same for compose and for a cluster."""
+    bodies = re.findall(r" -c '\n(.+?)\n' <backups", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
+    assert len(bodies) == 2
+    assert len(set(bodies)) == 1
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("tollhouse.db", "tollhouse.db-wal", "tollhouse.db-shm"):
+        (data / name).write_text("old")
+    for number in ("first", "second"):
+        subprocess.run(["/bin/sh", "-c", bodies[0]], cwd=tmp_path, input=number, text=True, check=True)
+    assert sorted(path.name for path in data.iterdir()) == ["before", "tollhouse.db"]
+    assert (data / "tollhouse.db").read_text() == "second"
+    assert (data / "tollhouse.db").stat().st_mode & 0o777 == 0o600
+    assert (data / "before/tollhouse.db").read_text() == "first"
+    assert (data / "before/tollhouse.db-wal").read_text() == "old"
+
+
 def test_the_sidecar_is_there_before_the_proxy_and_ends_after_it() -> None:
     for variant in VARIANTS:
         first = pod(variant)["initContainers"]
