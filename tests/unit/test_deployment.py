@@ -27,6 +27,8 @@ PROMTOOL = shutil.which("promtool")
 DOCKERFILES = ["Dockerfile.proxy", "Dockerfile.sidecar"]
 COMPOSE = ROOT / "conf/compose.yaml"
 PROMETHEUS = ROOT / "conf/prometheus/prometheus.yml"
+METRICS = ROOT / "docs/metrics.md"
+IN_CONTAINERS = PROMETHEUS.with_name("containers.yml")
 HOME = "/srv/tollhouse/"
 # Of the compose file, mappings deeper than a service.
 NESTED = [
@@ -162,7 +164,7 @@ def test_the_gpu_s_sidecar_is_the_second_upstream_that_the_docs_name() -> None:
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool (Debian's prometheus) is not installed")
 def test_prometheus_takes_its_configuration() -> None:
-    check(str(PROMTOOL), "check", "config", PROMETHEUS)
+    check(str(PROMTOOL), "check", "config", PROMETHEUS, IN_CONTAINERS)
 
 
 def test_the_shipped_configuration_is_valid() -> None:
@@ -192,8 +194,29 @@ def test_every_container_has_only_what_it_needs() -> None:
         assert service.get("restart") == "no" or "healthcheck" in service or "build" in service, name
     for name in ("sidecar", "sidecar-gpu"):
         assert compose()["services"][name]["network_mode"] == "none"
-    # Who scrapes the admin listener shares the proxy's network.
-    assert compose()["services"]["prometheus"]["network_mode"] == "service:proxy"
+
+
+def test_prometheus_has_a_network_of_its_own_and_finds_the_proxy_by_name() -> None:
+    """In the proxy's it would be left behind in one that has ended, as soon as the proxy's container starts again."""
+    services = compose()["services"]
+    prometheus, settings = services["prometheus"], load_proxy(ROOT / "conf/proxy.yaml", {})
+    assert not any("network_mode" in services[name] for name in ("proxy", "prometheus", "grafana"))
+    admin = f"{settings.admin.host}:{settings.admin.port}"
+    there = PROMETHEUS.read_text().replace(admin, f"proxy:{settings.admin.port}")
+    assert yaml.safe_load(IN_CONTAINERS.read_text()) == yaml.safe_load(there)
+    told = dict(option.removeprefix("--").split("=") for option in prometheus["command"])
+    mounts = {target: source for source, target, *_ in (volume.split(":") for volume in prometheus["volumes"])}
+    source = mounts[str(Path(told["config.file"]).parent)]
+    assert COMPOSE.parent / source / Path(told["config.file"]).name == IN_CONTAINERS
+    assert told["storage.tsdb.path"] in mounts
+    assert services["grafana"]["environment"]["PROMETHEUS_URL"] == "http://prometheus:9090"
+
+
+def test_prometheus_is_told_to_keep_exemplars() -> None:
+    option = "--enable-feature=exemplar-storage"
+    assert option in compose()["services"]["prometheus"]["command"]
+    (command,) = re.findall(r"^prometheus --config.file=.+?[^\\]$", METRICS.read_text(), re.MULTILINE | re.DOTALL)
+    assert option in command
 
 
 def test_the_host_and_nobody_beyond_it_reaches_the_console_of_a_container() -> None:
