@@ -1,7 +1,7 @@
 """Runs a command that must not outlive the process that started it: `python -m proxy.cli.leash PARENT COMMAND…`.
 
 Started between `tollhouse up` and its servers, it asks the kernel for a SIGTERM at the parent's death and becomes the
-command. Standard library only. Where there is no prctl (macOS) the command runs without the leash.
+command. Standard library only. Where there is no prctl the command runs without the leash.
 """
 
 import ctypes

@@ -204,10 +204,13 @@ def test_torch_comes_from_its_own_index_where_the_configured_one_has_no_cpu_buil
     assert second.startswith(f"{first} --extra-index-url https://download.pytorch.org/whl/cpu --retries 1")
 
 
-def test_a_cuda_build_comes_with_its_libraries(checkout: Checkout) -> None:
+def test_a_cuda_build_comes_with_its_libraries_and_is_told_before_it_is_fetched(checkout: Checkout) -> None:
     checkout.environment["TOLLHOUSE_TORCH"] = "cuda"
-    assert checkout.start()[0] == 7
+    code, _, said = checkout.start()
+    assert code == 7
     assert "torch torch==2.13.0" in checkout.log()
+    assert said.index("several GB") < said.index("TOLLHOUSE_TORCH=cpu ./tollhouse") < said.index("installing pip")
+    assert checkout.start()[2] == ""
     checkout.environment["TOLLHOUSE_TORCH"] = "rocm"
     assert checkout.start()[0] == 2
 
@@ -246,10 +249,23 @@ def test_an_interrupted_install_is_begun_again(checkout: Checkout, number: signa
     assert checkout.log()[0] == "venv"
 
 
+def test_another_system_is_refused_before_anything_is_made(checkout: Checkout) -> None:
+    uname = checkout.fake / "uname"
+    uname.write_text("#!/bin/sh\necho Darwin\n")
+    uname.chmod(0o755)
+    code, _, said = checkout.start("up")
+    assert code == 1
+    assert said == (
+        "tollhouse: Tollhouse runs on Linux, and this is Darwin. Its containers run here: docs/deployment.md\n"
+    )
+    assert checkout.log() == []
+    assert not (checkout.root / ".venv").exists()
+
+
 def test_without_a_python_the_launcher_says_what_to_do(checkout: Checkout, tmp_path: Path) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
-    for name in ("sh", "cat", "cksum", "dirname", "mkdir", "readlink", "rm", "sed", "sleep"):
+    for name in ("sh", "cat", "cksum", "dirname", "mkdir", "readlink", "rm", "sed", "sleep", "uname"):
         (tools / name).symlink_to(str(shutil.which(name)))
     checkout.environment["PATH"] = str(tools)
     code, _, said = checkout.start()
