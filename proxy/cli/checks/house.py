@@ -49,7 +49,7 @@ def check_permissions(case: Case) -> Check:
             read_root_secret(secret)
     except SecretFileError as exc:
         return failed("permissions", str(exc), "Without it no key can be checked.")
-    theirs = sorted({path for path in _ours(case) if path.exists() and path.stat().st_uid != os.geteuid()})
+    theirs = sorted(path for path in _ours(case) if path.exists() and _owner(path) != os.geteuid())
     if theirs and os.geteuid() != 0:
         return failed(
             "permissions",
@@ -63,10 +63,7 @@ def check_permissions(case: Case) -> Check:
             f"everybody on this machine may change {', '.join(map(str, laid_open))}",
             f"Run: chmod o-w {' '.join(map(str, laid_open))}",
         )
-    private = [*private_files(case.settings.database), secret.parent, Path(case.settings.admin.socket).parent]
-    if case.sidecar is not None:
-        private.append(Path(case.sidecar.socket).parent)
-    open_to_others = sorted({path for path in private if path.exists() and _mode(path) & _OTHERS})
+    open_to_others = sorted(path for path in _ours(case) if path.exists() and _mode(path) & _OTHERS)
     if open_to_others:
         named = ", ".join(f"{path} ({_mode(path):04o})" for path in open_to_others)
         return failed(
@@ -77,19 +74,33 @@ def check_permissions(case: Case) -> Check:
     return ok("permissions", "secret, database and sockets are this user's alone")
 
 
-def _ours(case: Case) -> list[Path]:
-    """What the server must own: its secret, its database, the sockets and their folders."""
+def _ours(case: Case) -> set[Path]:
+    """What is to be the server's alone: its secret, its database, the sockets, and the folders it made for them."""
     sockets = [Path(case.settings.admin.socket)]
     if case.sidecar is not None:
         sockets.append(Path(case.sidecar.socket))
     files = [Path(case.settings.secret_file), *private_files(case.settings.database), *sockets]
-    return [*files, *(path.parent for path in files)]
+    return {*files, *(path.parent for path in files if not _is_given(path.parent))}
+
+
+def _is_given(folder: Path) -> bool:
+    """Whether a folder is root's, made for the server's group as a volume's root is: then the files are what counts.
+
+    A kubelet leaves some volumes open to all; nobody outside of the pod comes there.
+    """
+    if os.geteuid() == 0 or not folder.exists() or _owner(folder) != 0:
+        return False
+    return bool(_mode(folder) & stat.S_IWGRP) and (not _mode(folder) & stat.S_IWOTH or folder.is_mount())
 
 
 def _rules(case: Case) -> list[Path]:
     """Who writes these decides who may ask for what."""
     folder = Path(case.settings.policies)
     return [path for path in (case.config, folder, *folder.glob("*.yaml")) if path.exists()]
+
+
+def _owner(path: Path) -> int:
+    return path.stat().st_uid
 
 
 def _name(path: Path) -> str:

@@ -71,6 +71,35 @@ def test_files_of_another_user_are_a_failure(here: Path, monkeypatch: pytest.Mon
     told(house.check_permissions(a_case()), Status.FAILED, "another user owns data, run", "chown")
 
 
+@pytest.fixture
+def volumes(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folders of root's, as a container's volumes have them, with files of this user's."""
+    (here / "data/root.secret").write_bytes(bytes(32))
+    (here / "data/root.secret").chmod(0o600)
+    (here / "data/tollhouse.db").touch(0o600)
+    for folder in ("data", "run"):
+        (here / folder).chmod(0o2775)
+    user = here.stat().st_uid + 1 if os.geteuid() == 0 else os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    monkeypatch.setattr(house, "_owner", lambda path: 0 if path.is_dir() else user)
+    return here
+
+
+def test_a_volume_s_root_is_root_s_and_its_group_s(volumes: Path) -> None:
+    told(house.check_permissions(a_case()), Status.OK)
+    (volumes / "data/tollhouse.db").chmod(0o640)
+    told(house.check_permissions(a_case()), Status.FAILED, "others on this machine have access to data/tollhouse.db")
+
+
+def test_a_folder_of_root_s_that_all_may_write_is_a_failure_unless_it_is_a_volume(
+    volumes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (volumes / "data").chmod(0o2777)
+    told(house.check_permissions(a_case()), Status.FAILED, "another user owns data")
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "data")
+    told(house.check_permissions(a_case()), Status.OK)
+
+
 def test_a_database_that_is_no_database_is_told_with_its_place(here: Path) -> None:
     (here / "data/tollhouse.db").write_bytes(b"a letter to my mother\n" * 100)
     told(house.check_database(a_case()), Status.FAILED, "data/tollhouse.db", "not a database", "database.url")
