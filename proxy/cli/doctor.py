@@ -37,6 +37,7 @@ OF_HOUSE: Final[dict[str, Callable[[Case], Check]]] = {
     "files": house.check_files,
     "clock": stores.check_clock,
     "model": model.check_model,
+    "device": model.check_device,
     "precision": model.check_precision,
     "room": model.check_room,
     "valkey": stores.check_valkey,

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from proxy.cli.checks.check import Check, failed, ok, warning
+from proxy.cli.checks.check import Check, Status, failed, ok, warning
 
 NAME: Final = "gpu"
 DRIVER: Final = Path("/proc/driver/nvidia/version")
@@ -60,6 +60,11 @@ def driver_cuda() -> tuple[int, int] | None:
 def is_there() -> bool:
     """Whether this machine has an NVIDIA driver."""
     return DRIVER.exists() or driver_cuda() is not None
+
+
+def is_usable() -> bool:
+    """Whether a model of ours could run on one."""
+    return is_there() and check_gpu().status is Status.OK
 
 
 def check_gpu() -> Check:

@@ -88,6 +88,22 @@ def _existing(folder: Path) -> Path:
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
+def check_device(case: Case) -> Check:
+    """No GPU that could be used is left idle."""
+    if case.sidecar is None:
+        return ok("device", "no sidecar is configured here")
+    if case.sidecar.engine.device != "cpu":
+        return ok("device", "the model runs on the GPU")
+    if gpu.is_usable():
+        return warning(
+            "device",
+            "the model runs on the CPU, and a GPU that it could use is idle",
+            f"Set engine.device: cuda in {case.sidecar_config}, and engine.precision: bf16 (docs/models.md); if the "
+            "GPU is for others, this is as it should be.",
+        )
+    return ok("device", "the model runs on the CPU")
+
+
 def check_precision(case: Case) -> Check:
     """What the engine was asked to compute in is what this machine does well."""
     if case.sidecar is None:

@@ -235,6 +235,20 @@ def test_a_precision_that_the_cpu_does_badly_is_told(
     told(model.judged(precision, None if features is None else frozenset(features)), status, said)
 
 
+def test_a_gpu_that_is_left_idle_is_told_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "is_there", lambda: True)
+    monkeypatch.setattr(gpu, "torch_build", lambda: CUDA)
+    monkeypatch.setattr(gpu, "driver_cuda", lambda: (13, 0))
+    monkeypatch.setattr(gpu, "DEVICES", ())
+    told(model.check_device(a_case()), Status.WARNING, "engine.device: cuda in conf/sidecar.yaml", "bf16")
+    told(model.check_device(a_case(SidecarEngine(device="cuda"))), Status.OK)
+    # One that this torch cannot use is the check gpu's to tell.
+    monkeypatch.setattr(gpu, "torch_build", lambda: CPU)
+    told(model.check_device(a_case()), Status.OK)
+    monkeypatch.setattr(gpu, "is_there", lambda: False)
+    told(model.check_device(a_case()), Status.OK)
+
+
 def test_a_gpu_that_is_asked_for_and_not_there_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     case = a_case(SidecarEngine(precision="bf16", device="cuda"))
     monkeypatch.setattr(gpu, "is_there", lambda: False)
