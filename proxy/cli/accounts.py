@@ -10,6 +10,7 @@ from proxy.admin.records import Account, AccountChanges, AccountLimitChanges, Ac
 from proxy.cli.desk import at_the_desk
 from proxy.cli.invocation import HouseGroup, Invocation, pass_invocation
 from proxy.cli.options import day, limit_options, limits_of, metadata_option, minute, pairs
+from proxy.cli.program import program
 from proxy.cli.screen import Screen
 
 LIMITS: Final = AccountLimitChanges.__struct_fields__
@@ -43,7 +44,7 @@ def list_(invocation: Invocation) -> None:
 
 def _table(screen: Screen, found: list[Account]) -> RenderableType:
     if not found:
-        screen.remark("There are no accounts. To make one: tollhouse accounts create NAME")
+        screen.remark(f"There are no accounts. To make one: {program()} accounts create NAME")
     return screen.table(
         ["NAME", "ID", "CREATED", "STATE"],
         [[account.name, account.id, day(account.created), _state(account)] for account in found],

@@ -8,6 +8,7 @@ import msgspec
 from proxy.cli.desk import explained
 from proxy.cli.exits import CommandError
 from proxy.cli.invocation import HouseGroup, Invocation, pass_invocation
+from proxy.cli.program import program
 from proxy.store import migrate
 from proxy.store.address import described, is_file
 from proxy.store.backup import back_up
@@ -79,9 +80,9 @@ def backup(invocation: Invocation, file: Path) -> None:
 
 def _described(found: Schema) -> str:
     if found.revision is None:
-        return f"{found.database}: no tables yet. To make them: tollhouse db upgrade"
+        return f"{found.database}: no tables yet. To make them: {program()} db upgrade"
     if found.revision != found.head:
         return (
-            f"{found.database}: schema {found.revision}, behind {found.head}. To bring it there: tollhouse db upgrade"
+            f"{found.database}: schema {found.revision}, behind {found.head}. To bring it there: {program()} db upgrade"
         )
     return f"{found.database}: schema {found.revision}, up to date."

@@ -18,6 +18,7 @@ from proxy.admin.errands import Errands
 from proxy.admin.table import Action
 from proxy.cli.exits import CommandError, Exit
 from proxy.cli.listeners import socket_answers
+from proxy.cli.program import program
 from proxy.secrets import SecretFileError
 from proxy.settings import Proxy
 from proxy.store.database import StorageError, StorageLockedError
@@ -41,7 +42,8 @@ class LocalDesk(Errands):
     @override
     async def do(self, action: Action[G, R], given: G, id_: str = "") -> R:
         if action.does is None:
-            raise CommandError("No server runs here.", hint="`tollhouse up` starts one.", code=Exit.NOT_REACHABLE)
+            called = await asyncio.to_thread(program)
+            raise CommandError("No server runs here.", hint=f"`{called} up` starts one.", code=Exit.NOT_REACHABLE)
         return await action.does(self._desk, Order(given, COMMAND_LINE, id_))
 
 
@@ -82,4 +84,6 @@ def explained() -> Iterator[None]:
         # Their own words say what to do.
         raise CommandError(str(exc)) from exc
     except StorageError as exc:
-        raise CommandError(f"The database cannot be used: {exc}", hint="`tollhouse doctor` looks for causes.") from exc
+        raise CommandError(
+            f"The database cannot be used: {exc}", hint=f"`{program()} doctor` looks for causes."
+        ) from exc

@@ -14,7 +14,7 @@ from proxy.cli.checks.check import Case, Check, Status, failed, ok, warning
 from proxy.cli.exits import Exit
 from proxy.cli.invocation import Invocation, command, pass_invocation
 from proxy.cli.screen import DONE, counted
-from proxy.cli.sidecar_command import DEFAULT_CONFIG, SidecarConfig, load_sidecar_config
+from proxy.cli.sidecar_command import DEFAULT_CONFIG, SidecarConfig, config_option, load_sidecar_config
 from sidecar.yamlfile import ConfigInvalidError
 
 CONFIG: Final = "config"
@@ -50,13 +50,14 @@ MARKS: Final = {Status.OK: (DONE, "green"), Status.WARNING: ("!", "bold yellow")
 
 @command("doctor")
 @click.option("--only", multiple=True, type=click.Choice(NAMES), help="One check by its name; repeatable.")
+@config_option
 @pass_invocation
-def doctor(invocation: Invocation, only: tuple[str, ...]) -> int:
+def doctor(invocation: Invocation, only: tuple[str, ...], sidecar_config: Path) -> int:
     """Look for what is wrong with this installation and this house, and say what to do about it.
 
     The exit code is 1 if a check failed, 3 if the configuration did; warnings are no failure.
     """
-    found = list(_looked(invocation, only or NAMES))
+    found = list(_looked(invocation, sidecar_config, only or NAMES))
     invocation.screen.reply({"checks": found}, lambda: _shown(found))
     wrong = {check.name for check in found if check.status is Status.FAILED}
     if CONFIG in wrong:
@@ -64,13 +65,13 @@ def doctor(invocation: Invocation, only: tuple[str, ...]) -> int:
     return Exit.FAILED if wrong else Exit.OK
 
 
-def _looked(invocation: Invocation, names: tuple[str, ...]) -> Iterator[Check]:
+def _looked(invocation: Invocation, sidecar_config: Path, names: tuple[str, ...]) -> Iterator[Check]:
     for name, look in OF_MACHINE.items():
         if name in names:
             yield look()
     if not {CONFIG, *OF_HOUSE} & set(names):
         return
-    case, config = _case(invocation)
+    case, config = _case(invocation, sidecar_config)
     if CONFIG in names or case is None:
         yield config
     if case is not None:
@@ -79,7 +80,7 @@ def _looked(invocation: Invocation, names: tuple[str, ...]) -> Iterator[Check]:
                 yield examine(case)
 
 
-def _case(invocation: Invocation) -> tuple[Case | None, Check]:
+def _case(invocation: Invocation, sidecar_config: Path) -> tuple[Case | None, Check]:
     """What there is to examine, and what is to be said of the configuration itself."""
     try:
         settings = invocation.settings()
@@ -87,15 +88,16 @@ def _case(invocation: Invocation) -> tuple[Case | None, Check]:
         return None, _invalid(exc)
     sidecar: SidecarConfig | None = None
     check = ok(CONFIG, str(invocation.config))
-    if not DEFAULT_CONFIG.exists():
-        check = warning(CONFIG, f"{invocation.config}; no {DEFAULT_CONFIG}", "Fine if sidecars run elsewhere.")
+    if sidecar_config == DEFAULT_CONFIG and not DEFAULT_CONFIG.exists():
+        hint = "Fine if sidecars run elsewhere. If its file lies elsewhere: --sidecar-config FILE."
+        check = warning(CONFIG, f"{invocation.config}; no {DEFAULT_CONFIG}", hint)
     else:
         try:
-            sidecar = load_sidecar_config(DEFAULT_CONFIG, os.environ)
-            check = ok(CONFIG, f"{invocation.config}, {DEFAULT_CONFIG}")
+            sidecar = load_sidecar_config(sidecar_config, os.environ)
+            check = ok(CONFIG, f"{invocation.config}, {sidecar_config}")
         except ConfigInvalidError as exc:
             check = _invalid(exc)
-    return Case(invocation.config, settings, Path(DEFAULT_CONFIG), sidecar), check
+    return Case(invocation.config, settings, sidecar_config, sidecar), check
 
 
 def _invalid(exc: ConfigInvalidError) -> Check:

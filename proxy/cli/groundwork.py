@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from proxy.cli.exits import CommandError
+from proxy.cli.program import program
 from proxy.policy import json_schema
 from proxy.settings import Proxy
 from proxy.store import migrate
@@ -31,7 +32,7 @@ def defaults_folder() -> Path:
             return folder
     raise CommandError(
         "There is no configuration here, and this installation brings no default one.",
-        hint="Run `tollhouse up` in a checkout, or copy conf/ and policies/ from one.",
+        hint=f"Run `{program()} up` in a checkout, or copy conf/ and policies/ from one.",
     )
 
 

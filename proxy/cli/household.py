@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from proxy.cli.child import Child
 from proxy.cli.exits import CommandError, Exit
+from proxy.cli.program import program
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 # Above the time a server gives its running requests: for closing files and the last rows.
@@ -58,7 +59,8 @@ class Household:
         await asyncio.wait({wanted, asked, *ends}, return_when=asyncio.FIRST_COMPLETED)
         for child, end in zip(self._children, ends, strict=True):
             if end.done() and not asked.done():
-                raise _ended(child, end.result(), await child.last_words())
+                words, called = await child.last_words(), await asyncio.to_thread(program)
+                raise _ended(child, end.result(), words, called)
 
     @contextlib.asynccontextmanager
     async def _started(self, echo: Callable[[Child, str], None] | None) -> AsyncIterator[list[asyncio.Task[int]]]:
@@ -106,11 +108,11 @@ def _to(child: Child, echo: Callable[[Child, str], None] | None) -> Callable[[st
     return None if echo is None else lambda line: echo(child, line)
 
 
-def _ended(child: Child, code: int, words: str) -> CommandError:
+def _ended(child: Child, code: int, words: str, called: str) -> CommandError:
     how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
     return CommandError(
         f"The {child.name} ended {how}. The end of {child.log}:\n\n{words or '  (it is empty)'}\n",
-        hint="`tollhouse doctor` looks for causes.",
+        hint=f"`{called} doctor` looks for causes.",
     )
 
 

@@ -6,7 +6,7 @@
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,13 +16,19 @@ from proxy.cli.screen import Screen
 from proxy.settings import Proxy, load_settings
 
 DEFAULT_CONFIG: Final = Path("conf/proxy.yaml")
+# For a machine whose configuration always lies elsewhere, such as in /etc/tollhouse.
+CONFIG_VARIABLE: Final = "TOLLHOUSE_CONFIG"
+
+
+def _usual_config() -> Path:
+    return Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG)
 
 
 @dataclass(slots=True)
 class Invocation:
     """One call of the command line. Mutable: each field is set by its option, wherever that stands."""
 
-    config: Path = DEFAULT_CONFIG
+    config: Path = field(default_factory=_usual_config)
     as_json: bool = False
     quiet: bool = False
 
@@ -49,7 +55,7 @@ def _options() -> list[click.Parameter]:
             metavar="FILE",
             callback=_note,
             expose_value=False,
-            help=f"The proxy's configuration; {DEFAULT_CONFIG} if not given.",
+            help=f"The proxy's configuration; if not given, what {CONFIG_VARIABLE} names, or {DEFAULT_CONFIG}.",
         ),
         click.Option(
             ["--json", "as_json"], is_flag=True, callback=_note, expose_value=False, help="Answer with a JSON document."

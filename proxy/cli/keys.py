@@ -22,6 +22,7 @@ from proxy.cli.options import (
     minute,
     pairs,
 )
+from proxy.cli.program import program
 from proxy.cli.screen import Screen
 from proxy.policy.schema import Overrides
 from proxy.scopes import EVERY
@@ -98,7 +99,7 @@ def list_(invocation: Invocation, everything: bool, account: str | None) -> None
 
 def _table(screen: Screen, found: list[Key]) -> RenderableType:
     if not found:
-        screen.remark("There are no keys. To make one: tollhouse keys create --account NAME --tier TIER --name NAME")
+        screen.remark(f"There are no keys. To make one: {program()} keys create --account NAME --tier TIER --name NAME")
     rows = [
         [
             key.key_id,

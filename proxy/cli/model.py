@@ -15,13 +15,7 @@ def model() -> None:
 
 @model.command("fetch")
 @click.argument("name", required=False)
-@click.option(
-    "--sidecar-config",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=sidecar_command.DEFAULT_CONFIG,
-    metavar="FILE",
-    help=f"The sidecar's configuration; {sidecar_command.DEFAULT_CONFIG} if not given.",
-)
+@sidecar_command.config_option
 @pass_invocation
 def fetch(invocation: Invocation, sidecar_config: Path, name: str | None) -> int:
     """Fetch the model NAME, or the configured ones, and convert them once into the cache."""
@@ -30,13 +24,7 @@ def fetch(invocation: Invocation, sidecar_config: Path, name: str | None) -> int
 
 
 @model.command("list")
-@click.option(
-    "--sidecar-config",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=sidecar_command.DEFAULT_CONFIG,
-    metavar="FILE",
-    help=f"The sidecar's configuration; {sidecar_command.DEFAULT_CONFIG} if not given.",
-)
+@sidecar_command.config_option
 @click.option("--verify", is_flag=True, help="Read each model of the cache whole, and compare it with its checksums.")
 @pass_invocation
 def list_(invocation: Invocation, sidecar_config: Path, verify: bool) -> int:

@@ -1,9 +1,7 @@
 """From the first process of `tollhouse up` to the first answer: wait for readiness, see that there is a key, say so."""
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Final
 
 from proxy.admin.client import AdminClient, NotReachableError
@@ -12,6 +10,7 @@ from proxy.cli import welcome
 from proxy.cli.child import Child
 from proxy.cli.exits import CommandError
 from proxy.cli.loadbar import LOADING, STARTING, LoadBar
+from proxy.cli.program import program
 from proxy.cli.screen import Screen
 from proxy.cli.sidecar_command import SidecarConfig
 from proxy.clock import Clock
@@ -27,11 +26,6 @@ LONGEST_S: Final = 1800.0
 USUAL_S: Final = 20.0
 FIRST_ACCOUNT: Final = "default"
 FIRST_KEY: Final = "first"
-
-
-def program() -> str:
-    """What starts a command from this folder: a checkout's launcher, or the installed program."""
-    return "./tollhouse" if os.access("tollhouse", os.X_OK) and Path("tollhouse").is_file() else "tollhouse"
 
 
 class Opening:
@@ -68,8 +62,8 @@ class Opening:
             admin_url=admin_url,
             console=f"{admin_url}{BASE}" if is_on(self._admin) else None,
         )
-        terminal = self._screen.out.is_terminal
-        self._screen.reply(shown, lambda: welcome.text(shown, terminal=terminal, program=program()))
+        terminal, called = self._screen.out.is_terminal, await asyncio.to_thread(program)
+        self._screen.reply(shown, lambda: welcome.text(shown, terminal=terminal, program=called))
 
     async def _state(self) -> ServerState | None:
         """None before the proxy has opened its sockets; if it never does, it ends, and that is seen elsewhere."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from proxy.cli import listeners
 from proxy.cli.checks.machine import LEAST_DISK_BYTES
 from proxy.cli.exits import CommandError
+from proxy.cli.program import program
 from proxy.cli.sidecar_command import SidecarConfig
 from proxy.settings import ENV_PREFIX, Proxy
 
@@ -23,13 +24,13 @@ def check_ready_to_start(settings: Proxy, sidecar: SidecarConfig, sidecar_config
     if listeners.socket_answers(admin_socket):
         raise CommandError(
             f"A Tollhouse runs here already: it answers on {admin_socket}.",
-            hint="Use that one, or end it first. `tollhouse keys`, `usage` and the others work beside it.",
+            hint=f"Use that one, or end it first. `{program()} keys`, `usage` and the others work beside it.",
         )
     check_socket(sidecar_socket)
     if listeners.socket_answers(sidecar_socket):
         raise CommandError(
             f"A sidecar runs already: it answers on {sidecar_socket}.",
-            hint="End it first, or start only the proxy beside it: tollhouse serve",
+            hint=f"End it first, or start only the proxy beside it: {program()} serve",
         )
     if settings.listen.port and settings.listen.port == settings.admin.port:
         raise CommandError(
@@ -82,5 +83,5 @@ def check_port(host: str, port: int, section: str) -> None:
         raise CommandError(
             f"Cannot listen on {host}:{port}: {reason}.",
             hint=f"`ss -ltnp 'sport = :{port}'` shows who does. To take another port: "
-            f"{ENV_PREFIX}{section}__PORT={port + 10} tollhouse up",
+            f"{ENV_PREFIX}{section}__PORT={port + 10} {program()} up",
         )

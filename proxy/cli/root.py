@@ -12,7 +12,8 @@ import click
 from typing_extensions import override
 
 from proxy.cli.exits import CommandError, Exit
-from proxy.cli.invocation import HouseGroup, Invocation
+from proxy.cli.invocation import CONFIG_VARIABLE, HouseGroup, Invocation
+from proxy.cli.program import program
 from sidecar.wire.errors import ApiError
 from sidecar.yamlfile import ConfigInvalidError
 
@@ -119,5 +120,8 @@ def _refused(exc: click.ClickException, invocation: Invocation) -> int:
 
 def _config_hint(exc: ConfigInvalidError, invocation: Invocation) -> str:
     if any(problem.path == str(invocation.config) and problem.line == 0 for problem in exc.problems):
-        return "`tollhouse up` writes a first configuration; `--config FILE` takes another."
+        return (
+            f"`{program()} up` writes a first configuration. For one that lies elsewhere: --config FILE, or "
+            f"{CONFIG_VARIABLE}=FILE in the environment."
+        )
     return ""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import click
 import msgspec
 
 from proxy.cli.exits import CommandError, Exit
@@ -21,6 +22,16 @@ INSTALL: Final = "pip install 'tollhouse[sidecar]'"
 ENV_PREFIX: Final = "TOLLHOUSE_SIDECAR__"
 # What the extra brings; looked for, not imported.
 _EXTRA: Final = ("torch", "transformers")
+
+CONFIG_VARIABLE: Final = "TOLLHOUSE_SIDECAR_CONFIG"
+config_option: Final = click.option(
+    "--sidecar-config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=DEFAULT_CONFIG,
+    envvar=CONFIG_VARIABLE,
+    metavar="FILE",
+    help=f"The sidecar's configuration; if not given, what {CONFIG_VARIABLE} names, or {DEFAULT_CONFIG}.",
+)
 
 
 class SidecarModel(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ import click
 
 from proxy.cli.exits import CommandError, Exit
 from proxy.cli.invocation import Invocation, command, pass_invocation
+from proxy.cli.program import program
 from proxy.signing import Signer, SigningKeyError
 
 VARIABLE: Final = "TOLLHOUSE_KEY"
@@ -55,7 +56,7 @@ def sign(
     try:
         signer = Signer(_key(key_file))
     except SigningKeyError as exc:
-        raise CommandError(str(exc), hint="Make one: tollhouse keys create --signed …", code=Exit.USAGE) from exc
+        raise CommandError(str(exc), hint=f"Make one: {program()} keys create --signed …", code=Exit.USAGE) from exc
     signed = {**given, **signer.headers(verb, url, content, given)}
     shown = _curl(verb, url, body, signed) if curl else "\n".join(f"{name}: {value}" for name, value in signed.items())
     invocation.screen.reply({"method": verb, "url": url, "headers": signed}, lambda: shown)

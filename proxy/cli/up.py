@@ -38,13 +38,7 @@ class Fetched(msgspec.Struct, frozen=True):
 
 
 @command("up")
-@click.option(
-    "--sidecar-config",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=sidecar_command.DEFAULT_CONFIG,
-    metavar="FILE",
-    help=f"The sidecar's configuration; {sidecar_command.DEFAULT_CONFIG} if not given.",
-)
+@sidecar_command.config_option
 @click.option("-v", "--verbose", is_flag=True, help="Show the servers' logs here too.")
 @pass_invocation
 def up(invocation: Invocation, sidecar_config: Path, verbose: bool) -> int:

@@ -9,6 +9,7 @@ from typing import Final
 from proxy.cli import desk, listeners
 from proxy.cli.checks.check import Case, Check, failed, ok, warning
 from proxy.cli.exits import CommandError
+from proxy.cli.program import program
 from proxy.cli.screen import counted
 from proxy.connections import FILE_RESERVE, FILES_EACH, fitting
 from proxy.policy.load import load_policy
@@ -20,7 +21,6 @@ from sidecar.wire.errors import ApiError
 from sidecar.yamlfile import ConfigInvalidError
 
 _OTHERS: Final = 0o077
-_UPGRADE: Final = "Run: tollhouse db upgrade"
 
 
 def check_policy(case: Case) -> Check:
@@ -30,7 +30,7 @@ def check_policy(case: Case) -> Check:
         policy = load_policy(folder)
     except ConfigInvalidError as exc:
         first, more = exc.problems[0], len(exc.problems) - 1
-        return failed("policy", str(first) + (f" (and {more} more)" if more else ""), "Run: tollhouse policy check")
+        return failed("policy", str(first) + (f" (and {more} more)" if more else ""), f"Run: {program()} policy check")
     signed = sorted(tier.name for tier in policy.tiers.values() if tier.replay == "signed")
     if signed and not case.settings.public_authorities:
         return warning(
@@ -142,6 +142,10 @@ def check_files(case: Case, hard: int | None = None) -> Check:
     )
 
 
+def _makes_tables() -> str:
+    return f"`{program()} up` makes them, or: {program()} db upgrade"
+
+
 def check_database(case: Case) -> Check:
     """The database can be reached, and its tables are ours and those of this version."""
     try:
@@ -151,9 +155,13 @@ def check_database(case: Case) -> Check:
     except StorageError as exc:
         return failed("database", str(exc), f"See database.url in {case.config}, and whether this user may use it.")
     if revision is None:
-        return warning("database", f"{where} has no tables yet", "`tollhouse up` makes them, or: tollhouse db upgrade")
+        return warning("database", f"{where} has no tables yet", _makes_tables())
     if revision != migrate.head():
-        return failed("database", f"{where} is at schema {revision}, this version needs {migrate.head()}", _UPGRADE)
+        return failed(
+            "database",
+            f"{where} is at schema {revision}, this version needs {migrate.head()}",
+            f"Run: {program()} db upgrade",
+        )
     return ok("database", f"{where}, schema {revision}")
 
 
@@ -161,12 +169,12 @@ def check_ledger(case: Case) -> Check:
     """The books agree with themselves: the conservation laws, over every row."""
     try:
         if migrate.current(case.settings.database) is None:
-            return warning("ledger", "there are no books yet", "`tollhouse up` makes them, or: tollhouse db upgrade")
+            return warning("ledger", "there are no books yet", _makes_tables())
         broken = desk.at_the_desk(case.settings, lambda opened: opened.check_ledger())
     except CommandError as exc:
         return failed("ledger", exc.message, exc.hint)
     except ConfigInvalidError as exc:
-        return failed("ledger", str(exc.problems[0]), "Run: tollhouse policy check")
+        return failed("ledger", str(exc.problems[0]), f"Run: {program()} policy check")
     except (ApiError, SchemaError, StorageError) as exc:
         return failed("ledger", str(exc), "The server's log may say why.")
     if broken:

@@ -12,6 +12,7 @@ from proxy.cli.checks import cpu, gpu
 from proxy.cli.checks.check import Case, Check, failed, ok, warning
 from proxy.cli.checks.machine import GIGABYTE
 from proxy.cli.exits import CommandError
+from proxy.cli.program import program
 from proxy.cli.sidecar_command import SidecarConfig
 from sidecar.headroom import left_bytes
 from sidecar.yamlfile import ConfigInvalidError
@@ -53,18 +54,18 @@ def check_model(case: Case) -> Check:
     source = case.sidecar.model.source
     row = next((row for row in msgspec.json.decode(listed, type=_Rows).rows if row.name == source), None)
     if row is not None:
-        return _of_catalogue(case.sidecar, row)
+        return _of_catalogue(case.sidecar, row, case.sidecar_config)
     path = Path(source).expanduser()
     if not (path / "config.json").is_file() and not (path.suffix == ".gguf" and path.is_file()):
         return failed(
             "model",
             f"{source} is neither a name of the catalogue nor a folder with a model nor a .gguf file",
-            f"Set model.source in {case.sidecar_config}; `tollhouse model list` shows the names.",
+            f"Set model.source in {case.sidecar_config}; `{program()} model list` shows the names.",
         )
     return ok("model", source)
 
 
-def _of_catalogue(sidecar: SidecarConfig, row: Row) -> Check:
+def _of_catalogue(sidecar: SidecarConfig, row: Row, config: Path) -> Check:
     if row.path is None:
         free = shutil.disk_usage(_existing(Path(sidecar.cache).expanduser())).free
         if free < row.needed_bytes:
@@ -72,14 +73,16 @@ def _of_catalogue(sidecar: SidecarConfig, row: Row) -> Check:
                 "model",
                 f"{row.name} is not fetched yet, and needs {row.needed_bytes / GIGABYTE:.1f} GB in {sidecar.cache}: "
                 f"{free / GIGABYTE:.1f} GB are free",
-                "Free some space, or set `cache` in conf/sidecar.yaml to a folder on another disk.",
+                f"Free some space, or set `cache` in {config} to a folder on another disk.",
             )
-        return warning("model", f"{row.name} is not fetched yet", "`tollhouse up` does it, or: tollhouse model fetch")
+        return warning(
+            "model", f"{row.name} is not fetched yet", f"`{program()} up` does it, or: {program()} model fetch"
+        )
     if row.damaged:
         return failed(
             "model",
             f"{', '.join(row.damaged)} in {row.path} is not as it was made",
-            f"Make it anew: rm -r {row.path} and tollhouse model fetch. If it happens again, check the disk.",
+            f"Make it anew: rm -r {row.path} and {program()} model fetch. If it happens again, check the disk.",
         )
     return ok("model", f"{row.name}, {row.path}")
 
@@ -123,7 +126,7 @@ def judged(precision: str, found: frozenset[str] | None) -> Check:
         return warning(
             "precision",
             f"{said} runs as fp32: this CPU has no {precision} instructions",
-            "Set engine.precision to fp32 or int8 in conf/sidecar.yaml; docs/precision.md compares them.",
+            "Set engine.precision to fp32 or int8; docs/precision.md compares them.",
         )
     if precision in {"bnb_int8", "nf4"}:
         return warning("precision", f"{said} saves memory, not time", "int8 is the fast one: docs/precision.md.")
@@ -134,7 +137,7 @@ def judged(precision: str, found: frozenset[str] | None) -> Check:
 
 def _on_gpu(precision: str, torch: gpu.Torch | None, *, there: bool) -> Check:
     if precision == "int8":
-        return failed("precision", "int8 is for CPUs", "Set engine.precision to bnb_int8 or bf16 in conf/sidecar.yaml.")
+        return failed("precision", "int8 is for CPUs", "Set engine.precision to bnb_int8 or bf16.")
     if not there or torch is None or torch.cuda is None:
         lacks = "no NVIDIA driver is there" if not there else "torch is a build without CUDA"
         return failed(

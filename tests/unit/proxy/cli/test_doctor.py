@@ -86,6 +86,34 @@ def test_a_configuration_that_is_wrong_is_told_and_the_machine_looked_at(
     assert "conf/proxy.yaml:1:1: " in checks[1]["message"]
 
 
+def test_a_sidecar_s_file_that_lies_elsewhere_is_looked_at(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    etc = here / "etc"
+    etc.mkdir()
+    for name in ("proxy.yaml", "sidecar.yaml"):
+        (here / "conf" / name).rename(etc / name)
+    line = ["--json", "--config", "etc/proxy.yaml", "doctor", "--only", "config"]
+    assert root.run(line) == 0
+    (check,) = json.loads(capsys.readouterr().out)["checks"]
+    assert (check["status"], "--sidecar-config" in check["hint"]) == ("warn", True)
+    assert root.run([*line, "--sidecar-config", "etc/sidecar.yaml"]) == 0
+    (check,) = json.loads(capsys.readouterr().out)["checks"]
+    assert (check["status"], check["message"]) == ("ok", "etc/proxy.yaml, etc/sidecar.yaml")
+    monkeypatch.setenv("TOLLHOUSE_CONFIG", "etc/proxy.yaml")
+    monkeypatch.setenv("TOLLHOUSE_SIDECAR_CONFIG", "etc/sidecar.yaml")
+    assert examined(capsys, "config") == [check]
+    # One that was asked for and is not there is a mistake.
+    assert root.run([*line, "--sidecar-config", "etc/sidecars.yaml"]) == 3
+    assert "etc/sidecars.yaml" in capsys.readouterr().out
+
+
+def test_a_hint_names_the_launcher_of_a_checkout(here: Path) -> None:
+    (here / "policies/default.yaml").write_text("version: 2\ntiers: {}\n")
+    (here / "tollhouse").touch(0o755)
+    assert house.check_policy(a_case()).hint == "Run: ./tollhouse policy check"
+
+
 def test_a_policy_s_first_mistake_is_told_with_its_place(here: Path) -> None:
     (here / "policies/default.yaml").write_text("version: 2\ntiers: {}\n")
     check = house.check_policy(a_case())

@@ -1,7 +1,6 @@
 """Waiting for readiness: each reason is told, an odd one is warned of, and it does not wait for ever."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -83,13 +82,3 @@ def test_the_sidecar_is_described_by_what_it_said() -> None:
     ready = {"precision": "int8", "tier": "packed", "max_context": 8192, "pid": 3}
     assert opening.described(ready, "run/s.sock") == "run/s.sock, int8, packed, 8192 tokens of context"
     assert opening.described({}, "run/s.sock") == "run/s.sock"
-
-
-def test_a_checkout_s_commands_start_with_its_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert opening.program() == "tollhouse"
-    launcher = tmp_path / "tollhouse"
-    launcher.touch()
-    assert opening.program() == "tollhouse"
-    launcher.chmod(0o755)
-    assert opening.program() == "./tollhouse"

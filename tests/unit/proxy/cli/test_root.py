@@ -99,6 +99,20 @@ def test_a_missing_configuration_says_who_writes_one(
     assert root.run(["policy", "check"]) == 3
     assert "conf/proxy.yaml: there is no such file\n" in (said := capsys.readouterr().err)
     assert "`tollhouse up` writes a first configuration" in said
+    assert "--config FILE" in said
+
+
+@pytest.mark.parametrize("line", [["--config", "x.yaml", "usage"], ["usage", "--config", "x.yaml"], ["usage"]])
+def test_the_configuration_is_the_option_s_before_the_environment_s(
+    raising: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    line: list[str],
+) -> None:
+    monkeypatch.setenv("TOLLHOUSE_CONFIG", "/etc/tollhouse/proxy.yaml")
+    raising(None)
+    root.run(line)
+    assert capsys.readouterr().out == ("x.yaml\n" if "--config" in line else "/etc/tollhouse/proxy.yaml\n")
 
 
 def test_up_says_first_that_traces_cannot_be_sent(
