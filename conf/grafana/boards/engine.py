@@ -169,10 +169,10 @@ BOARD: Final = Board(
                     ((rate(f"{S}preemptions_total", "instance"), "{{instance}}"),),
                 ),
                 Panel(
-                    "Memory of the model",
-                    "Bytes of the weights, and what the KV cache may take.",
+                    "Memory of the models",
+                    "Bytes of the weights of each model, and what the KV cache may take.",
                     "bytes",
-                    ((gauge(f"{S}memory_bytes", "instance, kind"), "{{instance}} {{kind}}"),),
+                    ((gauge(f"{S}memory_bytes", "instance, model, kind"), "{{instance}} {{model}} {{kind}}"),),
                     "area",
                 ),
                 Panel(
@@ -225,9 +225,14 @@ BOARD: Final = Board(
                 ),
                 Panel(
                     "Model load",
-                    "How long loading took, by phase.",
+                    "How long loading each model took, by phase.",
                     "s",
-                    ((gauge(f"{S}model_load_seconds", "instance, phase", "max"), "{{instance}} {{phase}}"),),
+                    (
+                        (
+                            gauge(f"{S}model_load_seconds", "instance, model, phase", "max"),
+                            "{{instance}} {{model}} {{phase}}",
+                        ),
+                    ),
                     "stat",
                 ),
             ),
