@@ -6,14 +6,18 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx2
 import openai
 import pytest
+
+from proxy.scopes import Scope
+from tests.e2e.browser import Page, browser
+from tests.e2e.console import ask, chat, url
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -250,6 +254,46 @@ def house(build_house: Callable[..., House], sidecars: Callable[[str], House]) -
     house = build_house(beside=sidecars("fp32"))
     house.start_proxy()
     return house
+
+
+@pytest.fixture(scope="session")
+def console_house(sidecars: Callable[[str], House], tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """A house that was asked a few things and refused two, for the tests of the console in all their files."""
+    output = {"max_output_tokens": 1000, "default_output_tokens": 100}
+    free = {"concurrency": 2, "monthly_tokens": 1000, "requests_per_minute": 60, **output}
+    house = House(tmp_path_factory.mktemp("h"), {"free": free, "pro": {}}, beside=sidecars("int8"))
+    house.write()
+    house.command("db", "upgrade")
+    house.yaml("policies/lab.yaml", {"version": 1, "tiers": {"lab": UNLIMITED | {"requests_per_minute": 120}}})
+    house.start_proxy()
+    options = [part for scope in get_args(Scope) for part in ("--scope", scope)]
+    house.command("accounts", "create", "ops")
+    made = house.command("keys", "create", "--account", "ops", "--tier", "pro", "--name", "console", *options)
+    house.keys["admin"] = made["secret"]
+    house.command("accounts", "create", "acme")
+    for tier in ("free", "pro"):
+        key = house.command("keys", "create", "--account", "acme", "--tier", tier, "--name", f"web-{tier}")["secret"]
+        house.keys[tier] = key
+        for text in ("Hi", "Name a colour"):
+            assert ask(house, key, chat(text, max_tokens=3)).status_code == 200
+    assert ask(house, house.keys["free"], chat("Hi", max_tokens=5000)).status_code == 400
+    assert ask(house, "sk-th_AAAAAAAAAA_x", chat("Hi")).status_code == 401
+    yield house
+    house.stop()
+
+
+@pytest.fixture
+async def page(console_house: House, tmp_path: Path) -> AsyncIterator[Page]:
+    """A tab with the console open and signed in. What it complains of, and no test took out, fails the test."""
+    async with browser(tmp_path / "profile") as page:
+        await page.size(1280, 900)
+        await page.open(url(console_house))
+        await page.type("#admin-key", console_house.keys["admin"])
+        await page.press("Sign in")
+        await page.text("Overview", "ready")
+        yield page
+        assert await page.violations() == []
+        assert page.problems == []
 
 
 @pytest.fixture(scope="module")

@@ -3,102 +3,21 @@
 `TOLLHOUSE_SHOTS=FOLDER` keeps the pictures, to be looked at.
 """
 
-import os
 import re
-import struct
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
-from tests.e2e.browser import CHROMIUM, Page, browser
-from tests.e2e.conftest import UNLIMITED
+from tests.e2e.browser import Page, browser
+from tests.e2e.console import MODEL, NEEDS_CHROMIUM, PAGES, shot, shown, url
 
-pytestmark = [
-    pytest.mark.skipif(
-        CHROMIUM is None and os.environ.get("CI") != "true", reason="chromium (Debian's chromium) is not installed"
-    )
-]
-MODEL = "smollm2-135m-instruct"
-SCOPES = ["admin", "chat", "completions", "responses", "messages", "embeddings", "tokenize", "models"]
-OUTPUT = {"max_output_tokens": 1000, "default_output_tokens": 100}
-PAGES = {
-    "overview": "Requests per second",
-    "live": "What was asked and answered is not here",
-    "keys": "New key",
-    "policies": "Candidate policy",
-    "playground": "Nothing asked yet",
-}
+pytestmark = [NEEDS_CHROMIUM]
 
 
 @pytest.fixture(scope="module")
-def house(build_house: Callable[..., Any], sidecars: Callable[[str], Any]) -> Any:
-    """A house that was asked a few things, and two that it refused."""
-    house = build_house(
-        {
-            "free": {"concurrency": 2, "monthly_tokens": 1000, "requests_per_minute": 60, **OUTPUT},
-            "pro": {},
-        },
-        sidecars("int8"),
-    )
-    house.yaml("policies/lab.yaml", {"version": 1, "tiers": {"lab": UNLIMITED | {"requests_per_minute": 120}}})
-    house.start_proxy()
-    options = [part for scope in SCOPES for part in ("--scope", scope)]
-    house.command("accounts", "create", "ops")
-    made = house.command("keys", "create", "--account", "ops", "--tier", "pro", "--name", "console", *options)
-    house.admin_key = made["secret"]
-    house.command("accounts", "create", "acme")
-    for tier in ("free", "pro"):
-        key = house.command("keys", "create", "--account", "acme", "--tier", tier, "--name", f"web-{tier}")["secret"]
-        house.keys[tier] = key
-        for text in ("Hi", "Name a colour"):
-            assert ask(house, key, chat(text, max_tokens=3)).status_code == 200
-    assert ask(house, house.keys["free"], chat("Hi", max_tokens=5000)).status_code == 400
-    assert ask(house, "sk-th_AAAAAAAAAA_x", chat("Hi")).status_code == 401
-    return house
-
-
-def chat(text: str, **fields: Any) -> dict[str, Any]:
-    return {"model": MODEL, "messages": [{"role": "user", "content": text}], "stream": True, **fields}
-
-
-def ask(house: Any, key: str, body: dict[str, Any]) -> httpx2.Response:
-    headers = {"authorization": f"Bearer {key}"}
-    return httpx2.post(f"{house.base_url}/chat/completions", json=body, headers=headers, timeout=60)
-
-
-def url(house: Any, page: str = "") -> str:
-    return f"http://127.0.0.1:{house.admin_port}/console/{page}"
-
-
-@pytest.fixture
-async def page(house: Any, tmp_path: Path) -> AsyncIterator[Page]:
-    """A tab with the console open and signed in. What it complains of fails the test, but for `expected`."""
-    async with browser(tmp_path / "profile") as page:
-        await page.size(1280, 900)
-        await page.open(url(house))
-        await page.type("#admin-key", house.admin_key)
-        await page.press("Sign in")
-        await page.text("Overview", "ready")
-        yield page
-        assert await page.violations() == []
-        assert page.problems == []
-
-
-async def shown(page: Page, name: str) -> None:
-    await page.js(f"location.hash = '#/{name}'")
-    await page.text(PAGES[name])
-
-
-async def shot(page: Page, folder: Path, name: str) -> None:
-    """A picture; that there is something on it is seen by its size."""
-    wanted = os.environ.get("TOLLHOUSE_SHOTS")
-    data = await page.shot((Path(wanted) if wanted else folder) / f"console-{name}.png")
-    assert data.startswith(b"\x89PNG")
-    assert struct.unpack(">II", data[16:24])[0] == (await page.js("innerWidth"))
-    assert len(data) > 15_000
+def house(console_house: Any) -> Any:
+    return console_house
 
 
 async def test_each_page_shows_what_the_house_has_in_light_and_dark(page: Page, house: Any, tmp_path: Path) -> None:
@@ -129,57 +48,6 @@ async def test_no_page_is_wider_than_a_telephone(page: Page) -> None:
     for name in PAGES:
         await shown(page, name)
         assert await page.js("document.documentElement.scrollWidth") == 360, name
-
-
-async def test_a_key_is_made_and_used_and_revoked_on_the_page(page: Page, house: Any) -> None:
-    await shown(page, "keys")
-    await page.click("#create-key")
-    await page.type("#key-name", "made-here")
-    await page.choose("#key-account", "acme")
-    await page.choose("#key-tier", "free")
-    await page.press("Make the key", within="dialog")
-    await page.text("the only time it is shown", within="dialog")
-    secret = await page.js("document.querySelector('dialog .secret input').value")
-    await page.press("I have copied it", within="dialog")
-    await page.text("made-here", within="#keys")
-    assert secret not in await page.js("document.documentElement.outerHTML")
-    body = chat("Hi", max_tokens=2)
-    assert ask(house, secret, body).status_code == 200
-    await page.press("Rotate made-here")
-    await page.choose("dialog select", "0")
-    await page.press("Rotate", within="dialog")
-    await page.text("the only time it is shown", within="dialog")
-    rotated = await page.js("document.querySelector('dialog .secret input').value")
-    await page.press("I have copied it", within="dialog")
-    assert ask(house, secret, body).status_code == 401
-    assert ask(house, rotated, body).status_code == 200
-    await page.press("Revoke made-here")
-    await page.text("This cannot be undone", within="dialog")
-    # Escape is a way out: nothing was done.
-    await page.key("Escape", 27)
-    await page.until("!document.querySelector('dialog')")
-    assert ask(house, rotated, body).status_code == 200
-    await page.press("Revoke made-here")
-    await page.press("Revoke", within="dialog")
-    await page.until("!document.querySelector('#keys').innerText.includes('made-here')")
-    assert ask(house, rotated, body).status_code == 401
-    events = house.command("audit", "list", "--limit", "3")["rows"]
-    assert [event["action"] for event in events] == ["key.revoke", "key.rotate", "key.create"]
-    assert {event["address"] for event in events} == {"127.0.0.1"}
-
-
-async def test_an_account_is_made_disabled_and_enabled_on_the_page(page: Page, house: Any) -> None:
-    await shown(page, "keys")
-    await page.click("#create-account")
-    await page.type("#account-name", "initech")
-    await page.press("Make the account", within="dialog")
-    await page.press("Disable initech")
-    await page.press("Disable", within="dialog")
-    await page.press("Enable initech")
-    await page.until(
-        "[...document.querySelectorAll('#accounts button')].some((one) => one.ariaLabel === 'Disable initech')"
-    )
-    assert not house.command("accounts", "show", "initech")["disabled"]
 
 
 async def test_a_candidate_policy_is_simulated_on_the_page(page: Page) -> None:

@@ -1,0 +1,50 @@
+"""What the tests of the console do on its pages, and to the house behind them."""
+
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.e2e.browser import CHROMIUM, Page
+
+NEEDS_CHROMIUM = pytest.mark.skipif(
+    CHROMIUM is None and os.environ.get("CI") != "true", reason="chromium (Debian's chromium) is not installed"
+)
+MODEL = "smollm2-135m-instruct"
+PAGES = {
+    "overview": "Requests per second",
+    "live": "What was asked and answered is not here",
+    "keys": "New key",
+    "policies": "Candidate policy",
+    "playground": "Nothing asked yet",
+}
+
+
+def chat(text: str, **fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "messages": [{"role": "user", "content": text}], "stream": True, **fields}
+
+
+def ask(house: Any, key: str, body: dict[str, Any]) -> httpx2.Response:
+    headers = {"authorization": f"Bearer {key}"}
+    return httpx2.post(f"{house.base_url}/chat/completions", json=body, headers=headers, timeout=60)
+
+
+def url(house: Any, page: str = "") -> str:
+    return f"http://127.0.0.1:{house.admin_port}/console/{page}"
+
+
+async def shown(page: Page, name: str) -> None:
+    await page.js(f"location.hash = '#/{name}'")
+    await page.text(PAGES[name])
+
+
+async def shot(page: Page, folder: Path, name: str) -> None:
+    """A picture; that there is something on it is seen by its size."""
+    wanted = os.environ.get("TOLLHOUSE_SHOTS")
+    data = await page.shot((Path(wanted) if wanted else folder) / f"console-{name}.png")
+    assert data.startswith(b"\x89PNG")
+    assert struct.unpack(">II", data[16:24])[0] == (await page.js("innerWidth"))
+    assert len(data) > 15_000

@@ -1,0 +1,66 @@
+"""Keys and accounts on the console's page."""
+
+from typing import Any
+
+import pytest
+
+from tests.e2e.browser import Page
+from tests.e2e.console import NEEDS_CHROMIUM, ask, chat, shown
+
+pytestmark = [NEEDS_CHROMIUM]
+
+
+@pytest.fixture(scope="module")
+def house(console_house: Any) -> Any:
+    return console_house
+
+
+async def test_a_key_is_made_and_used_and_revoked_on_the_page(page: Page, house: Any) -> None:
+    await shown(page, "keys")
+    await page.click("#create-key")
+    await page.type("#key-name", "made-here")
+    await page.choose("#key-account", "acme")
+    await page.choose("#key-tier", "free")
+    await page.press("Make the key", within="dialog")
+    await page.text("the only time it is shown", within="dialog")
+    secret = await page.js("document.querySelector('dialog .secret input').value")
+    await page.press("I have copied it", within="dialog")
+    await page.text("made-here", within="#keys")
+    assert secret not in await page.js("document.documentElement.outerHTML")
+    body = chat("Hi", max_tokens=2)
+    assert ask(house, secret, body).status_code == 200
+    await page.press("Rotate made-here")
+    await page.choose("dialog select", "0")
+    await page.press("Rotate", within="dialog")
+    await page.text("the only time it is shown", within="dialog")
+    rotated = await page.js("document.querySelector('dialog .secret input').value")
+    await page.press("I have copied it", within="dialog")
+    assert ask(house, secret, body).status_code == 401
+    assert ask(house, rotated, body).status_code == 200
+    await page.press("Revoke made-here")
+    await page.text("This cannot be undone", within="dialog")
+    # Escape is a way out: nothing was done.
+    await page.key("Escape", 27)
+    await page.until("!document.querySelector('dialog')")
+    assert ask(house, rotated, body).status_code == 200
+    await page.press("Revoke made-here")
+    await page.press("Revoke", within="dialog")
+    await page.until("!document.querySelector('#keys').innerText.includes('made-here')")
+    assert ask(house, rotated, body).status_code == 401
+    events = house.command("audit", "list", "--limit", "3")["rows"]
+    assert [event["action"] for event in events] == ["key.revoke", "key.rotate", "key.create"]
+    assert {event["address"] for event in events} == {"127.0.0.1"}
+
+
+async def test_an_account_is_made_disabled_and_enabled_on_the_page(page: Page, house: Any) -> None:
+    await shown(page, "keys")
+    await page.click("#create-account")
+    await page.type("#account-name", "initech")
+    await page.press("Make the account", within="dialog")
+    await page.press("Disable initech")
+    await page.press("Disable", within="dialog")
+    await page.press("Enable initech")
+    await page.until(
+        "[...document.querySelectorAll('#accounts button')].some((one) => one.ariaLabel === 'Disable initech')"
+    )
+    assert not house.command("accounts", "show", "initech")["disabled"]
