@@ -107,6 +107,7 @@ class Page:
         element = f"document.querySelector({json.dumps(selector)})"
         await self.until(f"{element} && !{element}.disabled")
         await self.js(f"{element}.scrollIntoView({{block: 'center'}})")
+        await self.js(f"{element}.focus()")
         await self.js(f"{element}.click()")
 
     async def press(self, label: str, within: str = "body") -> None:

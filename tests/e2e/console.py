@@ -48,3 +48,10 @@ async def shot(page: Page, folder: Path, name: str) -> None:
     assert data.startswith(b"\x89PNG")
     assert struct.unpack(">II", data[16:24])[0] == (await page.js("innerWidth"))
     assert len(data) > 15_000
+
+
+async def stays(page: Page) -> None:
+    """Escape, twice, leaves the window where it is."""
+    for _ in range(2):
+        await page.key("Escape", 27)
+        await page.until("document.querySelector('dialog').open")

@@ -5,9 +5,18 @@ from typing import Any
 import pytest
 
 from tests.e2e.browser import Page
-from tests.e2e.console import NEEDS_CHROMIUM, ask, chat, shown
+from tests.e2e.console import NEEDS_CHROMIUM, ask, chat, shown, stays
 
 pytestmark = [NEEDS_CHROMIUM]
+# The next change that the page asks for waits for `go()`.
+HELD_UP = """(() => {
+    const real = fetch;
+    window.fetch = (path, options) => {
+        if (options.method !== "POST") return real(path, options);
+        window.fetch = real;
+        return new Promise((done) => { window.go = () => done(real(path, options)); });
+    };
+})()"""
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +30,18 @@ async def test_a_key_is_made_and_used_and_revoked_on_the_page(page: Page, house:
     await page.type("#key-name", "made-here")
     await page.choose("#key-account", "acme")
     await page.choose("#key-tier", "free")
+    await page.js(HELD_UP)
     await page.press("Make the key", within="dialog")
+    await page.text("Working…", within="dialog")
+    # Its secret is shown once: until it is here, and while it is, there is no way out by mistake.
+    await stays(page)
+    assert await page.js("document.querySelector('dialog .buttons .quiet').disabled")
+    await page.js("go()")
     await page.text("the only time it is shown", within="dialog")
+    await stays(page)
     secret = await page.js("document.querySelector('dialog .secret input').value")
     await page.press("I have copied it", within="dialog")
+    await page.until("!document.querySelector('dialog') && document.activeElement.id === 'create-key'")
     await page.text("made-here", within="#keys")
     assert secret not in await page.js("document.documentElement.outerHTML")
     body = chat("Hi", max_tokens=2)

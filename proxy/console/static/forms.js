@@ -25,12 +25,12 @@ export class Sure extends Component {
   };
 
   render({ title, verb, children, onClose }, { busy, error }) {
-    return html`<${Dialog} title=${title} onClose=${onClose}>
+    return html`<${Dialog} title=${title} held=${busy} onClose=${onClose}>
       <form onSubmit=${this.go}>
         ${children}
         <${Problem} error=${error} />
         <div class="buttons">
-          <button type="button" class="quiet" onClick=${onClose} autofocus>Cancel</button>
+          <button type="button" class="quiet" disabled=${busy} onClick=${onClose} autofocus>Cancel</button>
           <button class="primary danger" disabled=${busy}>${verb}</button>
         </div>
       </form>
@@ -56,7 +56,7 @@ class Making extends Component {
 
   render({ onClose }, { busy, error, made }) {
     if (made !== null) {
-      return html`<${Dialog} key="made" title="The key's secret" onClose=${onClose}>
+      return html`<${Dialog} key="made" title="The key's secret" held onClose=${onClose}>
         <p>This is the only time it is shown. Copy it now, and keep it where your program reads it.</p>
         <${Secret} value=${made.secret} label="Secret" />
         <p class="hint">Key <code>${made.key_id}</code>, ${made.account}, tier ${made.tier}.
@@ -64,12 +64,12 @@ class Making extends Component {
         <div class="buttons"><button type="button" class="quiet" onClick=${onClose}>I have copied it</button></div>
       <//>`;
     }
-    return html`<${Dialog} key="form" title=${this.title} onClose=${onClose}>
+    return html`<${Dialog} key="form" title=${this.title} held=${busy} onClose=${onClose}>
       <form onSubmit=${this.submit}>
         ${this.fields()}
         <${Problem} error=${error} />
         <div class="buttons">
-          <button type="button" class="quiet" onClick=${onClose}>Cancel</button>
+          <button type="button" class="quiet" disabled=${busy} onClick=${onClose}>Cancel</button>
           <button class="primary" disabled=${busy}>${busy ? "Working…" : this.verb}</button>
         </div>
       </form>
@@ -172,14 +172,14 @@ export class CreateAccount extends Component {
   };
 
   render({ onClose }, { name, tokens, busy, error }) {
-    return html`<${Dialog} title="New account" onClose=${onClose}>
+    return html`<${Dialog} title="New account" held=${busy} onClose=${onClose}>
       <form onSubmit=${this.submit}>
         <${Field} label="Name"><input id="account-name" required maxlength="100" autofocus value=${name} onInput=${(e) => this.setState({ name: e.target.value })} /><//>
         <${Field} label="Tokens a month, all its keys together" hint="Empty: what their tiers say.">
           <input type="number" min="0" step="1" value=${tokens} onInput=${(e) => this.setState({ tokens: e.target.value })} /><//>
         <${Problem} error=${error} />
         <div class="buttons">
-          <button type="button" class="quiet" onClick=${onClose}>Cancel</button>
+          <button type="button" class="quiet" disabled=${busy} onClick=${onClose}>Cancel</button>
           <button class="primary" disabled=${busy}>Make the account</button>
         </div>
       </form>

@@ -86,7 +86,8 @@ export function Bar({ share, label, plain }) {
   return html`<span class="bar" role="img" aria-label=${label}><span class=${`bar-fill ${kind}`} style=${{ width }}></span></span>`;
 }
 
-// A modal window. The browser keeps the focus in it, and Escape closes it.
+// A modal window. The browser keeps the focus in it, and gives it back. Escape closes it, unless it is `held`: what runs
+// in it is not done, or what it shows is shown this once.
 export class Dialog extends Component {
   dialog = createRef();
 
@@ -94,8 +95,22 @@ export class Dialog extends Component {
     this.dialog.current.showModal();
   }
 
-  render({ title, onClose, children }) {
-    return html`<dialog ref=${this.dialog} aria-labelledby="dialog-title" onClose=${onClose}>
+  componentWillUnmount() {
+    this.dialog.current.close();
+  }
+
+  cancel = (event) => this.props.held && event.preventDefault();
+
+  closed = () => {
+    // One that was taken away hears of it late.
+    if (this.dialog.current === null) return;
+    // Chromium asks once: a second Escape closes all the same.
+    if (this.props.held) this.dialog.current.showModal();
+    else this.props.onClose();
+  };
+
+  render({ title, children }) {
+    return html`<dialog ref=${this.dialog} aria-labelledby="dialog-title" onCancel=${this.cancel} onClose=${this.closed}>
       <h2 id="dialog-title">${title}</h2>
       ${children}
     </dialog>`;
