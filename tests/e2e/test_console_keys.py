@@ -17,6 +17,7 @@ HELD_UP = """(() => {
         return new Promise((done) => { window.go = () => done(real(path, options)); });
     };
 })()"""
+BAD_REQUEST = "Failed to load resource: the server responded with a status of 400 (Bad Request)"
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,34 @@ async def test_a_key_is_made_and_used_and_revoked_on_the_page(page: Page, house:
     events = house.command("audit", "list", "--limit", "3")["rows"]
     assert [event["action"] for event in events] == ["key.revoke", "key.rotate", "key.create"]
     assert {event["address"] for event in events} == {"127.0.0.1"}
+
+
+async def test_a_new_account_is_kept_when_its_key_is_refused_at_first(page: Page, house: Any) -> None:
+    weak = house.command(
+        "keys", "create", "--account", "ops", "--tier", "pro", "--name", "weak", "--scope", "admin", "--scope", "chat"
+    )
+    await page.js(f"sessionStorage.setItem('tollhouse.key', '{weak['secret']}')")
+    await shown(page, "keys")
+    await page.click("#create-key")
+    await page.type("#key-name", "second-try")
+    await page.choose("#key-account", "")
+    await page.type("#key-account-name", "hooli")
+    await page.click("dialog summary")
+    await page.type("dialog details input", "m" * 101)
+    await page.press("Make the key", within="dialog")
+    await page.text("length", within="dialog .problem")
+    await page.text("hooli", within="#accounts")
+    assert await page.js("document.querySelector('#key-account').value") == "hooli"
+    await page.type("dialog details input", " ")
+    await page.press("Make the key", within="dialog")
+    await page.text("the only time it is shown", within="dialog")
+    await page.press("I have copied it", within="dialog")
+    await page.text("second-try", within="#keys")
+    # What the admin key may not do itself was not chosen.
+    (made,) = house.command("keys", "list", "--account", "hooli")["rows"]
+    assert made["scopes"] == ["chat"]
+    assert [problem.split(" http")[0] for problem in page.problems] == [BAD_REQUEST]
+    page.problems.clear()
 
 
 async def test_an_account_is_made_disabled_and_enabled_on_the_page(page: Page, house: Any) -> None:

@@ -19,6 +19,9 @@ export const session = {
   },
 };
 
+// The public id in a key.
+export const idOf = (key) => /^sk-th_([0-9A-Za-z]+)_/.exec(key ?? "")?.[1];
+
 // Who is told that the key is not good any more.
 export const signedOut = new EventTarget();
 

@@ -2,10 +2,12 @@
 import { post } from "./api.js";
 import { Component, date, Dialog, Field, html, Problem, Secret } from "./html.js";
 
-const SCOPES = ["chat", "completions", "responses", "messages", "embeddings", "tokenize", "models"];
+// What a key may do that has no scopes of its own.
+export const SCOPES = ["chat", "completions", "responses", "messages", "embeddings", "tokenize", "models"];
 const EXPIRIES = [["", "never"], ["7", "in 7 days"], ["30", "in 30 days"], ["90", "in 90 days"], ["365", "in a year"]];
 const GRACES = [["0", "at once"], ["3600", "after an hour"], ["86400", "after a day"], ["604800", "after a week"]];
-const NEW = "+";
+// No account is called so.
+const NEW = "";
 
 export const path = (noun, id, verb) => `/admin/v1/${noun}/${encodeURIComponent(id)}/${verb}`;
 
@@ -88,20 +90,27 @@ export class CreateKey extends Making {
     name: "",
     days: "90",
     models: "",
-    scopes: new Set(SCOPES),
+    scopes: new Set(this.props.scopes),
     tokens: "",
   };
 
   async make() {
     const { account, account_name, tier, name, days, models, scopes, tokens } = this.state;
-    if (account === NEW) await post("/admin/v1/accounts", { name: account_name.trim() });
-    const wanted = { account: account === NEW ? account_name.trim() : account, tier, name: name.trim() };
+    const wanted = { account: account === NEW ? await this.makeAccount(account_name.trim()) : account, tier, name: name.trim() };
     if (days) wanted.expires = new Date(Date.now() + days * 86400000).toISOString();
     const served = models.split(",").map((one) => one.trim()).filter(Boolean);
     if (served.length) wanted.models = served;
     if (scopes.size < SCOPES.length) wanted.scopes = [...scopes];
     if (tokens) wanted.limits = { monthly_tokens: Number(tokens) };
     return post("/admin/v1/keys", wanted);
+  }
+
+  // It is there from now on, whatever becomes of the key.
+  async makeAccount(name) {
+    await post("/admin/v1/accounts", { name });
+    this.setState({ account: name });
+    await this.props.onMade();
+    return name;
   }
 
   set = (field) => (event) => this.setState({ [field]: event.target.value });
@@ -114,13 +123,15 @@ export class CreateKey extends Making {
   };
 
   fields() {
-    const { accounts, tiers } = this.props;
+    const { accounts, tiers, scopes: own } = this.props;
     const { account, account_name, tier, name, days, models, scopes, tokens } = this.state;
+    const names = [...new Set([...accounts.map((one) => one.name), account])].filter((one) => one !== NEW);
     return html`
+      ${own.length === 0 && html`<p class="notice">A key gives others no more scopes than it has, and the admin key in use has none of these. Sign in with another to make a key.</p>`}
       <${Field} label="Name" hint="What it is for: web, ci, laptop.">
         <input id="key-name" required maxlength="100" autofocus value=${name} onInput=${this.set("name")} /><//>
       <${Field} label="Account"><select id="key-account" value=${account} onChange=${this.set("account")}>
-        ${accounts.map((one) => html`<option key=${one.id} value=${one.name}>${one.name}</option>`)}
+        ${names.map((one) => html`<option key=${one} value=${one}>${one}</option>`)}
         <option value=${NEW}>a new account…</option></select><//>
       ${account === NEW && html`<${Field} label="Name of the new account">
         <input id="key-account-name" required maxlength="100" value=${account_name} onInput=${this.set("account_name")} /><//>`}
@@ -134,7 +145,7 @@ export class CreateKey extends Making {
         <${Field} label="Tokens a month" hint="Empty: what its tier says.">
           <input type="number" min="0" step="1" value=${tokens} onInput=${this.set("tokens")} /><//>
         <fieldset><legend>Scopes</legend>${SCOPES.map((scope) => html`<label class="check" key=${scope}>
-          <input type="checkbox" checked=${scopes.has(scope)} onChange=${this.toggle(scope)} /> ${scope}</label>`)}</fieldset>
+          <input type="checkbox" checked=${scopes.has(scope)} disabled=${!own.includes(scope)} onChange=${this.toggle(scope)} /> ${scope}</label>`)}</fieldset>
       </details>`;
   }
 }

@@ -1,12 +1,19 @@
 // Keys and accounts: who may ask, and how much each has used. Every change goes through the admin API.
-import { all, get, post } from "./api.js";
-import { CreateAccount, CreateKey, path, RotateKey, Sure } from "./forms.js";
+import { all, get, idOf, post, session } from "./api.js";
+import { CreateAccount, CreateKey, path, RotateKey, SCOPES, Sure } from "./forms.js";
 import { ago, Bar, compact, Component, date, Empty, html, none, number, Problem } from "./html.js";
 
 const STATES = { active: "good", expired: "warn", revoked: "bad", disabled: "warn" };
 
+// Those that the admin key in use can give: it gives no more than it has. Who comes over the admin socket has none, and may all.
+async function givable() {
+  const id = idOf(session.key);
+  const own = id === undefined ? null : (await get(`/admin/v1/keys/${id}`)).scopes;
+  return own === null ? SCOPES : SCOPES.filter((scope) => own.includes(scope));
+}
+
 export class Keys extends Component {
-  state = { keys: null, accounts: [], usage: new Map(), tiers: [], error: null, dialog: null, sought: "", past: false };
+  state = { keys: null, accounts: [], usage: new Map(), tiers: [], scopes: [], error: null, dialog: null, sought: "", past: false };
 
   componentDidMount() {
     this.look();
@@ -14,11 +21,11 @@ export class Keys extends Component {
 
   look = async () => {
     try {
-      const [keys, accounts, rows, policy] = await Promise.all([
-        all("/admin/v1/keys"), all("/admin/v1/accounts"), all("/admin/v1/usage", "rows"), get("/console/data/policy"),
+      const [keys, accounts, rows, policy, scopes] = await Promise.all([
+        all("/admin/v1/keys"), all("/admin/v1/accounts"), all("/admin/v1/usage", "rows"), get("/console/data/policy"), givable(),
       ]);
       const usage = new Map(rows.map((row) => [row.key_id, row]));
-      this.setState({ keys, accounts, usage, tiers: policy.tiers, error: null });
+      this.setState({ keys, accounts, usage, tiers: policy.tiers, scopes, error: null });
     } catch (error) {
       this.setState({ error });
     }
@@ -40,11 +47,11 @@ export class Keys extends Component {
   }
 
   dialog() {
-    const { dialog, accounts, tiers } = this.state;
+    const { dialog, accounts, tiers, scopes } = this.state;
     if (dialog === null) return null;
     const common = { onClose: this.close, onDone: this.done, subject: dialog.subject };
     switch (dialog.kind) {
-      case "create": return html`<${CreateKey} ...${common} accounts=${accounts} tiers=${tiers} onMade=${this.look} />`;
+      case "create": return html`<${CreateKey} ...${common} accounts=${accounts} tiers=${tiers} scopes=${scopes} onMade=${this.look} />`;
       case "rotate": return html`<${RotateKey} ...${common} onMade=${this.look} />`;
       case "revoke": return html`<${Sure} ...${common} title="Revoke this key?" verb="Revoke" go=${() => post(path("keys", dialog.subject.key_id, "revoke"))}>
         <p><b>${dialog.subject.name}</b> (<code>${dialog.subject.key_id}</code>) ends for good, and what runs on it is cut off. This cannot be undone.</p><//>`;
