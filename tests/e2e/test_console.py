@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.browser import Page, browser
-from tests.e2e.console import MODEL, NEEDS_CHROMIUM, PAGES, shot, shown, url
+from tests.e2e.console import MODEL, NEEDS_CHROMIUM, PAGES, ask, chat, shot, shown, url
 
 pytestmark = [NEEDS_CHROMIUM]
 
@@ -50,7 +50,11 @@ async def test_no_page_is_wider_than_a_telephone(page: Page) -> None:
         assert await page.js("document.documentElement.scrollWidth") == 360, name
 
 
-async def test_a_candidate_policy_is_simulated_on_the_page(page: Page) -> None:
+async def test_a_candidate_policy_is_simulated_on_the_page(page: Page, house: Any) -> None:
+    gone = house.command("keys", "create", "--account", "acme", "--tier", "free", "--name", "gone")
+    for _ in range(2):
+        assert ask(house, gone["secret"], chat("Hi", max_tokens=2)).status_code == 200
+    house.command("keys", "revoke", gone["key_id"])
     await shown(page, "policies")
     area = "#simulate textarea"
     await page.choose("#candidate-file", "lab.yaml")
@@ -63,7 +67,7 @@ async def test_a_candidate_policy_is_simulated_on_the_page(page: Page) -> None:
     text = await page.js(f"document.querySelector('{area}').value")
     await page.type(area, re.sub(r'"requests_per_minute": [^,]+', '"requests_per_minute": 1', text))
     await page.press("Simulate", within="#simulate")
-    await page.text("let in", "By rule", "requests_per_minute", "acme / web-pro", within="#simulate")
+    await page.text("let in", "By rule", "requests_per_minute", "acme / web-pro", "acme / gone", within="#simulate")
 
 
 async def test_the_playground_streams_from_the_model_through_the_gate(page: Page, house: Any, tmp_path: Path) -> None:

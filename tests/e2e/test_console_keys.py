@@ -17,6 +17,20 @@ HELD_UP = """(() => {
         return new Promise((done) => { window.go = () => done(real(path, options)); });
     };
 })()"""
+# The keys' list has 6,000.
+MANY_KEYS = """(() => {
+    const real = fetch;
+    window.fetch = async (path, options) => {
+        const url = new URL(path, location);
+        if (url.pathname !== "/admin/v1/keys") return real(path, options);
+        const from = Number(url.searchParams.get("after"));
+        const data = Array.from({length: 1000}, (_, i) => {
+            const name = `key-${String((from + i) * 7 % 6000).padStart(4, "0")}`;
+            return {key_id: `id${from + i}`, name, account: "acme", tier: "pro", state: i % 2 ? "active" : "expired"};
+        });
+        return Response.json({data, next: from < 5000 ? String(from + 1000) : null});
+    };
+})()"""
 BAD_REQUEST = "Failed to load resource: the server responded with a status of 400 (Bad Request)"
 
 
@@ -96,6 +110,28 @@ async def test_a_new_account_is_kept_when_its_key_is_refused_at_first(page: Page
     assert made["scopes"] == ["chat"]
     assert [problem.split(" http")[0] for problem in page.problems] == [BAD_REQUEST]
     page.problems.clear()
+
+
+async def test_more_keys_than_a_page_takes_are_told_of(page: Page) -> None:
+    await page.js(MANY_KEYS)
+    await shown(page, "keys")
+    await page.text("more keys or accounts than the 5,000", "tollhouse keys list")
+    rows = "document.querySelectorAll('#keys tbody tr').length"
+    # Every other one has expired.
+    assert await page.js(rows) == 200
+    await page.press("Show 200 more of 2,300")
+    await page.until(f"{rows} === 400")
+    await page.text("2,500", within="#accounts")
+    await page.type("[type=search]", "key-0042 expired")
+    await page.text("1 key that ended")
+    await page.click(".page-head [type=checkbox]")
+    await page.until(f"{rows} === 1")
+    await shown(page, "policies")
+    await page.text("more keys or accounts than the 5,000", "tollhouse policy explain")
+    for form in ("explain", "simulate"):
+        options = f"[...[...document.querySelectorAll('#{form} select')].find((one) => one.length >= 5000).options]"
+        names = await page.js(f"{options}.slice(-5000).map((one) => one.text)")
+        assert names == sorted(names)
 
 
 async def test_an_account_is_made_disabled_and_enabled_on_the_page(page: Page, house: Any) -> None:

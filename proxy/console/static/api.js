@@ -66,17 +66,19 @@ export async function ask(method, path, options) {
 export const get = (path) => ask("GET", path);
 export const post = (path, body = {}) => ask("POST", path, { body });
 
-// A list that comes in parts, as one. `most` keeps a page usable where there are very many.
-export async function all(path, field = "data", most = 5000) {
-  const found = [];
+// A list that comes in parts, as one. `MOST` keeps a page usable where there are very many: then it is `cut`.
+export const MOST = 5000;
+
+export async function all(path, field = "data") {
+  const rows = [];
   let after = null;
   do {
     const query = new URLSearchParams({ limit: 1000, ...(after === null ? {} : { after }) });
     const part = await get(`${path}?${query}`);
-    found.push(...part[field]);
+    rows.push(...part[field]);
     after = part.next;
-  } while (after !== null && found.length < most);
-  return found;
+  } while (after !== null && rows.length < MOST);
+  return { rows, cut: after !== null };
 }
 
 // Server-sent events of an answer, as their data. Lines may come in pieces.

@@ -63,6 +63,8 @@ export function counted(count, noun) {
   return `${number(count)} ${noun}${count === 1 ? "" : "s"}`;
 }
 
+export const inOrder = new Intl.Collator("en").compare;
+
 // A field with its label. `hint` stands below it.
 export function Field({ label, hint, children }) {
   return html`<label class="field"><span class="label">${label}</span>${children}${hint && html`<span class="hint">${hint}</span>`}</label>`;
@@ -78,6 +80,12 @@ export function Problem({ error }) {
 
 export function Empty({ title, children }) {
   return html`<div class="empty"><p class="empty-title">${title}</p><p>${children}</p></div>`;
+}
+
+// Where there are more than a page takes.
+export function Cut({ most, command }) {
+  return html`<p class="notice">There are more keys or accounts than the ${number(most)} that this page takes. Those that are left out are
+    neither found nor counted here: on the server there is <code>${command}</code>.</p>`;
 }
 
 export function Bar({ share, label, plain }) {

@@ -1,9 +1,30 @@
 // Keys and accounts: who may ask, and how much each has used. Every change goes through the admin API.
-import { all, get, idOf, post, session } from "./api.js";
+import { all, get, idOf, MOST, post, session } from "./api.js";
 import { CreateAccount, CreateKey, path, RotateKey, SCOPES, Sure } from "./forms.js";
-import { ago, Bar, compact, Component, date, Empty, html, none, number, Problem } from "./html.js";
+import { ago, Bar, compact, Component, counted, Cut, date, Empty, html, inOrder, none, number, Problem } from "./html.js";
 
 const STATES = { active: "good", expired: "warn", revoked: "bad", disabled: "warn" };
+const NOTHING = { active: 0, requests: 0, total_tokens: 0 };
+const ENDED = ["revoked", "expired"];
+const ROWS = 200;
+const LOOK_EVERY_MS = 60000;
+
+// What is searched for of a key, in its `words`, and what the keys of each account come to; the order is that of the page.
+function indexed(keys, usage) {
+  const accounts = new Map();
+  for (const key of keys) {
+    key.words = [key.key_id, key.name, key.account, key.tier, key.state].join(" ").toLowerCase();
+    const sum = accounts.get(key.account) ?? NOTHING;
+    const used = usage.get(key.key_id);
+    accounts.set(key.account, {
+      active: sum.active + (key.state === "active"),
+      requests: sum.requests + (used?.requests ?? 0),
+      total_tokens: sum.total_tokens + (used?.total_tokens ?? 0),
+    });
+  }
+  keys.sort((a, b) => inOrder(a.account, b.account) || inOrder(a.name, b.name));
+  return accounts;
+}
 
 // Those that the admin key in use can give: it gives no more than it has. Who comes over the admin socket has none, and may all.
 async function givable() {
@@ -13,23 +34,43 @@ async function givable() {
 }
 
 export class Keys extends Component {
-  state = { keys: null, accounts: [], usage: new Map(), tiers: [], scopes: [], error: null, dialog: null, sought: "", past: false };
+  state = {
+    keys: null, accounts: [], sums: new Map(), usage: new Map(), tiers: [], scopes: [], cut: false,
+    error: null, dialog: null, sought: "", past: false,
+  };
+  looks = 0;
 
   componentDidMount() {
     this.look();
+    this.timer = setInterval(() => document.hidden || this.state.dialog || this.look(), LOOK_EVERY_MS);
+  }
+
+  componentWillUnmount() {
+    clearInterval(this.timer);
   }
 
   look = async () => {
+    const turn = ++this.looks;
+    const found = await this.found();
+    // What was asked later is what holds.
+    if (turn === this.looks) this.setState(found);
+  };
+
+  async found() {
     try {
-      const [keys, accounts, rows, policy, scopes] = await Promise.all([
+      const [keys, accounts, used, policy, scopes] = await Promise.all([
         all("/admin/v1/keys"), all("/admin/v1/accounts"), all("/admin/v1/usage", "rows"), get("/console/data/policy"), givable(),
       ]);
-      const usage = new Map(rows.map((row) => [row.key_id, row]));
-      this.setState({ keys, accounts, usage, tiers: policy.tiers, scopes, error: null });
+      const usage = new Map(used.rows.map((row) => [row.key_id, row]));
+      const sums = indexed(keys.rows, usage);
+      return {
+        keys: keys.rows, accounts: accounts.rows, sums, usage, tiers: policy.tiers, scopes,
+        cut: keys.cut || accounts.cut, error: null,
+      };
     } catch (error) {
-      this.setState({ error });
+      return { error };
     }
-  };
+  }
 
   open = (kind, subject = null) => this.setState({ dialog: { kind, subject } });
   close = () => this.setState({ dialog: null });
@@ -38,12 +79,12 @@ export class Keys extends Component {
     await this.look();
   };
 
-  shown() {
+  // Those that fit what is sought, and those of them that are left out because they have ended.
+  fits() {
     const words = this.state.sought.toLowerCase().split(/\s+/).filter(Boolean);
-    const has = (key) => words.every((word) => [key.key_id, key.name, key.account, key.tier, key.state].join(" ").toLowerCase().includes(word));
-    return this.state.keys
-      .filter((key) => (this.state.past || key.state !== "revoked") && has(key))
-      .sort((a, b) => a.account.localeCompare(b.account) || a.name.localeCompare(b.name));
+    const fit = this.state.keys.filter((key) => words.every((word) => key.words.includes(word)));
+    const shown = this.state.past ? fit : fit.filter((key) => !ENDED.includes(key.state));
+    return { shown, hidden: fit.length - shown.length };
   }
 
   dialog() {
@@ -71,26 +112,27 @@ export class Keys extends Component {
     }
   };
 
-  render(_, { keys, accounts, usage, error, sought, past }) {
+  render(_, { keys, accounts, sums, usage, cut, error, sought, past }) {
     if (keys === null) return html`<h1>Keys and accounts</h1>${error ? html`<${Problem} error=${error} />` : html`<p class="loading" role="status">Loading…</p>`}`;
-    const shown = this.shown();
-    const revoked = keys.filter((key) => key.state === "revoked").length;
+    const { shown, hidden } = this.fits();
+    const ended = keys.some((key) => ENDED.includes(key.state));
     return html`
       <div class="page-head">
         <h1>Keys and accounts</h1>
         <input type="search" placeholder="Search: name, id, account, tier…" aria-label="Search keys" value=${sought}
           onInput=${(e) => this.setState({ sought: e.target.value })} />
-        ${revoked > 0 && html`<label class="check"><input type="checkbox" checked=${past} onChange=${(e) => this.setState({ past: e.target.checked })} /> show revoked</label>`}
+        ${ended && html`<label class="check"><input type="checkbox" checked=${past} onChange=${(e) => this.setState({ past: e.target.checked })} /> show ended</label>`}
         <button class="primary" id="create-key" onClick=${() => this.open("create")}>New key</button>
       </div>
       <${Problem} error=${error} />
+      ${cut && html`<${Cut} most=${MOST} command="tollhouse keys list --account NAME" />`}
       ${shown.length === 0
-        ? html`<${Empty} title=${sought ? "No key fits." : "No keys yet."}>${sought ? "Look for less." : "A key lets a program in. Make the first one with New key."}<//>`
+        ? html`<${NoKeys} sought=${sought} hidden=${hidden} />`
         : html`<div class="scroll"><table class="list" id="keys">
             <caption class="sr">Keys</caption>
             <thead><tr><th>Name</th><th>Key</th><th>Account</th><th>Tier</th><th>State</th><th>Last used</th>
               <th class="num">Requests</th><th>Tokens this month</th><th><span class="sr">Actions</span></th></tr></thead>
-            <tbody>${shown.map((key) => html`<${KeyRow} key=${key.key_id} one=${key} usage=${usage.get(key.key_id)} open=${this.open} />`)}</tbody>
+            <${Rows} all=${shown} columns="9" row=${(key) => html`<${KeyRow} key=${key.key_id} one=${key} usage=${usage.get(key.key_id)} open=${this.open} />`} />
           </table></div>`}
       <div class="page-head second">
         <h2>Accounts</h2>
@@ -101,9 +143,28 @@ export class Keys extends Component {
         : html`<div class="scroll"><table class="list" id="accounts">
             <caption class="sr">Accounts</caption>
             <thead><tr><th>Name</th><th>State</th><th class="num">Keys</th><th class="num">Requests</th><th>Tokens this month</th><th>Since</th><th><span class="sr">Actions</span></th></tr></thead>
-            <tbody>${accounts.map((account) => html`<${AccountRow} key=${account.id} one=${account} keys=${keys} usage=${usage} open=${this.open} enable=${this.enable} />`)}</tbody>
+            <${Rows} all=${accounts} columns="7" row=${(one) => html`<${AccountRow} key=${one.id} one=${one} sum=${sums.get(one.name)} open=${this.open} enable=${this.enable} />`} />
           </table></div>`}
       ${this.dialog()}`;
+  }
+}
+
+function NoKeys({ sought, hidden }) {
+  if (hidden > 0) return html`<${Empty} title=${sought ? "No key fits that is still good." : "No key is good any more."}>${counted(hidden, "key")} that ended: choose "show ended".<//>`;
+  if (sought) return html`<${Empty} title="No key fits.">Look for less.<//>`;
+  return html`<${Empty} title="No keys yet.">A key lets a program in. Make the first one with New key.<//>`;
+}
+
+// The rows of a table: as many as can be read, and the others when they are asked for.
+class Rows extends Component {
+  state = { most: ROWS };
+
+  more = () => this.setState(({ most }) => ({ most: most + ROWS }));
+
+  render({ all: rows, columns, row }, { most }) {
+    const left = rows.length - most;
+    return html`<tbody>${rows.slice(0, most).map(row)}</tbody>
+      ${left > 0 && html`<tfoot><tr><td colspan=${columns}><button class="quiet" onClick=${this.more}>Show ${number(Math.min(ROWS, left))} more of ${number(left)}</button></td></tr></tfoot>`}`;
   }
 }
 
@@ -137,17 +198,14 @@ function KeyRow({ one, usage, open }) {
   </tr>`;
 }
 
-function AccountRow({ one, keys, usage, open, enable }) {
-  const own = keys.filter((key) => key.account === one.name);
-  const rows = own.map((key) => usage.get(key.key_id)).filter(Boolean);
-  const sum = (field) => rows.reduce((total, row) => total + row[field], 0);
+function AccountRow({ one, sum = NOTHING, open, enable }) {
   const limit = one.limits.monthly_tokens;
   return html`<tr>
     <td><b>${one.name}</b> <code class="dim">${one.id}</code></td>
     <td><span class=${`chip ${one.disabled ? "warn" : "good"}`}>${one.disabled ? "disabled" : "active"}</span></td>
-    <td class="num">${own.filter((key) => key.state === "active").length}</td>
-    <td class="num">${number(sum("requests"))}</td>
-    <td><${Used} tokens=${sum("total_tokens")} limit=${typeof limit === "number" ? limit : null} /></td>
+    <td class="num">${number(sum.active)}</td>
+    <td class="num">${number(sum.requests)}</td>
+    <td><${Used} tokens=${sum.total_tokens} limit=${typeof limit === "number" ? limit : null} /></td>
     <td>${date(one.created)}</td>
     <td class="actions">${one.disabled
       ? html`<button class="quiet" aria-label=${`Enable ${one.name}`} onClick=${() => enable(one)}>Enable</button>`

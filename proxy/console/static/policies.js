@@ -1,6 +1,6 @@
 // The policy in force, what it says of a key, and what another one would have said of recorded requests.
-import { all, get, post } from "./api.js";
-import { Component, counted, date, Empty, Field, html, none, number, Problem } from "./html.js";
+import { all, get, MOST, post } from "./api.js";
+import { Component, counted, Cut, date, Empty, Field, html, inOrder, none, number, Problem } from "./html.js";
 
 const DAYS = [["1", "the last day"], ["7", "the last 7 days"], ["30", "the last 30 days"]];
 const VERDICTS = { allowed: "good", waits: "warn", shadow: "warn", refused: "bad" };
@@ -22,19 +22,28 @@ function isSet(rule, value) {
   return words(rule, value) !== none && words(rule, value) !== "unlimited";
 }
 
-export class Policies extends Component {
-  state = { policy: null, keys: [], error: null };
+const called = (key) => `${key.account} / ${key.name}`;
 
-  async componentDidMount() {
+export class Policies extends Component {
+  // `keys` are offered; `names` are of the revoked ones, too.
+  state = { policy: null, keys: [], names: new Map(), cut: false, error: null };
+
+  componentDidMount() {
+    this.look();
+  }
+
+  async look() {
     try {
-      const [policy, keys] = await Promise.all([get("/console/data/policy"), all("/admin/v1/keys")]);
-      this.setState({ policy, keys: keys.filter((key) => key.state !== "revoked") });
+      const [policy, { rows, cut }] = await Promise.all([get("/console/data/policy"), all("/admin/v1/keys")]);
+      const names = new Map(rows.map((key) => [key.key_id, called(key)]));
+      const keys = rows.filter((key) => key.state !== "revoked").sort((a, b) => inOrder(called(a), called(b)));
+      this.setState({ policy, keys, names, cut, error: null });
     } catch (error) {
       this.setState({ error });
     }
   }
 
-  render({ server }, { policy, keys, error }) {
+  render({ server }, { policy, keys, names, cut, error }) {
     if (policy === null) return html`<h1>Policies</h1>${error ? html`<${Problem} error=${error} />` : html`<p class="loading" role="status">Loading…</p>`}`;
     const models = [...new Set(server.upstreams.flatMap((one) => one.models))];
     return html`
@@ -43,9 +52,10 @@ export class Policies extends Component {
         <strong>The files as they are now are wrong, so this revision stays in force.</strong>
         <ul>${server.policy_problems.map((text) => html`<li key=${text}><code>${text}</code></li>`)}</ul></div>`}
       <${Tiers} tiers=${policy.tiers} />
+      ${cut && html`<${Cut} most=${MOST} command="tollhouse policy explain --key ID" />`}
       <div class="two">
         <${Explain} keys=${keys} models=${models} />
-        <${Simulate} files=${policy.files} keys=${keys} />
+        <${Simulate} files=${policy.files} keys=${keys} names=${names} />
       </div>`;
   }
 }
@@ -137,7 +147,7 @@ class Simulate extends Component {
     this.setState(({ texts, file }) => ({ texts: { ...texts, [file]: text } }));
   };
 
-  render({ keys, files }, { texts, file, days, key, outcome, error, busy }) {
+  render({ keys, names, files }, { texts, file, days, key, outcome, error, busy }) {
     return html`<section class="card" id="simulate"><h2>Simulate</h2>
       <p class="hint">Change the text and see who would have been refused. The requests of the ledger come again as they came. Nothing is changed or charged.</p>
       <form onSubmit=${this.go}>
@@ -156,15 +166,14 @@ class Simulate extends Component {
       </form>
       <${Problem} error=${error} />
       ${outcome && (outcome.report
-        ? html`<${Report} report=${outcome.report} keys=${keys} />`
+        ? html`<${Report} report=${outcome.report} names=${names} />`
         : html`<div class="problem" role="alert"><strong>This policy is wrong.</strong>
             <ul>${outcome.problems.map((text) => html`<li key=${text}><code>${text}</code></li>`)}</ul></div>`)}
     </section>`;
   }
 }
 
-function Report({ report, keys }) {
-  const names = new Map(keys.map((key) => [key.key_id, `${key.account} / ${key.name}`]));
+function Report({ report, names }) {
   const refused = report.by_key.filter((one) => one.refused || one.shadow);
   return html`<p role="status"><b>${counted(report.requests, "request")}</b>: ${number(report.let_in)} let in,${" "}
       <span class=${`chip ${report.refused ? "bad" : "good"}`}>${number(report.refused)} refused</span></p>
