@@ -50,6 +50,24 @@ async def test_no_page_is_wider_than_a_telephone(page: Page) -> None:
         assert await page.js("document.documentElement.scrollWidth") == 360, name
 
 
+async def test_explain_says_who_does_not_get_in_and_what_a_prompt_costs(page: Page, house: Any) -> None:
+    house.command("accounts", "create", "umbrella")
+    barred = house.command("keys", "create", "--account", "umbrella", "--tier", "pro", "--name", "barred")["key_id"]
+    house.command("accounts", "disable", "umbrella")
+    await shown(page, "policies")
+    await page.choose("#explain select", barred)
+    await page.press("Explain", within="#explain")
+    await page.text("refused: the key's account is disabled", within="#explain")
+    await page.choose("#explain select", house.keys["free"].split("_")[1])
+    await page.press("Explain", within="#explain")
+    await page.text("allowed", within="#explain [role=status]")
+    await page.type("#explain-prompt", "Why is the sky blue?")
+    await page.type("#explain-most", "990")
+    await page.press("Explain", within="#explain")
+    await page.text("refused by monthly_tokens", within="#explain [role=status]")
+    await page.text("would be set aside", "990 for the answer", within="#explain")
+
+
 async def test_a_candidate_policy_is_simulated_on_the_page(page: Page, house: Any) -> None:
     gone = house.command("keys", "create", "--account", "acme", "--tier", "free", "--name", "gone")
     for _ in range(2):

@@ -3,6 +3,8 @@ import { all, get, MOST, post } from "./api.js";
 import { Component, counted, Cut, date, Empty, Field, html, inOrder, none, number, Problem } from "./html.js";
 
 const DAYS = [["1", "the last day"], ["7", "the last 7 days"], ["30", "the last 30 days"]];
+// Why a key that is not active is refused before any rule.
+const REFUSED = { expired: "the key is expired", revoked: "the key is revoked", "account disabled": "the key's account is disabled" };
 const VERDICTS = { allowed: "good", waits: "warn", shadow: "warn", refused: "bad" };
 // Rules that no tier has set are left out, but for these.
 const ALWAYS = ["requests_per_minute", "tokens_per_minute", "concurrency", "monthly_requests", "monthly_tokens", "max_output_tokens", "default_output_tokens", "models", "priority"];
@@ -72,31 +74,67 @@ function Tiers({ tiers }) {
   </table></div></section>`;
 }
 
+// Thousands of keys are not gone through again for each letter that is written beside them.
+class KeyChoice extends Component {
+  shouldComponentUpdate({ keys, value }) {
+    return keys !== this.props.keys || value !== this.props.value;
+  }
+
+  render({ keys, value, onChange, children }) {
+    return html`<select value=${value} onChange=${(e) => onChange(e.target.value)}>
+      ${children}${keys.map((one) => html`<option key=${one.key_id} value=${one.key_id}>${called(one)} (${one.key_id})</option>`)}</select>`;
+  }
+}
+
 class Explain extends Component {
-  state = { key: this.props.keys[0]?.key_id ?? "", model: this.props.models[0] ?? "", found: null, error: null, busy: false };
+  state = {
+    key: "", model: this.props.models[0] ?? "", prompt: "", most: "", found: null, error: null, busy: false,
+  };
+
+  get key() {
+    return this.state.key || (this.props.keys[0]?.key_id ?? "");
+  }
+
+  // Without a model, a prompt has no size.
+  wanted() {
+    const { key } = this;
+    const { model, prompt, most } = this.state;
+    if (!model) return { key };
+    if (!prompt && !most) return { key, model };
+    const request = { model, messages: [{ role: "user", content: prompt }], ...(most ? { max_tokens: Number(most) } : {}) };
+    return { key, model, request };
+  }
 
   go = async (event) => {
     event.preventDefault();
     this.setState({ busy: true, error: null });
     try {
-      const wanted = { key: this.state.key, ...(this.state.model ? { model: this.state.model } : {}) };
-      this.setState({ found: await post("/admin/v1/explain", wanted), busy: false });
+      this.setState({ found: await post("/admin/v1/explain", this.wanted()), busy: false });
     } catch (error) {
       this.setState({ found: null, error, busy: false });
     }
   };
 
-  render({ keys, models }, { key, model, found, error, busy }) {
+  set = (field) => (event) => this.setState({ [field]: event.target.value });
+  choose = (key) => this.setState({ key });
+
+  render({ keys, models }, { model, prompt, most, found, error, busy }) {
     return html`<section class="card" id="explain"><h2>Explain</h2>
       <p class="hint">Which rules a key meets on a model, where each comes from, and what it says now. Nothing is taken.</p>
       ${keys.length === 0
         ? html`<${Empty} title="No keys yet.">Make one under <a href="#/keys">Keys and accounts</a>.<//>`
-        : html`<form class="row" onSubmit=${this.go}>
-            <${Field} label="Key"><select value=${key} onChange=${(e) => this.setState({ key: e.target.value })}>
-              ${keys.map((one) => html`<option key=${one.key_id} value=${one.key_id}>${one.account} / ${one.name} (${one.key_id})</option>`)}</select><//>
-            <${Field} label="Model"><select value=${model} onChange=${(e) => this.setState({ model: e.target.value })}>
-              ${models.map((one) => html`<option key=${one} value=${one}>${one}</option>`)}<option value="">any</option></select><//>
-            <button class="primary" disabled=${busy}>Explain</button>
+        : html`<form onSubmit=${this.go}>
+            <div class="row">
+              <${Field} label="Key"><${KeyChoice} keys=${keys} value=${this.key} onChange=${this.choose} /><//>
+              <${Field} label="Model"><select value=${model} onChange=${this.set("model")}>
+                ${models.map((one) => html`<option key=${one} value=${one}>${one}</option>`)}<option value="">any</option></select><//>
+            </div>
+            <${Field} label="Prompt" hint="Empty, and without max tokens: as for the least that a request takes.">
+              <textarea id="explain-prompt" rows="2" disabled=${!model} value=${prompt} onInput=${this.set("prompt")}></textarea><//>
+            <div class="row">
+              <${Field} label="Max tokens"><input id="explain-most" type="number" min="1" step="1" disabled=${!model} value=${most} onInput=${this.set("most")} /><//>
+              <button class="primary" disabled=${busy}>Explain</button>
+            </div>
           </form>`}
       <${Problem} error=${error} />
       ${found && html`<${Explained} found=${found} />`}
@@ -107,8 +145,11 @@ class Explain extends Component {
 function Explained({ found }) {
   const said = found.explained;
   const says = new Map(said.says.map((one) => [one.rule, one]));
+  const [verdict, why] = found.state === "active" ? [said.verdict, said.refused_by ? ` by ${said.refused_by}` : ""] : ["refused", `: ${REFUSED[found.state]}`];
   return html`<p role="status">Key ${found.name} is <b>${found.state}</b>, tier <b>${said.tier}</b>. A request now:${" "}
-      <span class=${`chip ${VERDICTS[said.verdict]}`}>${said.verdict}${said.refused_by ? ` by ${said.refused_by}` : ""}</span></p>
+      <span class=${`chip ${VERDICTS[verdict]}`}>${verdict}${why}</span></p>
+    ${said.cost && html`<p class="hint"><b>${counted(said.cost.total, "token")}</b> would be set aside: ${number(said.cost.prompt_tokens)} for the
+      prompt, ${said.cost.exact ? "as counted" : "at most, by its bytes"}, and ${number(said.cost.output_tokens)} for the answer.</p>`}
     ${said.remarks.map((remark) => html`<p class="hint" key=${remark}>${remark}</p>`)}
     <div class="scroll"><table class="list"><caption class="sr">Rules of this key</caption>
       <thead><tr><th>Rule</th><th class="num">Value</th><th>From</th><th class="num">Used</th><th>Now</th></tr></thead>
@@ -147,6 +188,8 @@ class Simulate extends Component {
     this.setState(({ texts, file }) => ({ texts: { ...texts, [file]: text } }));
   };
 
+  choose = (key) => this.setState({ key });
+
   render({ keys, names, files }, { texts, file, days, key, outcome, error, busy }) {
     return html`<section class="card" id="simulate"><h2>Simulate</h2>
       <p class="hint">Change the text and see who would have been refused. The requests of the ledger come again as they came. Nothing is changed or charged.</p>
@@ -158,9 +201,7 @@ class Simulate extends Component {
         <div class="row">
           <${Field} label="Requests of"><select value=${days} onChange=${(e) => this.setState({ days: e.target.value })}>
             ${DAYS.map(([value, text]) => html`<option key=${value} value=${value}>${text}</option>`)}</select><//>
-          <${Field} label="Key"><select value=${key} onChange=${(e) => this.setState({ key: e.target.value })}>
-            <option value="">all keys</option>
-            ${keys.map((one) => html`<option key=${one.key_id} value=${one.key_id}>${one.account} / ${one.name}</option>`)}</select><//>
+          <${Field} label="Key"><${KeyChoice} keys=${keys} value=${key} onChange=${this.choose}><option value="">all keys</option><//><//>
           <button class="primary" disabled=${busy}>${busy ? "Simulating…" : "Simulate"}</button>
         </div>
       </form>
