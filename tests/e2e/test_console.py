@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.browser import Page, browser
+from tests.e2e.conftest import UNLIMITED
 from tests.e2e.console import MODEL, NEEDS_CHROMIUM, PAGES, ask, chat, shot, shown, url
 
 pytestmark = [NEEDS_CHROMIUM]
@@ -66,6 +67,18 @@ async def test_explain_says_who_does_not_get_in_and_what_a_prompt_costs(page: Pa
     await page.press("Explain", within="#explain")
     await page.text("refused by monthly_tokens", within="#explain [role=status]")
     await page.text("would be set aside", "990 for the answer", within="#explain")
+
+
+async def test_a_policy_that_is_read_again_is_shown_and_what_was_written_stays(page: Page, house: Any) -> None:
+    await shown(page, "policies")
+    area = "document.querySelector('#simulate textarea').value"
+    await page.type("#simulate textarea", "mine")
+    lab = {"version": 1, "tiers": {"lab": UNLIMITED | {"requests_per_minute": 4321}}}
+    house.yaml("policies/lab.yaml", lab)
+    await page.text("4,321", within="#tiers")
+    assert await page.js(area) == "mine"
+    await page.choose("#candidate-file", "lab.yaml")
+    await page.until(f"{area}.includes('4321')")
 
 
 async def test_a_candidate_policy_is_simulated_on_the_page(page: Page, house: Any) -> None:

@@ -26,12 +26,19 @@ function isSet(rule, value) {
 
 const called = (key) => `${key.account} / ${key.name}`;
 
+// Comments are for those who read the files: what is tried is below them.
+const bare = (text) => text.replace(/^\s*#.*\n/gm, "").trimStart();
+
 export class Policies extends Component {
   // `keys` are offered; `names` are of the revoked ones, too.
   state = { policy: null, keys: [], names: new Map(), cut: false, error: null };
 
   componentDidMount() {
     this.look();
+  }
+
+  componentDidUpdate(before) {
+    if (before.server.policy_revision !== this.props.server.policy_revision) this.look();
   }
 
   async look() {
@@ -53,6 +60,7 @@ export class Policies extends Component {
       ${server.policy_problems.length > 0 && html`<div class="problem" role="alert">
         <strong>The files as they are now are wrong, so this revision stays in force.</strong>
         <ul>${server.policy_problems.map((text) => html`<li key=${text}><code>${text}</code></li>`)}</ul></div>`}
+      <${Problem} error=${error} />
       <${Tiers} tiers=${policy.tiers} />
       ${cut && html`<${Cut} most=${MOST} command="tollhouse policy explain --key ID" />`}
       <div class="two">
@@ -165,39 +173,43 @@ function Explained({ found }) {
 }
 
 class Simulate extends Component {
-  // Comments are for those who read the files: what is tried is below them.
-  state = {
-    texts: Object.fromEntries(this.props.files.map((file) => [file.name, file.text.replace(/^\s*#.*\n/gm, "").trimStart()])),
-    file: this.props.files[0]?.name ?? "policy.yaml", days: "1", key: "", outcome: null, error: null, busy: false,
-  };
+  state = { written: {}, file: "", days: "1", key: "", outcome: null, error: null, busy: false };
+
+  // The files as they are now, but for those that were written in here.
+  texts() {
+    const files = this.props.files.length ? this.props.files : [{ name: "policy.yaml", text: "" }];
+    return Object.fromEntries(files.map(({ name, text }) => [name, this.state.written[name] ?? bare(text)]));
+  }
 
   go = async (event) => {
     event.preventDefault();
     this.setState({ busy: true, error: null, outcome: null });
-    const { texts, days, key } = this.state;
+    const { days, key } = this.state;
     try {
-      const wanted = { files: texts, days: Number(days), ...(key ? { key_id: key } : {}) };
+      const wanted = { files: this.texts(), days: Number(days), ...(key ? { key_id: key } : {}) };
       this.setState({ outcome: await post("/console/data/simulate", wanted), busy: false });
     } catch (error) {
       this.setState({ error, busy: false });
     }
   };
 
-  write = (event) => {
+  write = (file) => (event) => {
     const text = event.target.value;
-    this.setState(({ texts, file }) => ({ texts: { ...texts, [file]: text } }));
+    this.setState(({ written }) => ({ written: { ...written, [file]: text } }));
   };
-
   choose = (key) => this.setState({ key });
 
-  render({ keys, names, files }, { texts, file, days, key, outcome, error, busy }) {
+  render({ keys, names }, { file: chosen, days, key, outcome, error, busy }) {
+    const texts = this.texts();
+    const files = Object.keys(texts);
+    const file = files.includes(chosen) ? chosen : files[0];
     return html`<section class="card" id="simulate"><h2>Simulate</h2>
       <p class="hint">Change the text and see who would have been refused. The requests of the ledger come again as they came. Nothing is changed or charged.</p>
       <form onSubmit=${this.go}>
         ${files.length > 1 && html`<${Field} label="File" hint="They are tried together, as each is written here.">
           <select id="candidate-file" value=${file} onChange=${(e) => this.setState({ file: e.target.value })}>
-            ${files.map(({ name }) => html`<option key=${name} value=${name}>${name}</option>`)}</select><//>`}
-        <${Field} label="Candidate policy"><textarea class="mono" rows="14" spellcheck="false" wrap="off" value=${texts[file] ?? ""} onInput=${this.write}></textarea><//>
+            ${files.map((name) => html`<option key=${name} value=${name}>${name}</option>`)}</select><//>`}
+        <${Field} label="Candidate policy"><textarea class="mono" rows="14" spellcheck="false" wrap="off" value=${texts[file]} onInput=${this.write(file)}></textarea><//>
         <div class="row">
           <${Field} label="Requests of"><select value=${days} onChange=${(e) => this.setState({ days: e.target.value })}>
             ${DAYS.map(([value, text]) => html`<option key=${value} value=${value}>${text}</option>`)}</select><//>
