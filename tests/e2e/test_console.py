@@ -115,6 +115,11 @@ async def test_the_playground_streams_from_the_model_through_the_gate(page: Page
     await page.text("Charged", "tokens", within="#figures")
     await page.until("!document.querySelector('#stop')")
     await page.text("First token after", "Left of the key's limits", "of 60", within="#figures")
+    # Nothing is set aside for it any more, and the month is there, too.
+    key_id = house.keys["free"].split("_")[1]
+    rows = [row for row in house.ledger().values() if row["key_id"] == key_id]
+    spent = sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows)
+    await page.text("monthly_tokens", f"{1000 - spent} of 1,000", within="#figures")
     # It came in pieces.
     assert await page.js("window.grew.size") > 5
     assert "12" in await page.js("document.querySelector('#figures').innerText")

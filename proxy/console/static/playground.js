@@ -1,24 +1,31 @@
 // A chat with the real model through the real gate, with any key: its limits hold, and what it uses is charged to it.
-import { errorOf, events, send } from "./api.js";
+import { errorOf, events, get, idOf, post, send } from "./api.js";
 import { Component, createRef, Field, html, none, number, Problem, rounded, seconds } from "./html.js";
 
 const MODELS = "/console/v1/models";
 const CHAT = "/console/v1/chat/completions";
-const LIMIT_HEADER = /^x-ratelimit-(limit|remaining|reset)-(.+)$/;
+// An answer that was cut is settled when the sidecar has said what it came to.
+const SETTLED_TRIES = 40;
+const SETTLED_EVERY_MS = 250;
 
-function limitsOf(response) {
-  const found = new Map();
-  for (const [name, value] of response.headers) {
-    const [, kind, what] = LIMIT_HEADER.exec(name) || [];
-    if (kind) found.set(what, { ...found.get(what), [kind]: value });
+const NOT_SETTLED = { row: null, limits: [], unread: null };
+
+// The request in the log, once it has ended. Its id begins with the millisecond in which it came.
+async function ended(keyId, requestId) {
+  const came = parseInt(requestId.slice("req_".length, 16), 16);
+  const query = new URLSearchParams({ key: keyId, since: new Date(came).toISOString(), until: new Date(came + 2).toISOString() });
+  for (let tries = 0; tries < SETTLED_TRIES; tries++) {
+    const row = (await get(`/admin/v1/log?${query}`)).data.find((one) => one.request_id === requestId);
+    if (row?.ended) return row;
+    await new Promise((done) => setTimeout(done, SETTLED_EVERY_MS));
   }
-  return [...found];
+  return null;
 }
 
 export class Playground extends Component {
   state = {
     key: "", models: [], model: this.props.server.upstreams.flatMap((one) => one.models)[0] ?? "", temperature: "0.7", most: "256", system: "",
-    text: "", turns: [], busy: false, error: null, keyError: null, figures: null, limits: [], status: null, requestId: null,
+    text: "", turns: [], busy: false, error: null, keyError: null, figures: null, ...NOT_SETTLED, status: null, requestId: null,
   };
   end = createRef();
 
@@ -47,11 +54,12 @@ export class Playground extends Component {
     const { text, turns, busy } = this.state;
     if (busy || !text.trim()) return;
     const asked = [...turns, { role: "user", content: text.trim() }];
+    const asking = (this.asking = { keyId: idOf(this.state.key.trim()), model: this.state.model });
     this.stop = new AbortController();
-    this.setState({ turns: [...asked, { role: "assistant", content: "" }], text: "", busy: true, error: null, figures: null, limits: [], status: null });
+    this.setState({ turns: [...asked, { role: "assistant", content: "" }], text: "", busy: true, error: null, figures: null, ...NOT_SETTLED, status: null });
     const began = performance.now();
     try {
-      await this.stream(asked, began);
+      await this.stream(asked, began, asking);
     } catch (error) {
       if (error.name !== "AbortError") {
         // What was not answered is given back, to be sent again.
@@ -59,16 +67,32 @@ export class Playground extends Component {
       }
     }
     this.setState({ busy: false });
+    await this.settle(asking);
   };
 
-  async stream(asked, began) {
+  // What the ledger has of it, and what is left of the limits now that nothing is set aside for it.
+  async settle(asking) {
+    const { keyId, model, status, requestId } = asking;
+    if (keyId === undefined || status === undefined || status === 401) return;
+    let found;
+    try {
+      const row = status < 400 ? await ended(keyId, requestId) : null;
+      found = { row, limits: (await post("/admin/v1/explain", { key: keyId, model })).explained.says };
+    } catch (error) {
+      found = { unread: error };
+    }
+    if (this.asking === asking) this.setState(found);
+  }
+
+  async stream(asked, began, asking) {
     const { key, model, temperature, most, system } = this.state;
     const messages = system.trim() ? [{ role: "system", content: system.trim() }, ...asked] : asked;
     const body = { model, messages, stream: true, stream_options: { include_usage: true } };
     if (temperature !== "") body.temperature = Number(temperature);
     if (most !== "") body.max_tokens = Number(most);
     const response = await send("POST", CHAT, { body, key: key.trim(), signal: this.stop.signal });
-    this.setState({ limits: limitsOf(response), status: response.status, requestId: response.headers.get("x-request-id") });
+    Object.assign(asking, { status: response.status, requestId: response.headers.get("x-request-id") });
+    this.setState({ status: asking.status, requestId: asking.requestId });
     if (!response.ok) throw await errorOf(response);
     let first = null;
     for await (const data of events(response)) {
@@ -132,7 +156,7 @@ export class Playground extends Component {
           <form onSubmit=${this.ask} class="ask">
             <textarea id="message" rows="3" aria-label="Message" placeholder="Ask something. Enter sends, Shift+Enter begins a line." value=${text} onInput=${this.set("text")} onKeyDown=${this.press}></textarea>
             <div class="buttons">
-              ${turns.length > 0 && html`<button type="button" class="quiet" disabled=${busy} onClick=${() => this.setState({ turns: [], figures: null, error: null, limits: [], status: null })}>Start over</button>`}
+              ${turns.length > 0 && html`<button type="button" class="quiet" disabled=${busy} onClick=${() => this.setState({ turns: [], figures: null, error: null, ...NOT_SETTLED, status: null })}>Start over</button>`}
               ${busy
                 ? html`<button type="button" class="primary" id="stop" onClick=${() => this.stop.abort()}>Stop</button>`
                 : html`<button class="primary" id="send" disabled=${!text.trim() || !key.trim()}>Send</button>`}
@@ -143,26 +167,28 @@ export class Playground extends Component {
   }
 }
 
-function Figures({ figures, limits, status, requestId }) {
+function Figures({ figures, row, limits, unread, status, requestId }) {
   if (status === null) return null;
   const usage = figures?.usage;
+  const used = row ?? (usage && { ...usage, cached_tokens: usage.prompt_tokens_details?.cached_tokens });
   const speed = usage && figures.decode > 0 && usage.completion_tokens > 1 ? (usage.completion_tokens - 1) / figures.decode : null;
   const rows = [
     ["Status", String(status)],
     ["First token after", seconds(figures?.first)],
     ["Took", seconds(figures?.total)],
     ["Tokens per second", speed === null ? none : rounded(speed)],
-    ["Prompt tokens", usage ? `${number(usage.prompt_tokens)}${usage.prompt_tokens_details?.cached_tokens ? `, ${number(usage.prompt_tokens_details.cached_tokens)} cached` : ""}` : none],
-    ["Output tokens", number(usage?.completion_tokens)],
-    ["Charged", usage ? `${number(usage.total_tokens)} tokens` : none],
-    ["Ended by", figures?.reason || none],
+    ["Prompt tokens", used ? `${number(used.prompt_tokens)}${used.cached_tokens ? `, ${number(used.cached_tokens)} cached` : ""}` : none],
+    ["Output tokens", number(used?.completion_tokens)],
+    ["Charged", used ? `${number(used.prompt_tokens + used.completion_tokens)} tokens` : none],
+    ["Ended by", figures?.reason || row?.reason?.replace("_", " ") || none],
   ];
   return html`<section class="card" id="figures" aria-label="Figures">
     <h2>This answer</h2>
     <table class="pairs"><tbody>${rows.map(([name, value]) => html`<tr key=${name}><th scope="row">${name}</th><td class="num">${value}</td></tr>`)}</tbody></table>
     ${limits.length > 0 && html`<h3>Left of the key's limits</h3>
-      <table class="pairs"><tbody>${limits.map(([what, one]) => html`<tr key=${what}><th scope="row">${what}</th>
-        <td class="num">${number(Number(one.remaining))} of ${number(Number(one.limit))}<span class="more">all back in ${one.reset}</span></td></tr>`)}</tbody></table>`}
+      <table class="pairs"><tbody>${limits.map((one) => html`<tr key=${one.rule}><th scope="row">${one.rule}</th>
+        <td class="num">${number(Math.max(0, one.limit - one.used))} of ${number(one.limit)}<span class="more">${one.whose}</span></td></tr>`)}</tbody></table>`}
+    <${Problem} error=${unread} />
     <p class="hint"><code>${requestId}</code></p>
   </section>`;
 }
