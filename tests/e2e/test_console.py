@@ -130,6 +130,28 @@ async def test_the_playground_streams_from_the_model_through_the_gate(page: Page
     assert (row["state"], row["completion_tokens"]) == ("settled", 12)
 
 
+async def test_an_answer_is_followed_and_what_was_stopped_is_charged(page: Page, house: Any) -> None:
+    await page.size(1280, 500)
+    await shown(page, "playground")
+    await page.type("#api-key", house.keys["pro"])
+    await page.type("#message", "Tell me a long story of all of these:" + "\n" * 20 + "a fox")
+    await page.click("#send")
+    turns = "document.querySelector('#turns')"
+    said = f"{turns}.querySelector('.assistant .said').innerText.length"
+    left = f"({turns}.scrollHeight - {turns}.clientHeight - {turns}.scrollTop)"
+    await page.until(f"{said} > 10 && {turns}.scrollHeight > {turns}.clientHeight + 100 && {left} < 2")
+    # Who reads what stands above is left there.
+    await page.js(f"{turns}.scrollTop = 0")
+    before = await page.js(said)
+    await page.until(f"{said} > {before} + 10")
+    assert await page.js(f"{turns}.scrollTop") == 0
+    await page.click("#stop")
+    await page.text("client gone", within="#figures")
+    row = house.ledger()[await page.js("document.querySelector('#figures code').innerText")]
+    assert row["completion_tokens"] > 0
+    await page.text(f"{row['prompt_tokens'] + row['completion_tokens']} tokens", within="#figures")
+
+
 async def test_what_the_gate_refuses_is_said_in_its_words(page: Page, house: Any) -> None:
     await shown(page, "playground")
     await page.type("#api-key", house.keys["free"])

@@ -7,6 +7,8 @@ const CHAT = "/console/v1/chat/completions";
 // An answer that was cut is settled when the sidecar has said what it came to.
 const SETTLED_TRIES = 40;
 const SETTLED_EVERY_MS = 250;
+// Nearer than this to its end, the conversation is followed.
+const NEAR_PX = 40;
 
 const NOT_SETTLED = { row: null, limits: [], unread: null };
 
@@ -27,10 +29,20 @@ export class Playground extends Component {
     key: "", models: [], model: this.props.server.upstreams.flatMap((one) => one.models)[0] ?? "", temperature: "0.7", most: "256", system: "",
     text: "", turns: [], busy: false, error: null, keyError: null, figures: null, ...NOT_SETTLED, status: null, requestId: null,
   };
-  end = createRef();
+  turns = createRef();
 
   componentWillUnmount() {
     this.stop?.abort();
+  }
+
+  // Whether the end is to be seen after this change: it was, or something was asked.
+  getSnapshotBeforeUpdate(_, before) {
+    const { scrollHeight, scrollTop, clientHeight } = this.turns.current;
+    return this.state.turns.length > before.turns.length || scrollHeight - scrollTop - clientHeight < NEAR_PX;
+  }
+
+  componentDidUpdate(_, __, follow) {
+    if (follow) this.turns.current.scrollTop = this.turns.current.scrollHeight;
   }
 
   set = (field) => (event) => this.setState({ [field]: event.target.value });
@@ -147,7 +159,7 @@ export class Playground extends Component {
       <div class="play">
         <div class="side">${this.settings()}<${Figures} ...${this.state} /></div>
         <section class="card chat" aria-label="Conversation">
-          <div class="turns" id="turns" aria-live="polite" aria-busy=${busy ? "true" : "false"}>
+          <div class="turns" id="turns" ref=${this.turns} aria-live="polite" aria-busy=${busy ? "true" : "false"}>
             ${turns.length === 0 && html`<div class="empty"><p class="empty-title">Nothing asked yet.</p><p>${key ? "Write something below." : "Paste an API key, and write something below."}</p></div>`}
             ${turns.map((turn, i) => html`<div key=${i} class=${`turn ${turn.role}`}><span class="who">${turn.role === "user" ? "You" : "Model"}</span>
               <div class="said">${turn.content || (busy ? html`<span class="dim">…</span>` : html`<span class="dim">nothing</span>`)}</div></div>`)}
