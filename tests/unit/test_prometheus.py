@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from proxy.scopes import ROUTES
+from sidecar.wire.internal import Endpoint
 from tests.fakes import registries
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +49,14 @@ def test_each_recorded_series_is_of_the_labels_in_its_name() -> None:
     for rule in rules("rules.yml"):
         for labels in re.findall(r"by \(([\w, ]+)\)", rule["expr"]):
             assert set(labels.split(", ")) - {"le"} == recorded()[rule["record"]], rule["record"]
+
+
+def test_durations_are_those_of_all_requests_to_models_and_of_no_page() -> None:
+    board = (ROOT / "conf/grafana/boards/overview.py").read_text()
+    chosen = re.findall(r'endpoint=~"([^"]+)"', (FOLDER / "rules.yml").read_text() + board)
+    assert len(chosen) == 4  # three rules and the dashboard
+    for places in chosen:
+        assert {place for place in ROUTES if re.fullmatch(places, place)} == set(Endpoint)
 
 
 def test_each_alert_says_how_urgent_it_is_what_is_wrong_and_where_it_is_written_what_to_do() -> None:

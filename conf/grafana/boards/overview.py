@@ -4,6 +4,9 @@ from typing import Final
 
 from boards.panel import Board, P, Panel, Row, gauge, mean, quantile, quantiles, rate, ratio
 
+# A page of the API is quick, and says nothing of answers.
+OF_MODELS: Final = ', endpoint=~"/v1/(chat/completions|completions|responses|messages|embeddings)"'
+
 BOARD: Final = Board(
     "Tollhouse: overview",
     "How a Tollhouse does: requests, tokens, latency, errors, and whether its books keep up.",
@@ -36,9 +39,9 @@ BOARD: Final = Board(
                 ),
                 Panel(
                     "Duration now",
-                    "Nineteen in twenty requests take no longer, from head to end.",
+                    "Nineteen in twenty requests to models take no longer, from head to end. Refused ones count.",
                     "s",
-                    ((quantile(0.95, f"{P}request_duration_seconds"), "p95"),),
+                    ((quantile(0.95, f"{P}request_duration_seconds", more=OF_MODELS), "p95"),),
                     "stat",
                 ),
                 Panel(
@@ -118,9 +121,9 @@ BOARD: Final = Board(
             (
                 Panel(
                     "Request duration",
-                    "From a request's head to the end of its answer.",
+                    "From a request's head to the end of its answer, of requests to models. Refused ones count.",
                     "s",
-                    quantiles(f"{P}request_duration_seconds"),
+                    quantiles(f"{P}request_duration_seconds", OF_MODELS),
                 ),
                 Panel(
                     "Time to first token",

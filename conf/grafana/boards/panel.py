@@ -53,13 +53,14 @@ def gauge(name: str, by: str = "", how: str = "sum") -> str:
     return f"{_sum(by, how)}({name}{{@}})"
 
 
-def quantile(share: float, name: str, by: str = "") -> str:
+def quantile(share: float, name: str, by: str = "", more: str = "") -> str:
     labels = f"le, {by}" if by else "le"
-    return f"histogram_quantile({share}, sum by ({labels}) (rate({name}_bucket{{@}}{RATE})))"
+    return f"histogram_quantile({share}, sum by ({labels}) (rate({name}_bucket{{@{more}}}{RATE})))"
 
 
-def quantiles(name: str) -> tuple[Query, ...]:
-    return tuple((quantile(share, name), legend) for share, legend in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99")))
+def quantiles(name: str, more: str = "") -> tuple[Query, ...]:
+    named = ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
+    return tuple((quantile(share, name, more=more), legend) for share, legend in named)
 
 
 def mean(name: str, by: str = "") -> str:
