@@ -204,6 +204,7 @@ def test_prometheus_has_a_network_of_its_own_and_finds_the_proxy_by_name() -> No
     admin = f"{settings.admin.host}:{settings.admin.port}"
     there = PROMETHEUS.read_text().replace(admin, f"proxy:{settings.admin.port}")
     assert yaml.safe_load(IN_CONTAINERS.read_text()) == yaml.safe_load(there)
+    assert prometheus["ports"] == ["127.0.0.1:${PROMETHEUS_PORT:-9090}:9090"]
     told = dict(option.removeprefix("--").split("=") for option in prometheus["command"])
     mounts = {target: source for source, target, *_ in (volume.split(":") for volume in prometheus["volumes"])}
     source = mounts[str(Path(told["config.file"]).parent)]
