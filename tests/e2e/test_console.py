@@ -134,6 +134,8 @@ async def test_an_answer_is_followed_and_what_was_stopped_is_charged(page: Page,
     await page.size(1280, 500)
     await shown(page, "playground")
     await page.type("#api-key", house.keys["pro"])
+    # So that it is as long each time.
+    await page.type(".settings [max='2']", "0")
     await page.type("#message", "Tell me a long story of all of these:" + "\n" * 20 + "a fox")
     await page.click("#send")
     turns = "document.querySelector('#turns')"
