@@ -53,7 +53,10 @@ class Page:
         async for message in self._socket:
             told = json.loads(message.data)
             if "id" in told:
-                self._answers.pop(told["id"]).set_result(told)
+                answer = self._answers.pop(told["id"])
+                # Nobody waits any more for what came too late.
+                if not answer.done():
+                    answer.set_result(told)
             else:
                 self._note(told["method"], told["params"])
 
