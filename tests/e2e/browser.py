@@ -113,6 +113,16 @@ class Page:
         await self.js(f"{element}.focus()")
         await self.js(f"{element}.click()")
 
+    async def point(self, selector: str, share: float) -> None:
+        """Move the mouse over an element, to this share of its width."""
+        element = f"document.querySelector({json.dumps(selector)})"
+        await self.until(f"!!{element}")
+        await self.js(f"{element}.scrollIntoView({{block: 'center'}})")
+        x, y = await self.js(
+            f"(({{x, y, width, height}}) => [x + width * {share}, y + height / 2])({element}.getBoundingClientRect())"
+        )
+        await self.do("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
     async def press(self, label: str, within: str = "body") -> None:
         """A button, by what it says or by its label."""
         found = (

@@ -19,8 +19,9 @@ export class Chart extends Component {
     dark.addEventListener("change", this.redraw);
   }
 
-  componentDidUpdate() {
-    this.plot.setData(this.data());
+  // New data moves the cursor, which sets the state: without new data nothing is drawn.
+  componentDidUpdate(before) {
+    if (before.times !== this.props.times || before.lines !== this.props.lines) this.plot.setData(this.data());
   }
 
   componentWillUnmount() {
@@ -36,6 +37,11 @@ export class Chart extends Component {
   data() {
     return [this.props.times, ...this.props.lines.map((line) => line.values)];
   }
+
+  point = (plot) => {
+    const at = plot.cursor.idx ?? null;
+    this.setState((state) => (state.at === at ? null : { at }));
+  };
 
   options() {
     const { format, lines, most } = this.props;
@@ -65,7 +71,7 @@ export class Chart extends Component {
         { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (this.props.axis || format)(tick)) },
       ],
       series: [{}, ...series],
-      hooks: { setCursor: [(plot) => this.setState({ at: plot.cursor.idx ?? null })] },
+      hooks: { setCursor: [this.point] },
     };
   }
 
