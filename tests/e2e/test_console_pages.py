@@ -109,3 +109,51 @@ async def test_a_chart_tells_the_value_under_the_mouse(page: Page) -> None:
         await page.until(f"{told} === '{value}'")
     await page.point("h1", 0.5)
     await page.until(f"{told} === '59'")
+
+
+def request(name: str, *, ended: bool = True) -> dict[str, Any]:
+    end = {"ended": NOON + 1, "status": 200, "ending": "complete", "duration_ms": 1000} if ended else {}
+    return {"id": name, "began": NOON, "endpoint": "/v1/embeddings", **end}
+
+
+def requests(name: str, count: int) -> list[dict[str, Any]]:
+    return [request(f"{name}-{number}") for number in range(count)]
+
+
+async def test_live_keeps_what_it_has_when_the_server_shows_less(page: Page, server: Server) -> None:
+    await page.js("location.hash = '#/live'")
+    server.tell(*requests("old", 150), request("runs", ended=False), whole=True)
+    await page.text("1 event ", "1 request running")
+    assert await page.js(ROWS) == 151
+    # All that run are in a whole, but not all that ended.
+    server.tell(*requests("old", 150)[50:], whole=True)
+    await page.text("2 events ")
+    assert (await page.js(ROWS), await page.js(RUNNING)) == (150, 0)
+    await page.type("[type=search]", "old")
+    server.tell(*requests("new", 250))
+    await page.text("3 events ")
+    assert await page.js(ROWS) == 150
+    await page.js("document.querySelector('[type=search]').select()")
+    await page.do("Input.insertText", text="")
+    await page.until(f"{ROWS} === 200")
+    # A number is not to be read aloud each time it changes.
+    assert await page.js("document.querySelector('.page-head [role=status]').innerText.trim()") == "connected"
+
+
+async def test_live_holds_still_while_it_is_paused(page: Page, server: Server) -> None:
+    await page.js("location.hash = '#/live'")
+    server.tell(request("long-one", ended=False), whole=True)
+    await page.text("1 request running")
+    await page.press("Pause")
+    await page.text("paused at")
+    server.tell(request("long-one"), request("short", ended=False), request("short"))
+    server.tell(request("next-one", ended=False))
+    await page.text("3 events ")
+    assert (await page.js(ROWS), await page.js(RUNNING)) == (1, 1)
+    server.tell(request("next-one"), request("last-one", ended=False))
+    await page.text("4 events ")
+    assert (await page.js(ROWS), await page.js(RUNNING)) == (1, 1)
+    await page.press("Go on")
+    await page.text("1 request running")
+    ids = await page.js("[...document.querySelectorAll('tbody code.dim')].map((one) => one.title)")
+    assert ids == ["last-one", "next-one", "short", "long-one"]

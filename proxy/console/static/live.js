@@ -2,6 +2,7 @@
 import { errorOf, events, send } from "./api.js";
 import { clock, Component, counted, Empty, html, none, number, Problem, seconds } from "./html.js";
 
+// Of those that ended. Of those that a filter is for, as many older ones are kept.
 const MOST = 200;
 const RETRY_MS = 2000;
 
@@ -17,8 +18,26 @@ const ENDINGS = {
   internal: "our error",
 };
 
+function wordsOf(sought) {
+  return sought.toLowerCase().split(/\s+/).filter(Boolean);
+}
+
+function fits(one, words) {
+  const told = [one.id, one.key_id, one.tier, one.model, one.endpoint, one.status, one.error_code, one.rule].join(" ").toLowerCase();
+  return words.every((word) => told.includes(word));
+}
+
+// All that run, and the last that ended: the newest stand last.
+function kept(requests, words) {
+  let recent = 0;
+  let older = 0;
+  const keeps = ([, one]) => !one.ended || recent++ < MOST || (words.length > 0 && fits(one, words) && older++ < MOST);
+  return new Map([...requests].reverse().filter(keeps).reverse());
+}
+
 export class Live extends Component {
-  state = { requests: new Map(), connected: false, lost: 0, error: null, paused: false, sought: "", now: Date.now() / 1000 };
+  // `held`: what a paused list shows, `requests` and `now` as they were then.
+  state = { requests: new Map(), connected: false, lost: 0, error: null, held: null, sought: "", now: Date.now() / 1000 };
 
   componentDidMount() {
     this.stop = new AbortController();
@@ -51,37 +70,34 @@ export class Live extends Component {
   }
 
   take(news) {
-    this.setState(({ requests, lost, paused }) => {
-      // What runs is always followed; what ended is held back while the list is paused.
-      const next = new Map(news.whole ? [] : requests);
-      if (news.whole && paused) for (const [id, one] of requests) if (one.ended) next.set(id, one);
+    this.setState(({ requests, lost, sought }) => {
+      // The whole has all that run, and fewer of those that ended than are here.
+      const next = new Map(news.whole ? [...requests].filter(([, one]) => one.ended) : requests);
       for (const one of news.requests) {
-        if (paused && one.ended && !requests.has(one.id)) continue;
         next.delete(one.id);
         next.set(one.id, one);
       }
-      for (const [id, one] of next) {
-        if (next.size <= MOST) break;
-        if (one.ended) next.delete(id);
-      }
-      return { requests: next, lost: lost + news.lost };
+      return { requests: kept(next, wordsOf(sought)), lost: lost + news.lost };
     });
   }
 
-  render(_, { requests, connected, lost, error, paused, sought, now }) {
-    const words = sought.toLowerCase().split(/\s+/).filter(Boolean);
-    const has = (one) => words.every((word) => [one.id, one.key_id, one.tier, one.model, one.endpoint, one.status, one.error_code, one.rule].join(" ").toLowerCase().includes(word));
-    const shown = [...requests.values()].filter(has);
+  pause = () => this.setState(({ held, requests, now }) => ({ held: held === null ? { requests, now } : null }));
+
+  render(_, { connected, lost, error, held, sought, ...state }) {
+    const { requests, now } = held ?? state;
+    const words = wordsOf(sought);
+    const shown = [...kept(requests, words).values()].filter((one) => fits(one, words));
     const rows = [...shown.filter((one) => !one.ended).reverse(), ...shown.filter((one) => one.ended).reverse()];
     const running = rows.filter((one) => !one.ended).length;
     return html`
       <div class="page-head">
         <h1>Live</h1>
         <span class=${`state ${connected ? "good" : "bad"}`} role="status"><span class="dot"></span>
-          ${connected ? `${counted(running, "request")} running` : "connecting…"}</span>
+          ${connected ? "connected" : "connecting…"}</span>
+        <span class="dim">${held ? `paused at ${clock(now)}` : `${counted(running, "request")} running`}</span>
         <input type="search" placeholder="Filter: key, model, status…" aria-label="Filter" value=${sought}
           onInput=${(e) => this.setState({ sought: e.target.value })} />
-        <button class="quiet" aria-pressed=${paused ? "true" : "false"} onClick=${() => this.setState({ paused: !paused })}>${paused ? "Go on" : "Pause"}</button>
+        <button class="quiet" aria-pressed=${held ? "true" : "false"} onClick=${this.pause}>${held ? "Go on" : "Pause"}</button>
       </div>
       <${Problem} error=${error} />
       ${lost > 0 && html`<p class="notice" role="status">${counted(lost, "event")} came faster than this page could take them, and were left out.</p>`}
@@ -96,7 +112,7 @@ export class Live extends Component {
             </tr></thead>
             <tbody>${rows.map((one) => html`<${Row} key=${one.id} one=${one} now=${one.ended ? 0 : now} />`)}</tbody>
           </table></div>`}
-      <p class="hint">The last ${MOST} at most. What was asked and answered is not here. For older ones: <code>tollhouse log list</code>.</p>`;
+      <p class="hint">What runs, and the last ${MOST} that ended; with a filter, up to ${MOST} older ones that fit it. What was asked and answered is not here. For older ones: <code>tollhouse log list</code>.</p>`;
   }
 }
 
