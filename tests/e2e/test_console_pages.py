@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from tests.e2e.browser import CHROMIUM, Page, browser
+from tests.e2e.browser import Page, browser
+from tests.e2e.console import NEEDS_CHROMIUM
 
-pytestmark = [
-    pytest.mark.skipif(
-        CHROMIUM is None and os.environ.get("CI") != "true", reason="chromium (Debian's chromium) is not installed"
-    )
-]
+pytestmark = [NEEDS_CHROMIUM]
 STATIC = Path(__file__).parents[2] / "proxy/console/static"
 STATE = {"version": "1", "policy_revision": "abc", "policy_problems": [], "ready": True, "upstreams": []}
 NOON = 1_790_000_000
@@ -109,6 +105,13 @@ async def test_a_chart_tells_the_value_under_the_mouse(page: Page) -> None:
         await page.until(f"{told} === '{value}'")
     await page.point("h1", 0.5)
     await page.until(f"{told} === '59'")
+
+
+async def test_errors_are_told_in_words(page: Page) -> None:
+    await page.text("too many requests", "quota used up")
+    assert await page.js("document.querySelector('.legend [title=requests]').innerText.split('\\n')[0]") == (
+        "too many requests"
+    )
 
 
 def request(name: str, *, ended: bool = True) -> dict[str, Any]:

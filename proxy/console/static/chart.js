@@ -82,7 +82,7 @@ export class Chart extends Component {
       <figcaption>
         <h3>${title}</h3>
         <ul class="legend">
-          ${lines.map((line, i) => html`<li key=${line.name}>
+          ${lines.map((line, i) => html`<li key=${line.name} title=${line.hint}>
             <span class=${`swatch line-${(i % COLOURS) + 1}`}></span>${line.name}
             <b>${values[i] == null ? none : format(values[i])}</b>
           </li>`)}

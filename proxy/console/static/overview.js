@@ -5,6 +5,16 @@ import { Bar, compact, Component, counted, Empty, html, none, number, percent, P
 
 const SPANS = [[5, "5 min"], [15, "15 min"], [60, "1 hour"]];
 const BANDS = [["0_50", "under half"], ["50_80", "50 to 80 %"], ["80_95", "80 to 95 %"], ["95_100", "95 to 100 %"], ["over", "used up"]];
+// Types of errors, in an operator's words.
+const ERRORS = {
+  invalid_request_error: "wrong request or key",
+  requests: "too many requests",
+  tokens: "too many tokens a minute",
+  insufficient_quota: "quota used up",
+  service_unavailable_error: "not available",
+  server_error: "server fault",
+  _other: "other",
+};
 // An hour of five seconds each.
 const MOST = 720;
 
@@ -44,7 +54,7 @@ export class Overview extends Component {
     const line = (name, of) => ({ name, values: shown.map(of) });
     const engines = [...new Set(shown.flatMap((one) => Object.keys(one.engines)))];
     const kinds = [...new Set(shown.flatMap((one) => Object.keys(one.errors)))].sort();
-    const errors = kinds.length ? kinds.map((kind) => line(kind, (one) => one.errors[kind] || 0)) : [line("errors", () => 0)];
+    const errors = kinds.length ? kinds.map((kind) => ({ ...line(ERRORS[kind] ?? kind, (one) => one.errors[kind] || 0), hint: kind })) : [line("errors", () => 0)];
     const waiting = (one) => one.queued + Object.values(one.engines).reduce((sum, of) => sum + (of ? of.waiting : 0), 0);
     return html`<div class="charts">
       <${Chart} title="Requests per second" times=${times} format=${compact} lines=${[line("requests", (one) => one.requests_per_s)]} />
