@@ -114,6 +114,24 @@ async def test_errors_are_told_in_words(page: Page) -> None:
     )
 
 
+async def test_times_are_told_with_their_zone(page: Page) -> None:
+    seconds = "import('/console/html.js').then(({seconds}) => [0.25, 12.34, 59.9, 119.7, 3599.7].map(seconds))"
+    assert await page.js(seconds) == ["250 ms", "12.3 s", "1 min 0 s", "2 min 0 s", "1 h"]
+    date = "import('/console/html.js').then(({date}) => date('2026-01-31T20:00:00Z'))"
+    assert await page.js(date) == "1 Feb 2026, 01:30 GMT+5:30"
+    # An axis is a picture: what is written into it is seen as it is written.
+    await page.js("""(() => {
+        window.written = [];
+        const real = CanvasRenderingContext2D.prototype.fillText;
+        CanvasRenderingContext2D.prototype.fillText = function (text, ...rest) {
+            window.written.push(text);
+            return real.call(this, text, ...rest);
+        };
+    })()""")
+    await page.press("5 min")
+    await page.until("window.written.some((text) => /^\\d\\d:\\d\\d GMT\\+5:30$/.test(text))")
+
+
 def request(name: str, *, ended: bool = True) -> dict[str, Any]:
     end = {"ended": NOON + 1, "status": 200, "ending": "complete", "duration_ms": 1000} if ended else {}
     return {"id": name, "began": NOON, "endpoint": "/v1/embeddings", **end}
@@ -126,7 +144,7 @@ def requests(name: str, count: int) -> list[dict[str, Any]]:
 async def test_live_keeps_what_it_has_when_the_server_shows_less(page: Page, server: Server) -> None:
     await page.js("location.hash = '#/live'")
     server.tell(*requests("old", 150), request("runs", ended=False), whole=True)
-    await page.text("1 event ", "1 request running")
+    await page.text("1 event ", "Came, GMT+5:30", "1 request running")
     assert await page.js(ROWS) == 151
     # All that run are in a whole, but not all that ended.
     server.tell(*requests("old", 150)[50:], whole=True)

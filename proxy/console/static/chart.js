@@ -1,11 +1,17 @@
 // A line chart over time, drawn by uPlot in the page's own colours, with a legend that can be read aloud.
 import uPlot from "./vendor/uplot.js";
-import { Component, createRef, html, none } from "./html.js";
+import { Component, createRef, html, none, zone } from "./html.js";
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const HEIGHT = 150;
 const COLOURS = 5;
+
+// The first on the axis tells the zone of all.
+function hour(at, index) {
+  const told = new Date(at * 1000).toTimeString().slice(0, 5);
+  return index === 0 ? `${told} ${zone(at)}` : told;
+}
 
 export class Chart extends Component {
   place = createRef();
@@ -67,7 +73,7 @@ export class Chart extends Component {
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
       scales: { y: { range: (_, low, high) => [0, most || Math.max((high || 0) * 1.1, this.props.least || 1)] } },
       axes: [
-        { ...axis, space: 70, size: 26, values: (_, ticks) => ticks.map((tick) => new Date(tick * 1000).toTimeString().slice(0, 5)), incrs: [60, 300, 600, 900, 1800, 3600] },
+        { ...axis, space: 70, size: 26, values: (_, ticks) => ticks.map(hour), incrs: [60, 300, 600, 900, 1800, 3600] },
         { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (this.props.axis || format)(tick)) },
       ],
       series: [{}, ...series],

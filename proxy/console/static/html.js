@@ -29,8 +29,9 @@ export function seconds(value) {
   if (value === null || value === undefined) return none;
   if (value === 0) return "0 s";
   if (value < 1) return `${rounded(value * 1000)} ms`;
-  if (value < 60) return `${rounded(value)} s`;
-  return value < 3600 ? `${Math.floor(value / 60)} min ${Math.round(value % 60)} s` : `${rounded(value / 3600)} h`;
+  const full = Math.round(value);
+  if (full < 60) return `${rounded(value)} s`;
+  return full < 3600 ? `${Math.floor(full / 60)} min ${full % 60} s` : `${rounded(value / 3600)} h`;
 }
 
 // The same in few letters, for the side of a chart.
@@ -42,9 +43,17 @@ export function percent(value) {
   return value === null || value === undefined ? none : `${rounded(value * 100)} %`;
 }
 
+// Times are those of the browser's zone, which is told with them. The CLI's, and a quota's month, are UTC.
+const DATE = { day: "numeric", month: "short", year: "numeric", hour: "2-digit", minute: "2-digit", timeZoneName: "short" };
+
 export function date(text) {
   if (!text) return none;
-  return new Date(text).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
+  return new Date(text).toLocaleString("en-GB", DATE);
+}
+
+export function zone(at) {
+  const parts = new Intl.DateTimeFormat("en-GB", { timeZoneName: "short" }).formatToParts(at * 1000);
+  return parts.find((part) => part.type === "timeZoneName").value;
 }
 
 export function clock(at) {

@@ -1,6 +1,6 @@
 // Requests as they begin and end. What is in them is never here.
 import { errorOf, events, send } from "./api.js";
-import { clock, Component, counted, Empty, html, none, number, Problem, seconds } from "./html.js";
+import { clock, Component, counted, Empty, html, none, number, Problem, seconds, zone } from "./html.js";
 
 // Of those that ended. Of those that a filter is for, as many older ones are kept.
 const MOST = 200;
@@ -107,7 +107,7 @@ export class Live extends Component {
         : html`<div class="scroll"><table class="list dense">
             <caption class="sr">Requests, the running ones first</caption>
             <thead><tr>
-              <th>Came</th><th>State</th><th>Model</th><th>Endpoint</th><th>Key</th><th>Tier</th>
+              <th>Came, ${zone(now)}</th><th>State</th><th>Model</th><th>Endpoint</th><th>Key</th><th>Tier</th>
               <th class="num">Prompt</th><th class="num">Output</th><th class="num">First token</th><th class="num">Took</th><th>Request</th>
             </tr></thead>
             <tbody>${rows.map((one) => html`<${Row} key=${one.id} one=${one} now=${one.ended ? 0 : now} />`)}</tbody>
