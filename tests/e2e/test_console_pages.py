@@ -178,3 +178,20 @@ async def test_live_holds_still_while_it_is_paused(page: Page, server: Server) -
     await page.text("1 request running")
     ids = await page.js("[...document.querySelectorAll('tbody code.dim')].map((one) => one.title)")
     assert ids == ["last-one", "next-one", "short", "long-one"]
+
+
+async def test_a_state_that_is_not_told_is_not_shown_as_good(page: Page, server: Server) -> None:
+    server.status, server.state = 503, {"error": {"message": "No.", "code": "storage_unavailable"}}
+    await page.text("no answer: storage_unavailable", within="header")
+    page.problems.clear()
+
+
+async def test_an_answer_that_comes_after_signing_out_is_not_shown(page: Page, server: Server) -> None:
+    server.may_answer.clear()
+    server.asked.clear()
+    await server.asked.wait()
+    await page.press("Sign out")
+    server.may_answer.set()
+    # There is nothing to wait for: it may not be seen.
+    await page.js("new Promise((done) => setTimeout(done, 300))")
+    assert await page.js("!!document.querySelector('#admin-key') && !document.querySelector('header')")

@@ -54,10 +54,12 @@ export async function errorOf(response) {
 }
 
 export async function ask(method, path, options) {
+  const { key } = session;
   const response = await send(method, path, options);
   if (!response.ok) {
     const error = await errorOf(response);
-    if (error.status === 401) signedOut.dispatchEvent(new Event("signed-out"));
+    // An answer to a key that was here before says nothing of the one that is here now.
+    if (error.status === 401 && session.key === key) signedOut.dispatchEvent(new Event("signed-out"));
     throw error;
   }
   return response.json();

@@ -54,7 +54,7 @@ class SignIn extends Component {
 }
 
 class App extends Component {
-  state = { server: undefined, page: this.page(), error: null, lost: false };
+  state = { server: undefined, page: this.page(), error: null, trouble: null };
   main = createRef();
 
   page() {
@@ -101,24 +101,33 @@ class App extends Component {
 
   async look() {
     if (!this.state.server || document.hidden) return;
+    const { key } = session;
+    let found;
     try {
-      this.setState({ server: await get("/admin/v1/state"), lost: false });
+      found = { server: await get("/admin/v1/state"), trouble: null };
     } catch (error) {
-      if (error.status === 0) this.setState({ lost: true });
+      found = error.status === 401 ? null : { trouble: error };
     }
+    if (session.key === key) this.setState(found);
   }
 
   leave = (error = null) => {
     session.key = null;
-    this.setState({ server: null, error });
+    this.setState({ server: null, error, trouble: null });
   };
 
-  render(_, { server, page, error, lost }) {
+  condition() {
+    const { server, trouble } = this.state;
+    if (trouble !== null) return ["bad", trouble.status === 0 ? "server away" : `no answer: ${trouble.code ?? trouble.status}`];
+    return server.ready ? ["good", "ready"] : ["bad", `not ready: ${server.reason}`];
+  }
+
+  render(_, { server, page, error, trouble }) {
     if (server === undefined) return html`<p class="loading" role="status">Loading…</p>`;
     if (server === null) return html`<${SignIn} error=${error} onEnter=${(found) => this.setState({ server: found, error: null })} />`;
     const [, title, Page] = PAGES.find(([id]) => id === page);
     document.title = `${title} · Tollhouse`;
-    const state = lost ? ["bad", "server away"] : server.ready ? ["good", "ready"] : ["bad", `not ready: ${server.reason}`];
+    const [kind, said] = this.condition();
     return html`
       <a class="skip" href="#main" onClick=${(e) => { e.preventDefault(); this.main.current.focus(); }}>Skip to the page</a>
       <header>
@@ -126,7 +135,7 @@ class App extends Component {
         <nav aria-label="Pages">
           ${PAGES.map(([id, name]) => html`<a key=${id} href=${`#/${id}`} aria-current=${id === page ? "page" : null}>${name}</a>`)}
         </nav>
-        <span class=${`state ${state[0]}`} role="status"><span class="dot"></span>${state[1]}</span>
+        <span class=${`state ${kind}`} role="status" title=${trouble?.message}><span class="dot"></span>${said}</span>
         ${session.key !== null && html`<button class="quiet" onClick=${() => this.leave()}>Sign out</button>`}
       </header>
       <main id="main" ref=${this.main} tabindex="-1">
