@@ -183,6 +183,56 @@ async def test_live_shows_a_request_while_it_runs(page: Page, house: Any) -> Non
     await page.until("document.querySelectorAll('tr.running').length === 0")
 
 
+async def test_what_is_written_outlasts_a_page_and_a_session_but_not_signing_out(page: Page, house: Any) -> None:
+    made = house.command("keys", "create", "--account", "ops", "--tier", "pro", "--name", "brief", "--scope", "admin")
+    await page.press("Sign out")
+    await signed_in(page, made["secret"])
+    await shown(page, "policies")
+    await page.type("#simulate textarea", "version: 1\ntiers: 3\n")
+    await page.press("Simulate", within="#simulate")
+    await page.text("This policy is wrong", within="#simulate")
+    await shown(page, "playground")
+    await page.type("#api-key", "sk-mine")
+    await page.type("#message", "A thought")
+    await shown(page, "overview")
+    assert await page.js("document.querySelector('#main').innerText.includes('Candidate policy')") is False
+    house.command("keys", "create", "--account", "ops", "--tier", "pro", "--name", "come-since")
+    await kept(page)
+    await page.text("come-since", within="#explain select")
+    house.command("keys", "revoke", made["key_id"])
+    await page.text("The key is not good any more")
+    assert await page.js("document.querySelector('#main').offsetHeight") == 0
+    await signed_in(page, house.keys["admin"])
+    await kept(page)
+    await page.press("Back to the files")
+    await page.until("!document.querySelector('#simulate textarea').value.includes('tiers: 3')")
+    await page.type("#simulate textarea", "version: 1\ntiers: 3\n")
+    await page.press("Sign out")
+    assert await page.js("document.querySelector('#message')") is None
+    await signed_in(page, house.keys["admin"])
+    await shown(page, "playground")
+    assert await page.js("document.querySelector('#message').value") == ""
+    await shown(page, "policies")
+    assert "tiers: 3" not in await page.js("document.querySelector('#simulate textarea').value")
+    assert all("401 (Unauthorized)" in problem for problem in page.problems)
+    page.problems.clear()
+
+
+async def signed_in(page: Page, key: str) -> None:
+    await page.type("#admin-key", key)
+    await page.press("Sign in")
+    await page.until("!document.querySelector('#admin-key')")
+
+
+async def kept(page: Page) -> None:
+    await shown(page, "playground")
+    assert await page.js("document.querySelector('#message').value") == "A thought"
+    assert await page.js("document.querySelector('#api-key').value") == "sk-mine"
+    await shown(page, "policies")
+    assert "tiers: 3" in await page.js("document.querySelector('#simulate textarea').value")
+    await page.text("This policy is wrong", within="#simulate")
+
+
 async def test_the_command_s_address_is_all_that_is_needed(house: Any, tmp_path: Path) -> None:
     address = house.command("console", "--read-only")["url"]
     async with browser(tmp_path / "profile") as page:

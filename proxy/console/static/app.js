@@ -14,6 +14,8 @@ const PAGES = [
   ["policies", "Policies", Policies],
   ["playground", "Playground", Playground],
 ];
+// What is written into these is kept, out of sight, while another page is shown. They ask for nothing meanwhile.
+const STAY = ["policies", "playground"];
 const STATE_EVERY_MS = 5000;
 
 class SignIn extends Component {
@@ -54,7 +56,8 @@ class SignIn extends Component {
 }
 
 class App extends Component {
-  state = { server: undefined, page: this.page(), error: null, trouble: null };
+  // `server`: what it last said, null before anybody signs in. `locked`: the key is not good any more.
+  state = { server: undefined, locked: false, page: this.page(), visited: new Set([this.page()]), error: null, trouble: null };
   main = createRef();
 
   page() {
@@ -66,13 +69,15 @@ class App extends Component {
     this.takeKey();
     addEventListener("hashchange", () => {
       if (location.hash.startsWith("#key=")) location.reload();
-      this.setState({ page: this.page() }, () => {
+      this.setState(({ visited }) => ({ page: this.page(), visited: new Set([...visited, this.page()]) }), () => {
         this.main.current?.focus({ preventScroll: true });
         scrollTo(0, 0);
       });
     });
     signedOut.addEventListener("signed-out", () => {
-      if (this.state.server) this.leave({ title: "You are signed out.", message: "The key is not good any more." });
+      session.key = null;
+      const error = { title: "You are signed out.", message: "The key is not good any more. Sign in here to go on where you were." };
+      this.setState(({ server, locked }) => (server && !locked ? { locked: true, error } : null));
     });
     // Over the admin socket, forwarded to here, no key is asked for; a strange Host or network is told of.
     try {
@@ -100,7 +105,7 @@ class App extends Component {
   }
 
   async look() {
-    if (!this.state.server || document.hidden) return;
+    if (!this.state.server || this.state.locked || document.hidden) return;
     const { key } = session;
     let found;
     try {
@@ -111,9 +116,11 @@ class App extends Component {
     if (session.key === key) this.setState(found);
   }
 
-  leave = (error = null) => {
+  enter = (server) => this.setState({ server, locked: false, error: null, trouble: null });
+
+  leave = () => {
     session.key = null;
-    this.setState({ server: null, error, trouble: null });
+    this.setState(({ page }) => ({ server: null, locked: false, visited: new Set([page]), error: null }));
   };
 
   condition() {
@@ -122,11 +129,8 @@ class App extends Component {
     return server.ready ? ["good", "ready"] : ["bad", `not ready: ${server.reason}`];
   }
 
-  render(_, { server, page, error, trouble }) {
-    if (server === undefined) return html`<p class="loading" role="status">Loading…</p>`;
-    if (server === null) return html`<${SignIn} error=${error} onEnter=${(found) => this.setState({ server: found, error: null })} />`;
-    const [, title, Page] = PAGES.find(([id]) => id === page);
-    document.title = `${title} · Tollhouse`;
+  header() {
+    const { page, trouble } = this.state;
     const [kind, said] = this.condition();
     return html`
       <a class="skip" href="#main" onClick=${(e) => { e.preventDefault(); this.main.current.focus(); }}>Skip to the page</a>
@@ -136,12 +140,21 @@ class App extends Component {
           ${PAGES.map(([id, name]) => html`<a key=${id} href=${`#/${id}`} aria-current=${id === page ? "page" : null}>${name}</a>`)}
         </nav>
         <span class=${`state ${kind}`} role="status" title=${trouble?.message}><span class="dot"></span>${said}</span>
-        ${session.key !== null && html`<button class="quiet" onClick=${() => this.leave()}>Sign out</button>`}
-      </header>
-      <main id="main" ref=${this.main} tabindex="-1">
-        <${Page} server=${server} />
+        ${session.key !== null && html`<button class="quiet" onClick=${this.leave}>Sign out</button>`}
+      </header>`;
+  }
+
+  render(_, { server, locked, page, visited, error }) {
+    if (server === undefined) return html`<p class="loading" role="status">Loading…</p>`;
+    const shown = server !== null && !locked;
+    const there = PAGES.filter(([id]) => server !== null && ((shown && id === page) || (STAY.includes(id) && visited.has(id))));
+    document.title = shown ? `${PAGES.find(([id]) => id === page)[1]} · Tollhouse` : "Tollhouse";
+    return html`
+      ${shown ? this.header() : html`<${SignIn} error=${error} onEnter=${this.enter} />`}
+      <main id="main" ref=${this.main} tabindex="-1" hidden=${!shown}>
+        ${there.map(([id, , Page]) => html`<div key=${id} hidden=${id !== page}><${Page} server=${server} shown=${shown && id === page} /></div>`)}
       </main>
-      <footer>Version ${server.version} · policy ${server.policy_revision} · ${server.upstreams.map((one) => one.name).join(", ")}</footer>
+      ${shown && html`<footer>Version ${server.version} · policy ${server.policy_revision} · ${server.upstreams.map((one) => one.name).join(", ")}</footer>`}
     `;
   }
 }

@@ -35,10 +35,10 @@ export class Playground extends Component {
     this.stop?.abort();
   }
 
-  // Whether the end is to be seen after this change: it was, or something was asked.
-  getSnapshotBeforeUpdate(_, before) {
+  // Whether the end is to be seen after this change: it was, something was asked, or the page is shown again.
+  getSnapshotBeforeUpdate(was, before) {
     const { scrollHeight, scrollTop, clientHeight } = this.turns.current;
-    return this.state.turns.length > before.turns.length || scrollHeight - scrollTop - clientHeight < NEAR_PX;
+    return (this.props.shown && !was.shown) || this.state.turns.length > before.turns.length || scrollHeight - scrollTop - clientHeight < NEAR_PX;
   }
 
   componentDidUpdate(_, __, follow) {

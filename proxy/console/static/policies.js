@@ -34,11 +34,12 @@ export class Policies extends Component {
   state = { policy: null, keys: [], names: new Map(), cut: false, error: null };
 
   componentDidMount() {
-    this.look();
+    if (this.props.shown) this.look();
   }
 
   componentDidUpdate(before) {
-    if (before.server.policy_revision !== this.props.server.policy_revision) this.look();
+    const { shown, server } = this.props;
+    if (shown && (!before.shown || before.server.policy_revision !== server.policy_revision)) this.look();
   }
 
   async look() {
@@ -99,8 +100,10 @@ class Explain extends Component {
     key: "", model: this.props.models[0] ?? "", prompt: "", most: "", found: null, error: null, busy: false,
   };
 
+  // One that was revoked meanwhile is offered no more.
   get key() {
-    return this.state.key || (this.props.keys[0]?.key_id ?? "");
+    const { keys } = this.props;
+    return (keys.find((one) => one.key_id === this.state.key) ?? keys[0])?.key_id ?? "";
   }
 
   // Without a model, a prompt has no size.
@@ -181,12 +184,16 @@ class Simulate extends Component {
     return Object.fromEntries(files.map(({ name, text }) => [name, this.state.written[name] ?? bare(text)]));
   }
 
+  get key() {
+    return this.props.keys.some((one) => one.key_id === this.state.key) ? this.state.key : "";
+  }
+
   go = async (event) => {
     event.preventDefault();
     this.setState({ busy: true, error: null, outcome: null });
-    const { days, key } = this.state;
+    const { key } = this;
     try {
-      const wanted = { files: this.texts(), days: Number(days), ...(key ? { key_id: key } : {}) };
+      const wanted = { files: this.texts(), days: Number(this.state.days), ...(key ? { key_id: key } : {}) };
       this.setState({ outcome: await post("/console/data/simulate", wanted), busy: false });
     } catch (error) {
       this.setState({ error, busy: false });
@@ -199,7 +206,7 @@ class Simulate extends Component {
   };
   choose = (key) => this.setState({ key });
 
-  render({ keys, names }, { file: chosen, days, key, outcome, error, busy }) {
+  render({ keys, names }, { written, file: chosen, days, outcome, error, busy }) {
     const texts = this.texts();
     const files = Object.keys(texts);
     const file = files.includes(chosen) ? chosen : files[0];
@@ -213,7 +220,8 @@ class Simulate extends Component {
         <div class="row">
           <${Field} label="Requests of"><select value=${days} onChange=${(e) => this.setState({ days: e.target.value })}>
             ${DAYS.map(([value, text]) => html`<option key=${value} value=${value}>${text}</option>`)}</select><//>
-          <${Field} label="Key"><${KeyChoice} keys=${keys} value=${key} onChange=${this.choose}><option value="">all keys</option><//><//>
+          <${Field} label="Key"><${KeyChoice} keys=${keys} value=${this.key} onChange=${this.choose}><option value="">all keys</option><//><//>
+          ${Object.keys(written).length > 0 && html`<button type="button" class="quiet" onClick=${() => this.setState({ written: {} })}>Back to the files</button>`}
           <button class="primary" disabled=${busy}>${busy ? "Simulating…" : "Simulate"}</button>
         </div>
       </form>
