@@ -121,7 +121,7 @@ function Bands({ bands }) {
   return html`<section class="chart">
     <h3>Keys by monthly tokens used</h3>
     ${total === 0
-      ? html`<p class="chart-empty">No keys yet. Make one under <a href="#/keys">Keys and accounts</a>.</p>`
+      ? html`<p class="chart-empty">No key has a monthly quota of tokens. See <a href="#/keys">Keys and accounts</a>.</p>`
       : html`<table class="bands quota"><tbody>${BANDS.map(([id, name]) => html`<tr key=${id}>
           <th scope="row">${name}</th>
           <td class="wide"><${Bar} plain share=${(bands[id] || 0) / total} label=${`${bands[id] || 0} of ${total}`} /></td>
