@@ -146,3 +146,13 @@ async def test_an_account_is_made_disabled_and_enabled_on_the_page(page: Page, h
         "[...document.querySelectorAll('#accounts button')].some((one) => one.ariaLabel === 'Disable initech')"
     )
     assert not house.command("accounts", "show", "initech")["disabled"]
+
+
+async def test_what_is_left_of_a_month_is_told_in_requests_and_in_tokens(page: Page, house: Any) -> None:
+    limits = ("--monthly-requests", "5", "--monthly-tokens", "5000")
+    made = house.command("keys", "create", "--account", "acme", "--tier", "pro", "--name", "limited", *limits)
+    assert ask(house, made["secret"], chat("Hi", max_tokens=2)).status_code == 200
+    await shown(page, "keys")
+    await page.type("input[type=search]", "limited")
+    await page.text("1 of 5", "of 5,000", within="#keys")
+    house.command("keys", "revoke", made["key_id"])

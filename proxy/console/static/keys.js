@@ -131,7 +131,7 @@ export class Keys extends Component {
         : html`<div class="scroll"><table class="list" id="keys">
             <caption class="sr">Keys</caption>
             <thead><tr><th>Name</th><th>Key</th><th>Account</th><th>Tier</th><th>State</th><th>Last used</th>
-              <th class="num">Requests</th><th>Tokens this month</th><th><span class="sr">Actions</span></th></tr></thead>
+              <th>Requests this month</th><th>Tokens this month</th><th><span class="sr">Actions</span></th></tr></thead>
             <${Rows} all=${shown} columns="9" row=${(key) => html`<${KeyRow} key=${key.key_id} one=${key} usage=${usage.get(key.key_id)} open=${this.open} />`} />
           </table></div>`}
       <div class="page-head second">
@@ -142,7 +142,7 @@ export class Keys extends Component {
         ? html`<${Empty} title="No accounts yet.">An account is who keys belong to. New key makes one, too.<//>`
         : html`<div class="scroll"><table class="list" id="accounts">
             <caption class="sr">Accounts</caption>
-            <thead><tr><th>Name</th><th>State</th><th class="num">Keys</th><th class="num">Requests</th><th>Tokens this month</th><th>Since</th><th><span class="sr">Actions</span></th></tr></thead>
+            <thead><tr><th>Name</th><th>State</th><th class="num">Keys</th><th>Requests this month</th><th>Tokens this month</th><th>Since</th><th><span class="sr">Actions</span></th></tr></thead>
             <${Rows} all=${accounts} columns="7" row=${(one) => html`<${AccountRow} key=${one.id} one=${one} sum=${sums.get(one.name)} open=${this.open} enable=${this.enable} />`} />
           </table></div>`}
       ${this.dialog()}`;
@@ -168,11 +168,11 @@ class Rows extends Component {
   }
 }
 
-function Used({ tokens, limit }) {
-  if (limit === null || limit === undefined) return html`<span class="num">${compact(tokens)}</span> <span class="dim">no quota</span>`;
-  const share = limit > 0 ? tokens / limit : 1;
-  return html`<span class="used"><span class="num">${compact(tokens)} <span class="dim">of ${compact(limit)}</span></span>
-    <${Bar} share=${share} label=${`${Math.round(share * 100)} % of the month's tokens`} /></span>`;
+function Used({ used, limit, unit }) {
+  if (typeof limit !== "number") return html`<span class="num">${compact(used)}</span> <span class="dim">no quota</span>`;
+  const share = limit > 0 ? used / limit : 1;
+  return html`<span class="used"><span class="num">${compact(used)} <span class="dim">of ${compact(limit)}</span></span>
+    <${Bar} share=${share} label=${`${Math.round(share * 100)} % of the month's ${unit}`} /></span>`;
 }
 
 function KeyRow({ one, usage, open }) {
@@ -190,8 +190,8 @@ function KeyRow({ one, usage, open }) {
     <td>${one.tier}</td>
     <td><span class=${`chip ${STATES[one.state]}`}>${one.state}</span></td>
     <td>${ago(one.last_used)}</td>
-    <td class="num">${usage ? number(usage.requests) : none}</td>
-    <td>${usage ? html`<${Used} tokens=${usage.total_tokens} limit=${usage.monthly_tokens} />` : none}</td>
+    <td>${usage ? html`<${Used} used=${usage.requests} limit=${usage.monthly_requests} unit="requests" />` : none}</td>
+    <td>${usage ? html`<${Used} used=${usage.total_tokens} limit=${usage.monthly_tokens} unit="tokens" />` : none}</td>
     <td class="actions">${one.state !== "revoked" && html`
       ${!one.signed && html`<button class="quiet" aria-label=${`Rotate ${one.name}`} onClick=${() => open("rotate", one)}>Rotate</button>`}
       <button class="quiet danger" aria-label=${`Revoke ${one.name}`} onClick=${() => open("revoke", one)}>Revoke</button>`}</td>
@@ -199,13 +199,13 @@ function KeyRow({ one, usage, open }) {
 }
 
 function AccountRow({ one, sum = NOTHING, open, enable }) {
-  const limit = one.limits.monthly_tokens;
+  const { monthly_requests: requests, monthly_tokens: tokens } = one.limits;
   return html`<tr>
     <td><b>${one.name}</b> <code class="dim">${one.id}</code></td>
     <td><span class=${`chip ${one.disabled ? "warn" : "good"}`}>${one.disabled ? "disabled" : "active"}</span></td>
     <td class="num">${number(sum.active)}</td>
-    <td class="num">${number(sum.requests)}</td>
-    <td><${Used} tokens=${sum.total_tokens} limit=${typeof limit === "number" ? limit : null} /></td>
+    <td><${Used} used=${sum.requests} limit=${requests} unit="requests" /></td>
+    <td><${Used} used=${sum.total_tokens} limit=${tokens} unit="tokens" /></td>
     <td>${date(one.created)}</td>
     <td class="actions">${one.disabled
       ? html`<button class="quiet" aria-label=${`Enable ${one.name}`} onClick=${() => enable(one)}>Enable</button>`
