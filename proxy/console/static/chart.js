@@ -73,7 +73,7 @@ export class Chart extends Component {
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
       scales: { y: { range: (_, low, high) => [0, most || Math.max((high || 0) * 1.1, this.props.least || 1)] } },
       axes: [
-        { ...axis, space: 70, size: 26, values: (_, ticks) => ticks.map(hour), incrs: [60, 300, 600, 900, 1800, 3600] },
+        { ...axis, space: 60, size: 26, values: (_, ticks) => ticks.map(hour), incrs: [60, 120, 300, 600, 900, 1800, 3600] },
         { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (this.props.axis || format)(tick)) },
       ],
       series: [{}, ...series],

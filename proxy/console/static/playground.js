@@ -1,6 +1,6 @@
 // A chat with the real model through the real gate, with any key: its limits hold, and what it uses is charged to it.
 import { errorOf, events, get, idOf, post, send } from "./api.js";
-import { Component, createRef, Field, html, none, number, Problem, rounded, seconds } from "./html.js";
+import { compact, Component, createRef, Field, html, none, number, Problem, rounded, seconds } from "./html.js";
 
 const MODELS = "/console/v1/models";
 const CHAT = "/console/v1/chat/completions";
@@ -199,7 +199,7 @@ function Figures({ figures, row, limits, unread, status, requestId }) {
     <table class="pairs"><tbody>${rows.map(([name, value]) => html`<tr key=${name}><th scope="row">${name}</th><td class="num">${value}</td></tr>`)}</tbody></table>
     ${limits.length > 0 && html`<h3>Left of the key's limits</h3>
       <table class="pairs"><tbody>${limits.map((one) => html`<tr key=${one.rule}><th scope="row">${one.rule}</th>
-        <td class="num">${number(Math.max(0, one.limit - one.used))} of ${number(one.limit)}<span class="more">${one.whose}</span></td></tr>`)}</tbody></table>`}
+        <td class="num">${number(Math.max(0, one.limit - one.used))} of ${compact(one.limit)}<span class="more">${one.whose}</span></td></tr>`)}</tbody></table>`}
     <${Problem} error=${unread} />
     <p class="hint"><code>${requestId}</code></p>
   </section>`;
