@@ -262,6 +262,14 @@ def console_house(sidecars: Callable[[str], House], tmp_path_factory: pytest.Tem
     output = {"max_output_tokens": 1000, "default_output_tokens": 100}
     free = {"concurrency": 2, "monthly_tokens": 1000, "requests_per_minute": 60, **output}
     house = House(tmp_path_factory.mktemp("h"), {"free": free, "pro": {}}, beside=sidecars("int8"))
+    try:
+        _furnish(house)
+        yield house
+    finally:
+        house.stop()
+
+
+def _furnish(house: House) -> None:
     house.write()
     house.command("db", "upgrade")
     house.yaml("policies/lab.yaml", {"version": 1, "tiers": {"lab": UNLIMITED | {"requests_per_minute": 120}}})
@@ -278,8 +286,6 @@ def console_house(sidecars: Callable[[str], House], tmp_path_factory: pytest.Tem
             assert ask(house, key, chat(text, max_tokens=3)).status_code == 200
     assert ask(house, house.keys["free"], chat("Hi", max_tokens=5000)).status_code == 400
     assert ask(house, "sk-th_AAAAAAAAAA_x", chat("Hi")).status_code == 401
-    yield house
-    house.stop()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.browser import Page
+from tests.e2e.conftest import UNLIMITED
 from tests.e2e.console import NEEDS_CHROMIUM, ask, chat, shown, stays
 
 pytestmark = [NEEDS_CHROMIUM]
@@ -156,3 +157,15 @@ async def test_what_is_left_of_a_month_is_told_in_requests_and_in_tokens(page: P
     await page.type("input[type=search]", "limited")
     await page.text("1 of 5", "of 5,000", within="#keys")
     house.command("keys", "revoke", made["key_id"])
+
+
+async def test_an_account_has_the_quota_that_its_tier_gives_or_its_own(page: Page, house: Any) -> None:
+    lab = {"version": 1, "tiers": {"lab": UNLIMITED | {"account_monthly_tokens": 7000}}}
+    house.yaml("policies/lab.yaml", lab)
+    await shown(page, "policies")
+    await page.text("7,000", within="#tiers")
+    for name, *limits in (("its-tier",), ("its-own", "--monthly-tokens", "9000")):
+        house.command("accounts", "create", name, *limits)
+        house.command("keys", "create", "--account", name, "--tier", "lab", "--name", "member")
+    await shown(page, "keys")
+    await page.text("0 of 7,000", "0 of 9,000", within="#accounts")

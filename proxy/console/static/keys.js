@@ -4,7 +4,7 @@ import { CreateAccount, CreateKey, path, RotateKey, SCOPES, Sure } from "./forms
 import { ago, Bar, compact, Component, counted, Cut, date, Empty, html, inOrder, none, number, Problem } from "./html.js";
 
 const STATES = { active: "good", expired: "warn", revoked: "bad", disabled: "warn" };
-const NOTHING = { active: 0, requests: 0, total_tokens: 0 };
+const NOTHING = { active: 0, tiers: [], requests: 0, total_tokens: 0 };
 const ENDED = ["revoked", "expired"];
 const ROWS = 200;
 const LOOK_EVERY_MS = 60000;
@@ -16,8 +16,10 @@ function indexed(keys, usage) {
     key.words = [key.key_id, key.name, key.account, key.tier, key.state].join(" ").toLowerCase();
     const sum = accounts.get(key.account) ?? NOTHING;
     const used = usage.get(key.key_id);
+    const active = key.state === "active";
     accounts.set(key.account, {
-      active: sum.active + (key.state === "active"),
+      active: sum.active + active,
+      tiers: active && !sum.tiers.includes(key.tier) ? [...sum.tiers, key.tier] : sum.tiers,
       requests: sum.requests + (used?.requests ?? 0),
       total_tokens: sum.total_tokens + (used?.total_tokens ?? 0),
     });
@@ -112,7 +114,7 @@ export class Keys extends Component {
     }
   };
 
-  render(_, { keys, accounts, sums, usage, cut, error, sought, past }) {
+  render(_, { keys, accounts, sums, usage, tiers, cut, error, sought, past }) {
     if (keys === null) return html`<h1>Keys and accounts</h1>${error ? html`<${Problem} error=${error} />` : html`<p class="loading" role="status">Loading…</p>`}`;
     const { shown, hidden } = this.fits();
     const ended = keys.some((key) => ENDED.includes(key.state));
@@ -143,7 +145,7 @@ export class Keys extends Component {
         : html`<div class="scroll"><table class="list" id="accounts">
             <caption class="sr">Accounts</caption>
             <thead><tr><th>Name</th><th>State</th><th class="num">Keys</th><th>Requests this month</th><th>Tokens this month</th><th>Since</th><th><span class="sr">Actions</span></th></tr></thead>
-            <${Rows} all=${accounts} columns="7" row=${(one) => html`<${AccountRow} key=${one.id} one=${one} sum=${sums.get(one.name)} open=${this.open} enable=${this.enable} />`} />
+            <${Rows} all=${accounts} columns="7" row=${(one) => html`<${AccountRow} key=${one.id} one=${one} sum=${sums.get(one.name)} tiers=${tiers} open=${this.open} enable=${this.enable} />`} />
           </table></div>`}
       ${this.dialog()}`;
   }
@@ -198,14 +200,22 @@ function KeyRow({ one, usage, open }) {
   </tr>`;
 }
 
-function AccountRow({ one, sum = NOTHING, open, enable }) {
-  const { monthly_requests: requests, monthly_tokens: tokens } = one.limits;
+// What all keys of an account may use in a month: the account's own limit, or the least that the tiers of its keys give it.
+function quotaOf(account, name, tiers) {
+  const own = account.limits[name];
+  if (own !== null && own !== undefined) return own;
+  const given = tiers.map((tier) => tier[`account_${name}`]).filter((limit) => typeof limit === "number");
+  return given.length > 0 ? Math.min(...given) : null;
+}
+
+function AccountRow({ one, sum = NOTHING, tiers, open, enable }) {
+  const its = tiers.filter((tier) => sum.tiers.includes(tier.name));
   return html`<tr>
     <td><b>${one.name}</b> <code class="dim">${one.id}</code></td>
     <td><span class=${`chip ${one.disabled ? "warn" : "good"}`}>${one.disabled ? "disabled" : "active"}</span></td>
     <td class="num">${number(sum.active)}</td>
-    <td><${Used} used=${sum.requests} limit=${requests} unit="requests" /></td>
-    <td><${Used} used=${sum.total_tokens} limit=${tokens} unit="tokens" /></td>
+    <td><${Used} used=${sum.requests} limit=${quotaOf(one, "monthly_requests", its)} unit="requests" /></td>
+    <td><${Used} used=${sum.total_tokens} limit=${quotaOf(one, "monthly_tokens", its)} unit="tokens" /></td>
     <td>${date(one.created)}</td>
     <td class="actions">${one.disabled
       ? html`<button class="quiet" aria-label=${`Enable ${one.name}`} onClick=${() => enable(one)}>Enable</button>`

@@ -31,7 +31,7 @@ export class Overview extends Component {
 
   componentDidMount() {
     this.look();
-    this.timer = setInterval(() => this.look(), 5000);
+    this.timer = setInterval(() => document.hidden || this.look(), 5000);
   }
 
   componentWillUnmount() {

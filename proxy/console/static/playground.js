@@ -41,7 +41,11 @@ export class Playground extends Component {
     return (this.props.shown && !was.shown) || this.state.turns.length > before.turns.length || scrollHeight - scrollTop - clientHeight < NEAR_PX;
   }
 
-  componentDidUpdate(_, __, follow) {
+  componentDidUpdate(was, __, follow) {
+    if (this.props.shown && !was.shown) {
+      this.listedFor = undefined;
+      this.listModels();
+    }
     if (follow) this.turns.current.scrollTop = this.turns.current.scrollHeight;
   }
 
@@ -51,12 +55,16 @@ export class Playground extends Component {
     const key = this.state.key.trim();
     if (!key || key === this.listedFor) return;
     this.listedFor = key;
+    const asked = () => key === this.state.key.trim();
     try {
       const response = await send("GET", MODELS, { key });
       if (!response.ok) throw await errorOf(response);
       const models = (await response.json()).data.map((one) => one.id);
-      this.setState({ models, model: models.includes(this.state.model) ? this.state.model : models[0] ?? "", keyError: null });
+      if (asked()) this.setState({ models, model: models.includes(this.state.model) ? this.state.model : models[0] ?? "", keyError: null });
     } catch (error) {
+      if (!asked()) return;
+      // The next look may do better.
+      this.listedFor = undefined;
       this.setState({ models: [], keyError: error });
     }
   };

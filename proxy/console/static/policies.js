@@ -29,6 +29,9 @@ const called = (key) => `${key.account} / ${key.name}`;
 // Comments are for those who read the files: what is tried is below them.
 const bare = (text) => text.replace(/^\s*#.*\n/gm, "").trimStart();
 
+// Changes when the files are read again, and when they are wrong.
+const state = (server) => [server.policy_revision, ...server.policy_problems].join("\n");
+
 export class Policies extends Component {
   // `keys` are offered; `names` are of the revoked ones, too.
   state = { policy: null, keys: [], names: new Map(), cut: false, error: null };
@@ -39,7 +42,7 @@ export class Policies extends Component {
 
   componentDidUpdate(before) {
     const { shown, server } = this.props;
-    if (shown && (!before.shown || before.server.policy_revision !== server.policy_revision)) this.look();
+    if (shown && (!before.shown || state(before.server) !== state(server))) this.look();
   }
 
   async look() {
