@@ -9,7 +9,7 @@ import secrets
 from typing import Final
 
 from proxy.exchange import Trace
-from sidecar.wire.trace_context import SAMPLED, SPAN_BYTES, TRACE_BYTES, TRACEPARENT, new_span_id
+from sidecar.wire.trace_context import SPAN_BYTES, TRACE_BYTES, new_span_id, read_parent
 
 _TRACESTATE: Final = re.compile(r"[\x20-\x7e]{1,512}")
 _OWN_BYTES: Final = 6
@@ -25,11 +25,11 @@ def request_id(now: dt.datetime) -> str:
 def begin(traceparent: str | None, tracestate: str | None) -> Trace:
     """The trace of a request: the caller's, with a span of our own in it, or a new one that is not sampled."""
     trace_id, span_id = _new_ids()
-    match = None if traceparent is None else TRACEPARENT.fullmatch(traceparent)
-    if match is None:
+    parent = read_parent(traceparent)
+    if parent is None:
         return Trace(trace_id, span_id, sampled=False, tracestate="")
     state = tracestate if tracestate is not None and _TRACESTATE.fullmatch(tracestate) else ""
-    return Trace(match[1], span_id, bool(int(match[3], 16) & SAMPLED), state, parent_id=match[2])
+    return Trace(parent.trace_id, span_id, parent.sampled, state, parent_id=parent.span_id)
 
 
 def decided(trace: Trace, *, sampled: bool) -> Trace:

@@ -7,7 +7,7 @@ from typing import Final
 
 TRACEPARENT_HEADER: Final = "traceparent"
 # version, trace id, parent id, flags: 55 characters in all. No id may be all zeros, and no version ff.
-TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
+_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
 SAMPLED: Final = 1
 TRACE_BYTES: Final = 16
 SPAN_BYTES: Final = 8
@@ -24,7 +24,7 @@ class Parent:
 
 def read_parent(traceparent: str | None) -> Parent | None:
     """None of a header that breaks the grammar, as of none."""
-    match = None if traceparent is None else TRACEPARENT.fullmatch(traceparent)
+    match = None if traceparent is None else _TRACEPARENT.fullmatch(traceparent)
     return None if match is None else Parent(match[1], match[2], bool(int(match[3], 16) & SAMPLED))
 
 
