@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeVar
+from typing import Any, Final, Literal, Protocol, Self, TypeVar
 
 import msgspec
 from sqlalchemy import Executable, Row
@@ -111,8 +111,7 @@ class Writer:
 
     Mutable: `_queue` (what is not yet tried, oldest first), `_batch` (what is being committed), `_wake` (set when there
     is something to do at once), `_timer` (sets it when the first of the patient ones has waited enough), `_closing`,
-    `_task` (the loop), `_reads` (those under way), `_worked_s` (when the database last did what it was asked) and
-    `_failing` (whether it has failed since).
+    `_task` (the loop), `_reads` (those under way) and `_failing_s` (since when reads have failed, and commits).
     """
 
     def __init__(
@@ -136,8 +135,7 @@ class Writer:
         self._closing = False
         self._task: asyncio.Task[None] | None = None
         self._reads: set[asyncio.Task[Sequence[Row[Any]]]] = set()
-        self._worked_s = clock.monotonic()
-        self._failing = False
+        self._failing_s: dict[Literal["read", "commit"], float] = {}
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="writer")
@@ -172,11 +170,11 @@ class Writer:
 
     @property
     def away_s(self) -> float:
-        """How long ago the database last worked, if it failed when it was last asked, for a read or a commit; else 0.
+        """For how long the database has failed at reads or at commits: a full disk is read well. 0 if it does neither.
 
         The queue does not tell: what is not retained fails at once and leaves it.
         """
-        return self._clock.monotonic() - self._worked_s if self._failing else 0.0
+        return self._clock.monotonic() - min(self._failing_s.values()) if self._failing_s else 0.0
 
     def submit(
         self, apply: Apply[R], record: R, *, retained: bool = False, patience_s: float = 0.0
@@ -236,9 +234,9 @@ class Writer:
             async with self._database.read() as connection:
                 found = (await connection.execute(statement)).all()
         except StorageError as exc:
-            self._note(exc)
+            self._note("read", exc)
             raise
-        self._note(None)
+        self._note("read", None)
         return found
 
     async def _run(self) -> None:
@@ -291,21 +289,21 @@ class Writer:
         try:
             refused = await self._database.transact(functools.partial(_apply, batch))
         except Exception as exc:  # noqa: BLE001  whatever an operation raises is its caller's to handle
-            self._note(exc)
+            self._note("commit", exc)
             self._observer.failed(exc, len(batch))
             return exc
-        self._note(None)
+        self._note("commit", None)
         self._observer.committed(self._clock.monotonic() - began_s, len(batch))
         for pending, error in refused:
             pending.fail(error)
         return None
 
-    def _note(self, error: Exception | None) -> None:
+    def _note(self, what: Literal["read", "commit"], error: Exception | None) -> None:
         """The database was asked for something, and did it or not. That one operation was at fault says nothing."""
         if error is None:
-            self._worked_s, self._failing = self._clock.monotonic(), False
+            self._failing_s.pop(what, None)
         elif not _blames_one(error):
-            self._failing = True
+            self._failing_s.setdefault(what, self._clock.monotonic())
 
     def _refuse(self, error: Exception) -> None:
         """The storage does not work: keep what is retained, in order; the rest must not wait for it."""

@@ -35,8 +35,10 @@ def server(started: ValkeyServer) -> ValkeyServer:
 async def open_proxy(server: ValkeyServer) -> AsyncIterator[Callable[[str], Any]]:
     async with AsyncExitStack() as stack:
 
-        async def opened(name: str, told: Callable[[bool, int], None] = lambda _up, _known: None) -> SharedLimits:
-            valkey = await stack.enter_async_context(open_valkey(server.url, timeout_s=LIMIT_S))
+        async def opened(
+            name: str, told: Callable[[bool, int], None] = lambda _up, _known: None, timeout_s: float = LIMIT_S
+        ) -> SharedLimits:
+            valkey = await stack.enter_async_context(open_valkey(server.url, timeout_s=timeout_s))
             return await stack.enter_async_context(SharedLimits(valkey, name, told))
 
         yield opened
@@ -162,15 +164,16 @@ async def test_f8_nobody_waits_for_a_valkey_that_is_away_and_it_comes_back(
 async def test_how_many_proxies_there_are_is_told_as_it_changes(
     open_proxy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "LEASE_S", 1)
     told: list[tuple[bool, int]] = []
-    one = await open_proxy("one", lambda up, known: told.append((up, known)))
-    two = await open_proxy("two")
+    one = await open_proxy("one", lambda up, known: told.append((up, known)), timeout_s=5.0)
+    two = await open_proxy("two", timeout_s=5.0)
     await one._be_present()
     await one._be_present()
     assert told == [(True, 1), (True, 2)]
     for task in two._tasks:
         task.cancel()
+    monkeypatch.setattr(shared, "LEASE_S", 1)
+    await two._be_present()
 
     async def alone() -> bool:
         await one._be_present()

@@ -278,14 +278,14 @@ async def test_depth_and_lag_are_those_of_what_is_not_on_disk(
     assert (writer.depth, writer.lag_s) == (0, 0.0)
 
 
-async def test_a_database_is_away_from_when_it_last_worked_until_it_works(
+async def test_a_database_is_away_from_when_it_first_failed_until_it_works(
     database: FakeDatabase, writer: Writer, clock: Any
 ) -> None:
     await writer.submit(note, "works")
     clock.monotonic_s += 3
     assert writer.away_s == 0.0
     database.faults = [StorageError("it is gone"), StorageError("it is gone")]
-    for away_s in (3.0, 4.0):
+    for away_s in (0.0, 1.0):
         await outcomes(writer.submit(note, "refused"))
         # Nothing waits, and nothing can be written.
         assert (writer.depth, writer.lag_s, writer.away_s) == (0, 0.0, away_s)
@@ -296,12 +296,23 @@ async def test_a_database_is_away_from_when_it_last_worked_until_it_works(
 
 async def test_reads_tell_that_a_database_is_away_and_back(on_sqlite: DatabaseSettings, clock: Any) -> None:
     async with open_database(on_sqlite) as database, Writer(database, clock) as writer:
-        clock.monotonic_s += 3
         with pytest.raises(StorageError):
             await writer.read(text("SELECT * FROM nowhere"))
+        clock.monotonic_s += 3
         assert writer.away_s == 3.0
         await writer.read(text("SELECT 1"))
         assert writer.away_s == 0.0
+
+
+async def test_a_full_disk_that_is_read_well_is_away(on_sqlite: DatabaseSettings, clock: Any) -> None:
+    async def full(_connection: Any, _records: Sequence[object]) -> None:
+        raise StorageError("database or disk is full")
+
+    async with open_database(on_sqlite) as database, Writer(database, clock) as writer:
+        await outcomes(writer.submit(full, "a row"))
+        clock.monotonic_s += 3
+        await writer.read(text("SELECT 1"))
+        assert writer.away_s == 3.0
 
 
 async def test_an_operation_that_is_rejected_says_nothing_of_the_database(writer: Writer, clock: Any) -> None:
