@@ -23,6 +23,7 @@ from sidecar.settings import Sidecar, load_settings
 from sidecar.yamlfile import ConfigInvalidError
 
 DEFAULT_CONFIG: Final = Path("conf/sidecar.yaml")
+CONFIG_VARIABLE: Final = "TOLLHOUSE_SIDECAR_CONFIG"
 DONE, FAILED, CONFIG_INVALID, NOT_REACHABLE, INTERRUPTED = 0, 1, 3, 4, 130
 
 _PR_SET_DUMPABLE: Final = 4  # linux/prctl.h
@@ -31,8 +32,9 @@ _config_option = click.option(
     "--config",
     type=click.Path(dir_okay=False, path_type=Path),
     default=DEFAULT_CONFIG,
+    envvar=CONFIG_VARIABLE,
     metavar="FILE",
-    help=f"The configuration; {DEFAULT_CONFIG} if not given.",
+    help=f"The configuration; if not given, what {CONFIG_VARIABLE} names, or {DEFAULT_CONFIG}.",
 )
 _quiet_option = click.option("-q", "--quiet", is_flag=True, help="Leave progress out.")
 _json_option = click.option("--json", "as_json", is_flag=True, help="Write one JSON document to stdout.")

@@ -47,7 +47,8 @@ Before the command's name or behind it:
 
 | option | what |
 |---|---|
-| `--config FILE` | The configuration; conf/proxy.yaml if not given, for `tollhouse-sidecar` conf/sidecar.yaml. |
+| `--config FILE` | The configuration; if not given, what `TOLLHOUSE_CONFIG` names, or conf/proxy.yaml; \
+for `tollhouse-sidecar` what `TOLLHOUSE_SIDECAR_CONFIG` names, or conf/sidecar.yaml. |
 | `--json` | Answer with one JSON document on stdout, failures too: `{"error": {"message", "hint", "exit_code"}}`. |
 | `-q`, `--quiet` | Leave remarks and progress out. Results, warnings and errors stay. |
 | `-h`, `--help` | Show what a command does and takes. |

@@ -93,6 +93,19 @@ def test_a_wrong_configuration_is_told_with_its_places(
     ]
 
 
+@pytest.mark.parametrize("command", ["serve", "fetch", "list"])
+def test_a_variable_names_the_file_and_the_option_wins(
+    config: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("named.yaml", "given.yaml"):
+        config.with_name(name).write_text("model: {id: m}\n")
+    monkeypatch.setenv("TOLLHOUSE_SIDECAR_CONFIG", "conf/named.yaml")
+    assert run([command]) == 3
+    assert capsys.readouterr().err.startswith("conf/named.yaml:1:8: ")
+    assert run([command, "--config", "conf/given.yaml"]) == 3
+    assert capsys.readouterr().err.startswith("conf/given.yaml:1:8: ")
+
+
 def test_a_variable_takes_the_place_of_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOLLHOUSE_SIDECAR__MODEL__SOURCE", str(tmp_path / "absent"))
     assert run(["fetch"]) == 1
