@@ -169,3 +169,18 @@ async def test_an_account_has_the_quota_that_its_tier_gives_or_its_own(page: Pag
         house.command("keys", "create", "--account", name, "--tier", "lab", "--name", "member")
     await shown(page, "keys")
     await page.text("0 of 7,000", "0 of 9,000", within="#accounts")
+
+
+async def test_who_rotates_the_key_in_use_goes_on_with_its_new_secret(page: Page, house: Any) -> None:
+    made = house.command("keys", "create", "--account", "ops", "--tier", "pro", "--name", "own", "--scope", "admin")
+    await page.js(f"sessionStorage.setItem('tollhouse.key', '{made['secret']}')")
+    await shown(page, "keys")
+    await page.press("Rotate own")
+    await page.choose("dialog select", "0")
+    await page.press("Rotate", within="dialog")
+    await page.text("the only time it is shown", within="dialog")
+    secret = await page.js("document.querySelector('dialog .secret input').value")
+    await page.press("I have copied it", within="dialog")
+    assert await page.js("import('/console/api.js').then(({get}) => get('/admin/v1/state')).then((told) => told.ready)")
+    assert await page.js("sessionStorage.getItem('tollhouse.key')") == secret != made["secret"]
+    house.command("keys", "revoke", made["key_id"])

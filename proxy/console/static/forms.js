@@ -1,5 +1,5 @@
 // The windows in which keys and accounts are made and changed.
-import { post } from "./api.js";
+import { idOf, post, session } from "./api.js";
 import { Component, date, Dialog, Field, html, Problem, Secret } from "./html.js";
 
 // What a key may do that has no scopes of its own.
@@ -155,8 +155,11 @@ export class RotateKey extends Making {
   verb = "Rotate";
   state = { ...this.state, grace: "86400" };
 
-  make() {
-    return post(path("keys", this.props.subject.key_id, "rotate"), { grace_s: Number(this.state.grace) });
+  async make() {
+    const made = await post(path("keys", this.props.subject.key_id, "rotate"), { grace_s: Number(this.state.grace) });
+    // Who rotates the key in use goes on with its new secret.
+    if (idOf(session.key) === made.key_id) session.key = made.secret;
+    return made;
   }
 
   fields() {
