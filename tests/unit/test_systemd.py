@@ -18,6 +18,9 @@ PROXY = UNITS / "tollhouse.service"
 SIDECAR = UNITS / "tollhouse-sidecar@.service"
 GPU = UNITS / "tollhouse-gpu@.service"
 COMMAND = UNITS / "tollhouse.sh"
+FILE = "EnvironmentFile"
+# Of the sidecar's settings the one that only it has: whoever checks looks at all devices.
+DEVICES = "CUDA_VISIBLE_DEVICES"
 DEPLOYMENT = ROOT / "docs/deployment.md"
 PROGRAMS = "/opt/tollhouse/bin"
 # The worst that systemd can say is 10.
@@ -154,37 +157,76 @@ def command(tmp_path: Path) -> Path:
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o755)
     copy = tmp_path / "tollhouse"
-    places = {"/etc/tollhouse/proxy.env": f"{tmp_path}/proxy.env", "/var/lib/tollhouse": str(tmp_path)}
     text = COMMAND.read_text()
-    for place, ours in places.items():
-        text = text.replace(place, ours)
+    for place in ("CONFIG=/etc/tollhouse", "cd /var/lib/tollhouse"):
+        assert f"\n{place}\n" in text
+        text = text.replace(place, place.replace(place[place.index("/") :], str(tmp_path)))
     copy.write_text(text)
     copy.chmod(0o755)
     return copy
 
 
+def run(command: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    path = {"PATH": f"{command.parent}:/usr/bin:/bin"}
+    return subprocess.run([command, *arguments], env=path, cwd="/", capture_output=True, text=True, check=False)
+
+
+def told(command: Path) -> dict[str, str]:
+    """The variables that the command hands on."""
+    done = run(command, "usage")
+    assert (done.returncode, done.stderr) == (0, "")
+    return dict(line.split("=", 1) for line in done.stdout.splitlines()[1:])
+
+
 def test_the_command_of_an_installation_has_what_its_services_have(command: Path, tmp_path: Path) -> None:
-    url = "postgresql+asyncpg://u@h/d?a=1&b=2"
-    secrets = {"PGPASSWORD": "a b&$(c)", "TOLLHOUSE__DATABASE__URL": url}
-    (tmp_path / "proxy.env").write_text(f'# a comment\n\nPGPASSWORD="a b&$(c)"\nTOLLHOUSE__DATABASE__URL={url}')
-    done = subprocess.run(
-        [command, "keys", "create", "--name", "two words"],
-        cwd=tmp_path,
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    first, *told = done.stdout.splitlines()
     (start,) = values(PROXY, "ExecStart")
     settings = "--config /etc/tollhouse/proxy.yaml"
     assert f"{PROGRAMS}/tollhouse {settings} serve" in start
-    assert first == f"{tmp_path}|-u tollhouse -- {PROGRAMS}/tollhouse {settings} keys create --name two words"
-    assert dict(line.split("=", 1) for line in told).items() >= (environment(PROXY) | secrets).items()
+    done = run(command, "keys", "create", "--name", "two words")
+    settings = settings.replace("/etc/tollhouse", str(tmp_path))
+    assert done.stdout.splitlines()[0] == (
+        f"{tmp_path}|-u tollhouse -- {PROGRAMS}/tollhouse {settings} keys create --name two words"
+    )
+    first = {name: value.replace("%i", "0") for name, value in environment(SIDECAR).items() if name != DEVICES}
+    (serve,) = values(SIDECAR, "ExecStart")
+    config = serve.split(" --config ")[1]
+    wanted = environment(PROXY) | first | {"TOLLHOUSE_SIDECAR_CONFIG": config}
+    there = {name: value.replace("/etc/tollhouse", str(tmp_path)) for name, value in wanted.items()}
+    assert told(command).items() >= there.items()
 
 
-def test_the_command_of_an_installation_needs_no_file_of_secrets(command: Path, tmp_path: Path) -> None:
-    subprocess.run([command, "usage"], cwd=tmp_path, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=True)
+def test_the_command_of_an_installation_reads_the_services_files_as_systemd_does(command: Path, tmp_path: Path) -> None:
+    """What is expected here is what systemd 252 makes of these lines."""
+    assert [Path(file).name for file in (*values(PROXY, FILE), *values(SIDECAR, FILE))] == [
+        "proxy.env",
+        "sidecar-%i.env",
+    ]
+    skipped = ["# A=comment", ";B=comment", "", "my.setting=1", "9LIVES=1", "export C=1", "no variable"]
+    lines = {
+        """PLAIN=a"b'c $(d)  """: """a"b'c $(d)""",
+        "  SPACED = a&b": "a&b",
+        r"ESCAPED=a\b\\c\ d": r"ab\c d",
+        r"""DOUBLE="a\"b\\c\$d\`e\f 'g' $(h)" """: r"""a"b\c$d`e\f 'g' $(h)""",
+        r"""SINGLE='a\"b $(c) '""": r"""a\"b $(c) """,
+        'NONE=""': "",
+        "URL=postgresql+asyncpg://u@h/d?a=1&b=2": "postgresql+asyncpg://u@h/d?a=1&b=2",
+    }
+    (tmp_path / "sidecar-0.env").write_text("TOLLHOUSE_SIDECAR__MODEL__ID=mine\nPLAIN=the sidecar's\n")
+    (tmp_path / "proxy.env").write_text("\n".join([*skipped, *lines]))
+    found = told(command)
+    assert found["TOLLHOUSE_SIDECAR__MODEL__ID"] == "mine"
+    assert {line: found[line.split("=")[0].strip()] for line in lines} == lines
+    assert found.keys().isdisjoint({"A", "B", "C", "9LIVES", "my.setting"})
+
+
+@pytest.mark.parametrize("value", ['"a', "'a", '"a\\"', '"a"b', "'a' 'b'", "a\\"])
+def test_a_value_that_goes_on_elsewhere_is_refused_and_not_shown(value: str, command: Path, tmp_path: Path) -> None:
+    (tmp_path / "proxy.env").write_text(f"PGPASSWORD={value}\nb\n")
+    done = run(command, "usage")
+    assert (done.returncode, done.stdout) == (Exit.CONFIG_INVALID.value, "")
+    assert done.stderr == (
+        f"tollhouse: {tmp_path}/proxy.env: write the value of PGPASSWORD on one line and in one pair of quotes\n"
+    )
 
 
 def test_the_steps_for_a_gpu_put_the_engine_there(tmp_path: Path) -> None:
@@ -208,7 +250,7 @@ def test_the_environment_of_the_units_names_settings() -> None:
     proxy = load_proxy(ROOT / "conf/proxy.yaml", environment(PROXY))
     assert (proxy.policies, proxy.admin.socket) == ("/etc/tollhouse/policies", "/run/tollhouse/admin.sock")
     assert Path(proxy.database.url.partition("///")[2]).parts[0] == Path(proxy.secret_file).parts[0] == "data"
-    told = environment(SIDECAR)
-    assert told.pop("CUDA_VISIBLE_DEVICES") == "%i"
-    sidecar = load_sidecar(ROOT / "conf/sidecar.yaml", told)
+    first = environment(SIDECAR)
+    assert first.pop(DEVICES) == "%i"
+    sidecar = load_sidecar(ROOT / "conf/sidecar.yaml", first)
     assert (sidecar.socket, sidecar.cache) == ("/run/tollhouse/sidecar-%i.sock", "/var/cache/tollhouse")
