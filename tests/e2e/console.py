@@ -51,7 +51,15 @@ async def shot(page: Page, folder: Path, name: str) -> None:
 
 
 async def stays(page: Page) -> None:
-    """Escape, twice, leaves the window where it is."""
+    """Escape, twice, leaves the window where it is, and so does going back."""
     for _ in range(2):
         await page.key("Escape", 27)
         await page.until("document.querySelector('dialog').open")
+    here = await page.js("location.href")
+    await page.js("""new Promise((done) => {
+        addEventListener("hashchange", () => setTimeout(done), {once: true});
+        history.back();
+    })""")
+    assert await page.js("location.href") == here
+    assert await page.js("document.querySelector('dialog').open")
+    assert not await page.js("dispatchEvent(new Event('beforeunload', {cancelable: true}))")

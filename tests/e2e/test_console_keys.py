@@ -184,3 +184,21 @@ async def test_who_rotates_the_key_in_use_goes_on_with_its_new_secret(page: Page
     assert await page.js("import('/console/api.js').then(({get}) => get('/admin/v1/state')).then((told) => told.ready)")
     assert await page.js("sessionStorage.getItem('tollhouse.key')") == secret != made["secret"]
     house.command("keys", "revoke", made["key_id"])
+
+
+async def test_a_secret_is_shown_until_it_is_copied_though_the_key_in_use_ends(page: Page, house: Any) -> None:
+    made = house.command("keys", "create", "--account", "ops", "--tier", "pro", "--name", "ends", "--scope", "admin")
+    await page.js(f"sessionStorage.setItem('tollhouse.key', '{made['secret']}')")
+    await shown(page, "keys")
+    await page.press("Rotate ends")
+    await page.press("Rotate", within="dialog")
+    await page.text("the only time it is shown", within="dialog")
+    house.command("keys", "revoke", made["key_id"])
+    asked = "import('/console/api.js').then(({get}) => get('/admin/v1/state')).catch((error) => error.status)"
+    assert await page.js(asked) == 401
+    await stays(page)
+    assert await page.js("document.querySelector('dialog').offsetHeight") > 0
+    await page.press("I have copied it", within="dialog")
+    await page.until("document.querySelector('#admin-key') && !document.querySelector('dialog')")
+    assert all("401 (Unauthorized)" in problem for problem in page.problems)
+    page.problems.clear()

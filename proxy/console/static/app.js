@@ -1,6 +1,6 @@
 // The console: who is signed in, and which page is shown.
 import { get, session, signedOut } from "./api.js";
-import { Component, createRef, Field, html, Problem, render } from "./html.js";
+import { Component, createRef, Field, html, isHeld, Problem, render } from "./html.js";
 import { Keys } from "./keys.js";
 import { Live } from "./live.js";
 import { Overview } from "./overview.js";
@@ -67,18 +67,9 @@ class App extends Component {
 
   async componentDidMount() {
     this.takeKey();
-    addEventListener("hashchange", () => {
-      if (location.hash.startsWith("#key=")) location.reload();
-      this.setState(({ visited }) => ({ page: this.page(), visited: new Set([...visited, this.page()]) }), () => {
-        this.main.current?.focus({ preventScroll: true });
-        scrollTo(0, 0);
-      });
-    });
-    signedOut.addEventListener("signed-out", () => {
-      session.key = null;
-      const error = { title: "You are signed out.", message: "The key is not good any more. Sign in here to go on where you were." };
-      this.setState(({ server, locked }) => (server && !locked ? { locked: true, error } : null));
-    });
+    addEventListener("hashchange", this.moved);
+    addEventListener("beforeunload", (event) => isHeld() && event.preventDefault());
+    signedOut.addEventListener("signed-out", this.lock);
     // Over the admin socket, forwarded to here, no key is asked for; a strange Host or network is told of.
     try {
       if (session.key !== null || (await this.needsNoKey())) this.setState({ server: await get("/admin/v1/state") });
@@ -89,6 +80,26 @@ class App extends Component {
     }
     setInterval(() => this.look(), STATE_EVERY_MS);
   }
+
+  moved = ({ oldURL }) => {
+    if (location.hash.startsWith("#key=")) location.reload();
+    if (isHeld()) {
+      history.pushState(null, "", oldURL);
+      return;
+    }
+    this.setState(({ visited }) => ({ page: this.page(), visited: new Set([...visited, this.page()]) }), () => {
+      this.main.current?.focus({ preventScroll: true });
+      scrollTo(0, 0);
+    });
+  };
+
+  lock = () => {
+    // When the window is closed, the next look finds it out again.
+    if (isHeld()) return;
+    session.key = null;
+    const error = { title: "You are signed out.", message: "The key is not good any more. Sign in here to go on where you were." };
+    this.setState(({ server, locked }) => (server && !locked ? { locked: true, error } : null));
+  };
 
   // What stands behind the # was never sent anywhere; it is not to stay in the address either.
   takeKey() {
@@ -105,7 +116,7 @@ class App extends Component {
   }
 
   async look() {
-    if (!this.state.server || this.state.locked || document.hidden) return;
+    if (!this.state.server || this.state.locked || document.hidden || isHeld()) return;
     const { key } = session;
     let found;
     try {

@@ -104,7 +104,7 @@ export function Bar({ share, label, plain }) {
 }
 
 // A modal window. The browser keeps the focus in it, and gives it back. Escape closes it, unless it is `held`: what runs
-// in it is not done, or what it shows is shown this once.
+// in it is not done, or what it shows is shown this once. Then its page stays, too.
 export class Dialog extends Component {
   dialog = createRef();
 
@@ -126,13 +126,15 @@ export class Dialog extends Component {
     else this.props.onClose();
   };
 
-  render({ title, children }) {
-    return html`<dialog ref=${this.dialog} aria-labelledby="dialog-title" onCancel=${this.cancel} onClose=${this.closed}>
+  render({ title, held, children }) {
+    return html`<dialog ref=${this.dialog} data-held=${held ? "" : null} aria-labelledby="dialog-title" onCancel=${this.cancel} onClose=${this.closed}>
       <h2 id="dialog-title">${title}</h2>
       ${children}
     </dialog>`;
   }
 }
+
+export const isHeld = () => document.querySelector("dialog[data-held]") !== null;
 
 // Something that is shown once: it can be copied, and is never shown again.
 export class Secret extends Component {
