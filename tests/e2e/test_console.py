@@ -202,7 +202,7 @@ async def test_what_is_written_outlasts_a_page_and_a_session_but_not_signing_out
     await kept(page)
     await page.text("come-since", within="#explain select")
     house.command("keys", "revoke", made["key_id"])
-    await page.text("The key is not good any more")
+    await page.text("Your key has ended")
     assert await page.js("document.querySelector('#main').offsetHeight") == 0
     await signed_in(page, house.keys["admin"])
     await kept(page)

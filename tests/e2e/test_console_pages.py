@@ -186,6 +186,32 @@ async def test_a_state_that_is_not_told_is_not_shown_as_good(page: Page, server:
     page.problems.clear()
 
 
+async def test_a_new_key_in_the_address_lets_go_on_and_what_was_written_can_be_forgotten(
+    page: Page, server: Server
+) -> None:
+    ended = "import('/console/api.js').then(({get}) => get('/admin/v1/state')).catch((error) => error.status)"
+    refused = {"error": {"message": "No such key.", "code": "invalid_api_key"}}
+    written = "document.querySelector('#message')?.value"
+    await page.js("location.hash = '#/playground'")
+    await page.type("#message", "A thought")
+    server.status, server.state = 401, refused
+    assert await page.js(ended) == 401
+    await page.text("Your key has ended")
+    await page.js("location.hash = '#key=sk-th_wrong'")
+    await page.text("No such key", within=".sign-in .problem")
+    server.status, server.state = 200, STATE
+    await page.js("location.hash = '#key=sk-th_new'")
+    await page.text("ready")
+    assert await page.js("[location.hash, sessionStorage.getItem('tollhouse.key')]") == ["#/playground", "sk-th_new"]
+    assert await page.js(written) == "A thought"
+    server.status, server.state = 401, refused
+    assert await page.js(ended) == 401
+    await page.press("Forget what was written")
+    await page.until(f"{written} === undefined")
+    assert await page.js("document.querySelector('.sign-in').innerText.includes('Forget')") is False
+    page.problems.clear()
+
+
 async def test_an_answer_that_comes_after_signing_out_is_not_shown(page: Page, server: Server) -> None:
     server.may_answer.clear()
     server.asked.clear()

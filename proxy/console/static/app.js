@@ -17,23 +17,20 @@ const PAGES = [
 // What is written into these is kept, out of sight, while another page is shown. They ask for nothing meanwhile.
 const STAY = ["policies", "playground"];
 const STATE_EVERY_MS = 5000;
+const GIVEN_KEY = "#key=";
+const ENDED = { title: "Your key has ended.", message: "Sign in to go on where you were: what was written is still here." };
 
 class SignIn extends Component {
-  state = { key: "", busy: false, error: this.props.error };
+  state = { key: "", busy: false };
 
   enter = async (event) => {
     event.preventDefault();
-    session.key = this.state.key.trim();
-    this.setState({ busy: true, error: null });
-    try {
-      this.props.onEnter(await get("/admin/v1/state"));
-    } catch (error) {
-      session.key = null;
-      this.setState({ busy: false, error });
-    }
+    this.setState({ busy: true });
+    await this.props.onEnter(this.state.key.trim());
+    this.setState({ busy: false });
   };
 
-  render(_, { key, busy, error }) {
+  render({ error, onForget }, { key, busy }) {
     return html`<main class="sign-in">
       <form class="card" onSubmit=${this.enter}>
         <h1><img src="icon.svg" alt="" width="28" height="28" /> Tollhouse</h1>
@@ -43,6 +40,7 @@ class SignIn extends Component {
             value=${key} onInput=${(e) => this.setState({ key: e.target.value })} />
         <//>
         <button class="primary" disabled=${busy || !key.trim()}>${busy ? "Signing in…" : "Sign in"}</button>
+        ${onForget && html`<button type="button" class="quiet" disabled=${busy} onClick=${onForget}>Forget what was written</button>`}
         <details>
           <summary>How to make one</summary>
           <p>On the server:</p>
@@ -66,25 +64,28 @@ class App extends Component {
   }
 
   async componentDidMount() {
-    this.takeKey();
     addEventListener("hashchange", this.moved);
     addEventListener("beforeunload", (event) => isHeld() && event.preventDefault());
     signedOut.addEventListener("signed-out", this.lock);
+    const key = this.takeKey(location.pathname) ?? session.key;
     // Over the admin socket, forwarded to here, no key is asked for; a strange Host or network is told of.
     try {
-      if (session.key !== null || (await this.needsNoKey())) this.setState({ server: await get("/admin/v1/state") });
+      if (key !== null || (await this.needsNoKey())) await this.enter(key);
       else this.setState({ server: null });
     } catch (error) {
-      session.key = null;
-      this.setState({ server: null, error: error.status === 401 ? null : error });
+      this.setState({ server: null, error });
     }
     setInterval(() => this.look(), STATE_EVERY_MS);
   }
 
   moved = ({ oldURL }) => {
-    if (location.hash.startsWith("#key=")) location.reload();
+    const key = this.takeKey(oldURL);
     if (isHeld()) {
-      history.pushState(null, "", oldURL);
+      if (key === null) history.pushState(null, "", oldURL);
+      return;
+    }
+    if (key !== null) {
+      this.enter(key);
       return;
     }
     this.setState(({ visited }) => ({ page: this.page(), visited: new Set([...visited, this.page()]) }), () => {
@@ -97,16 +98,15 @@ class App extends Component {
     // When the window is closed, the next look finds it out again.
     if (isHeld()) return;
     session.key = null;
-    const error = { title: "You are signed out.", message: "The key is not good any more. Sign in here to go on where you were." };
-    this.setState(({ server, locked }) => (server && !locked ? { locked: true, error } : null));
+    this.setState(({ server, locked }) => (server && !locked ? { locked: true, error: ENDED } : null));
   };
 
   // What stands behind the # was never sent anywhere; it is not to stay in the address either.
-  takeKey() {
-    const given = /^#key=([\w-]+)$/.exec(location.hash);
-    if (given === null) return;
-    session.key = given[1];
-    history.replaceState(null, "", location.pathname);
+  takeKey(back) {
+    if (!location.hash.startsWith(GIVEN_KEY)) return null;
+    const key = location.hash.slice(GIVEN_KEY.length);
+    history.replaceState(null, "", back);
+    return key;
   }
 
   async needsNoKey() {
@@ -127,7 +127,20 @@ class App extends Component {
     if (session.key === key) this.setState(found);
   }
 
-  enter = (server) => this.setState({ server, locked: false, error: null, trouble: null });
+  // Until the server says that the key is good, nothing is shown; what was written is kept.
+  enter = async (key) => {
+    session.key = key;
+    this.setState(({ server }) => ({ locked: Boolean(server), error: null }));
+    try {
+      const server = await get("/admin/v1/state");
+      if (session.key === key) this.setState({ server, locked: false, trouble: null });
+    } catch (error) {
+      // Another may have come meanwhile.
+      if (session.key !== key && session.key !== null) return;
+      session.key = null;
+      this.setState(({ server }) => ({ server: server ?? null, error }));
+    }
+  };
 
   leave = () => {
     session.key = null;
@@ -161,7 +174,7 @@ class App extends Component {
     const there = PAGES.filter(([id]) => server !== null && ((shown && id === page) || (STAY.includes(id) && visited.has(id))));
     document.title = shown ? `${PAGES.find(([id]) => id === page)[1]} · Tollhouse` : "Tollhouse";
     return html`
-      ${shown ? this.header() : html`<${SignIn} error=${error} onEnter=${this.enter} />`}
+      ${shown ? this.header() : html`<${SignIn} error=${error} onEnter=${this.enter} onForget=${locked && this.leave} />`}
       <main id="main" ref=${this.main} tabindex="-1" hidden=${!shown}>
         ${there.map(([id, , Page]) => html`<div key=${id} hidden=${id !== page}><${Page} server=${server} shown=${shown && id === page} /></div>`)}
       </main>
