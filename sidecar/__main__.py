@@ -89,10 +89,11 @@ def fetch(name: str | None, config: Path, as_json: bool, quiet: bool) -> int:
 @click.option("--verify", is_flag=True, help="Read each model of the cache whole, and compare it with its checksums.")
 def list_(config: Path, as_json: bool, verify: bool) -> int:
     """List the models of the catalogue, and which of them are in the cache."""
-    cache = _cache(load_settings(config, dict(os.environ)))
+    settings = load_settings(config, dict(os.environ))
+    cache = _cache(settings)
     rows = [_row(model, cache, verify=verify) for model in MODELS]
     if as_json:
-        click.echo(json.dumps({"rows": rows}))
+        click.echo(json.dumps({"rows": rows, "configured": [_found(source, cache) for source in _sources(settings)]}))
     for row in rows if not as_json else []:
         state = "in the cache" if row["path"] else "not fetched yet"
         spoilt = f"damaged: {', '.join(row['damaged'])}"
@@ -112,6 +113,15 @@ def _row(model: CatalogModel, cache: Path, *, verify: bool) -> dict[str, Any]:
         "needed_bytes": model.needed_bytes,
         "damaged": damaged(folder) if whole and verify else (),
     }
+
+
+def _found(source: str, cache: Path) -> dict[str, Any]:
+    """Where a configured model lies, None if it must be fetched first, and why it cannot be used if it cannot."""
+    try:
+        folder = resolve(source, cache)
+    except CatalogError as exc:
+        return {"source": source, "path": None, "error": {"message": exc.message, "hint": exc.hint}}
+    return {"source": source, "path": None if folder is None else str(folder), "error": None}
 
 
 def run(arguments: list[str]) -> int:

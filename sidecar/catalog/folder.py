@@ -19,7 +19,7 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise CatalogError(
             f"{folder} is not a folder",
-            "Give a folder in Hugging Face layout, or a name that `tollhouse-sidecar list` shows.",
+            "Give a folder in Hugging Face layout, a .gguf file, or a name that `tollhouse-sidecar list` shows.",
         )
     config = _read(folder, "config.json")
     if not isinstance(config.get("model_type"), str):

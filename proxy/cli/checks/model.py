@@ -9,7 +9,7 @@ import msgspec
 
 from proxy.cli import listeners, sidecar_command
 from proxy.cli.checks import cpu, gpu
-from proxy.cli.checks.check import Case, Check, failed, ok, warning
+from proxy.cli.checks.check import Case, Check, Status, failed, ok, warning
 from proxy.cli.checks.machine import GIGABYTE
 from proxy.cli.exits import CommandError
 from proxy.cli.program import program
@@ -35,34 +35,64 @@ class Row(msgspec.Struct, frozen=True):
     damaged: tuple[str, ...] = ()
 
 
-class _Rows(msgspec.Struct, frozen=True):
+class Reason(msgspec.Struct, frozen=True):
+    """Why a model cannot be used, and what to do."""
+
+    message: str
+    hint: str
+
+
+class Source(msgspec.Struct, frozen=True):
+    """What it says of a model that is configured. `path`: its folder; None if it must be made first, or is refused."""
+
+    source: str
+    path: str | None
+    error: Reason | None
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """All that it says; of those that are configured, the chat model is the first."""
+
     rows: list[Row]
+    configured: list[Source]
 
 
 def check_model(case: Case) -> Check:
-    """The sidecar is installed, and its model is on this machine, as it was made."""
+    """The sidecar is installed, and its models are on this machine: as they were made, or folders that can be used."""
     if case.sidecar is None:
         return warning(
             "model", f"{case.sidecar_config} is not there or not valid", "No sidecar runs on this machine without it."
         )
     try:
-        listed = sidecar_command.ask_sidecar_command("list", "--verify", "--config", str(case.sidecar_config), "--json")
+        listing = _listing(case.sidecar_config, "--verify")
     except CommandError as exc:
         return failed("model", exc.message, exc.hint)
     except ConfigInvalidError as exc:
         return failed("model", "\n".join(map(str, exc.problems)), f"Repair {case.sidecar_config}.")
-    source = case.sidecar.model.source
-    row = next((row for row in msgspec.json.decode(listed, type=_Rows).rows if row.name == source), None)
-    if row is not None:
-        return _of_catalogue(case.sidecar, row, case.sidecar_config)
-    path = Path(source).expanduser()
-    if not (path / "config.json").is_file() and not (path.suffix == ".gguf" and path.is_file()):
-        return failed(
-            "model",
-            f"{source} is neither a name of the catalogue nor a folder with a model nor a .gguf file",
-            f"Set model.source in {case.sidecar_config}; `{program()} model list` shows the names.",
+    rows = {row.name: row for row in listing.rows}
+    checks = [
+        _of_catalogue(case.sidecar, rows[found.source], case.sidecar_config) if found.source in rows else _own(found)
+        for found in listing.configured
+    ]
+    wrong = [check for status in (Status.FAILED, Status.WARNING) for check in checks if check.status is status]
+    return wrong[0] if wrong else ok("model", "; ".join(check.message for check in checks))
+
+
+def _listing(config: Path, *options: str) -> Listing:
+    """What the sidecar's own command finds. Raises CommandError and ConfigInvalidError."""
+    listed = sidecar_command.ask_sidecar_command("list", *options, "--config", str(config), "--json")
+    return msgspec.json.decode(listed, type=Listing)
+
+
+def _own(found: Source) -> Check:
+    """Of a folder or a GGUF file that the operator brought."""
+    if found.error is not None:
+        return failed("model", found.error.message, found.error.hint)
+    if found.path is None:
+        return warning(
+            "model", f"{found.source} is not converted yet", f"`{program()} up` does it, or: {program()} model fetch"
         )
-    return ok("model", source)
+    return ok("model", found.source)
 
 
 def _of_catalogue(sidecar: SidecarConfig, row: Row, config: Path) -> Check:
@@ -148,12 +178,20 @@ def _on_gpu(precision: str, torch: gpu.Torch | None, *, there: bool) -> Check:
 
 def check_room(case: Case) -> Check:
     """The model's weights fit into the memory that is free."""
-    folder = None if case.sidecar is None else _folder(case.sidecar)
-    if case.sidecar is None or folder is None:
-        return ok("room", "to be seen once the model is here")
+    if case.sidecar is None:
+        return ok("room", "no sidecar is configured here")
     if listeners.socket_answers(Path(case.sidecar.socket)):
         return ok("room", "the model is loaded")
+    folder = _folder(case.sidecar_config)
+    if folder is None:
+        return ok("room", "to be seen once the model is here")
     parameters = sum(map(_parameters, folder.glob(_WEIGHTS)))
+    if not parameters:
+        return failed(
+            "room",
+            f"no weights can be read from {folder / _WEIGHTS}",
+            "Copy the files again from where the model comes from: they are empty or damaged, or pointers of Git LFS.",
+        )
     wanted = parameters * BYTES.get(case.sidecar.engine.precision, 4.0)
     said = f"{parameters / 1e6:,.0f} million weights in {case.sidecar.engine.precision} take {wanted / GIGABYTE:.1f} GB"
     if case.sidecar.engine.device != "cpu":
@@ -174,13 +212,13 @@ def _room_for(wanted: float, said: str) -> Check:
     return ok("room", said)
 
 
-def _folder(sidecar: SidecarConfig) -> Path | None:
-    """Where the weights lie, as far as that can be told without the sidecar."""
-    path = Path(sidecar.model.source).expanduser()
-    if path.is_dir():
-        return path
-    found = sorted((Path(sidecar.cache).expanduser() / "models").glob(f"{sidecar.model.source}-*/"))
-    return next((folder for folder in found if any(folder.glob(_WEIGHTS))), None)
+def _folder(config: Path) -> Path | None:
+    """Where the chat model's weights lie. None if there are none yet; why, the check `model` says."""
+    try:
+        path = _listing(config).configured[0].path
+    except (CommandError, ConfigInvalidError):
+        return None
+    return None if path is None else Path(path)
 
 
 def _parameters(file: Path) -> int:
@@ -190,8 +228,7 @@ def _parameters(file: Path) -> int:
             length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
             header: dict[str, Any] = json.loads(opened.read(min(length, _MOST_HEADER_BYTES)))
         return sum(_product(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    except (OSError, ValueError, KeyError, TypeError):
-        # What is wrong with it is the check `model`'s to say.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return 0
 
 

@@ -74,6 +74,19 @@ def test_list_shows_what_is_in_the_cache(cached: Path, capsys: pytest.CaptureFix
     assert f"{MODEL.name}  in the cache" in capsys.readouterr().out
 
 
+def test_list_tells_of_the_configured_models_where_they_are_and_why_not(
+    cached: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with config.open("a") as file:
+        file.write("embedding: {id: e, source: absent/folder}\n")
+    assert run(["list", "--json"]) == 0
+    chat, encoder = json.loads(capsys.readouterr().out)["configured"]
+    assert chat == {"source": MODEL.name, "path": str(cached), "error": None}
+    assert (encoder["source"], encoder["path"]) == ("absent/folder", None)
+    assert encoder["error"]["message"] == "absent/folder is not a folder"
+    assert "tollhouse-sidecar list" in encoder["error"]["hint"]
+
+
 def test_list_shows_what_is_not_fetched_yet(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["list"]) == 0
     assert f"{MODEL.name}  not fetched yet" in capsys.readouterr().out

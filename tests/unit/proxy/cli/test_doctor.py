@@ -34,11 +34,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def a_case(source: str = "m") -> Case:
+def a_case() -> Case:
     settings = Proxy(
         upstreams=[Upstream(name="local", socket="run/s.sock")], listen=Listen(port=0), admin=Admin(port=0)
     )
-    sidecar = SidecarConfig(model=SidecarModel(id="m", source=source), socket="run/s.sock")
+    sidecar = SidecarConfig(model=SidecarModel(id="m", source="m"), socket="run/s.sock")
     return Case(Path("conf/proxy.yaml"), settings, Path("conf/sidecar.yaml"), sidecar)
 
 
@@ -161,17 +161,10 @@ def test_a_database_without_tables_is_a_warning_and_a_current_one_is_well() -> N
 def test_a_catalogue_s_model_is_in_the_cache_or_not(
     monkeypatch: pytest.MonkeyPatch, path: str | None, status: Status
 ) -> None:
-    listed = json.dumps({"rows": [{"name": "m", "path": path}]}).encode()
+    configured = [{"source": "m", "path": path, "error": None}]
+    listed = json.dumps({"rows": [{"name": "m", "path": path}], "configured": configured}).encode()
     monkeypatch.setattr(model.sidecar_command, "ask_sidecar_command", lambda *_: listed)
     assert model.check_model(a_case()).status is status
-
-
-def test_a_source_that_is_neither_name_nor_folder_is_a_failure(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.sidecar_command, "ask_sidecar_command", lambda *_: b'{"rows": []}')
-    assert model.check_model(a_case(source="./model")).status is Status.FAILED
-    (here / "model").mkdir()
-    (here / "model/config.json").write_text("{}")
-    assert model.check_model(a_case(source="./model")).status is Status.OK
 
 
 def test_a_sidecar_that_is_not_installed_is_told_with_the_way_to_it(monkeypatch: pytest.MonkeyPatch) -> None:

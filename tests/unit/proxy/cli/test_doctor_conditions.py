@@ -36,10 +36,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def a_case(engine: SidecarEngine | None = None, source: str = "m", **settings: object) -> Case:
+def a_case(engine: SidecarEngine | None = None, **settings: object) -> Case:
     plain = Proxy(upstreams=[Upstream(name="local", socket="run/s.sock")], listen=Listen(port=0), admin=Admin(port=0))
     sidecar = SidecarConfig(
-        model=SidecarModel(id="m", source=source),
+        model=SidecarModel(id="m", source="m"),
         socket="run/s.sock",
         cache="cache",
         engine=engine or SidecarEngine(),
@@ -263,8 +263,10 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_a_failure(monkeypatch: pytest.
 
 
 def listed(monkeypatch: pytest.MonkeyPatch, **row: object) -> None:
-    rows = json.dumps({"rows": [{"name": "m", "path": None, **row}]}).encode()
-    monkeypatch.setattr(model.sidecar_command, "ask_sidecar_command", lambda *_: rows)
+    whole = {"name": "m", "path": None, **row}
+    configured = [{"source": "m", "path": whole["path"], "error": None}]
+    listing = json.dumps({"rows": [whole], "configured": configured}).encode()
+    monkeypatch.setattr(model.sidecar_command, "ask_sidecar_command", lambda *_: listing)
 
 
 def test_a_model_that_was_changed_on_disk_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,21 +287,24 @@ def a_model(folder: Path, parameters: int) -> None:
 
 def test_memory_without_room_for_the_weights_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a_model(here / "own", 1_000_000_000)
-    case = a_case(source="own")
+    listed(monkeypatch, path="own")
+    case = a_case()
     monkeypatch.setattr(model, "left_bytes", lambda: 3_000_000_000)
     told(model.check_room(case), Status.FAILED, "1,000 million weights in fp32 take 4.0 GB", "3.0 GB are free")
     monkeypatch.setattr(model, "left_bytes", lambda: 4_500_000_000)
     told(model.check_room(case), Status.WARNING)
-    small = a_case(SidecarEngine(precision="int8"), source="own")
+    small = a_case(SidecarEngine(precision="int8"))
     told(model.check_room(small), Status.OK, "take 1.0 GB")
 
 
-def test_a_model_that_is_loaded_has_its_room(here: Path) -> None:
+def test_a_model_that_is_loaded_has_its_room(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a_model(here / "own", 1_000_000_000_000)
+    listed(monkeypatch, path="own")
+    told(model.check_room(a_case()), Status.FAILED)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("run/s.sock")
         server.listen()
-        told(model.check_room(a_case(source="own")), Status.OK, "is loaded")
+        told(model.check_room(a_case()), Status.OK, "is loaded")
 
 
 def test_a_disk_that_is_nearly_full_is_a_warning_and_a_full_one_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
