@@ -145,9 +145,12 @@ class Postgres:
         return path
 
     def restore(self, database: str, dump: Path) -> None:
-        """Put what was dumped in the place of what is there."""
+        """Put what was dumped in the place of what is there, as docs/operations.md says."""
         at = ("--host", str(self.folder), "--username", SUPERUSER, "--dbname", database)
-        self._run("pg_restore", *at, "--clean", "--if-exists", "--no-owner", "--single-transaction", str(dump))
+        self.sql(f"ALTER DATABASE {database} RENAME TO {database}_before")
+        self.sql(f"CREATE DATABASE {database}")
+        self._run("pg_restore", *at, "--no-owner", "--single-transaction", str(dump))
+        self.sql(f"DROP DATABASE {database}_before")
 
     @contextlib.contextmanager
     def database(self, template: str = "template1") -> Iterator[str]:

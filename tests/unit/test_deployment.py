@@ -321,6 +321,20 @@ def test_the_environment_of_the_images_names_settings() -> None:
             settings = settings.__annotations__[part.lower()]
 
 
+def test_a_backup_has_its_folder_and_a_restore_ends_with_a_proxy_whose_books_are_checked() -> None:
+    """Each in a block of its own, for a block is copied whole."""
+    blocks = re.findall(r"^```sh\n(.+?)^```$", (ROOT / "docs/operations.md").read_text(), re.MULTILINE | re.DOTALL)
+    saved = [block for block in blocks if ">backups/" in block]
+    restored = [block for block in blocks if re.search(r"<backups/|\bpg_restore ", block)]
+    assert (len(saved), len(restored)) == (3, 4)
+    assert all(block.startswith("install -d -m 700 backups\n") for block in saved)
+    assert not any(re.search(r">backups/|\bpg_dump ", block) for block in restored)
+    for block in restored:
+        *_, up, last = block.splitlines()
+        assert re.search(r"\bup --wait\b|\bdb upgrade\b|\brollout status\b", up)
+        assert last.endswith("tollhouse ledger check")
+
+
 def test_what_is_sent_to_the_builder_is_what_the_dockerfiles_copy() -> None:
     copied: set[str] = set()
     for name in DOCKERFILES:

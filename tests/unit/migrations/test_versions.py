@@ -116,3 +116,23 @@ def test_a_table_that_is_made_anew_keeps_its_rows(tmp_path: Path) -> None:
     migrate.upgrade(DatabaseSettings(url=f"sqlite+aiosqlite:///{tmp_path}/old.db"))
     with sqlite3.connect(tmp_path / "old.db") as database:
         assert database.execute("SELECT request_id, est_tokens, rule FROM ledger").fetchall() == [("req_1", 30, None)]
+
+
+def test_a_dump_of_an_older_version_is_restored_and_brought_up_to_date(postgres: Postgres) -> None:
+    """Nothing may be left of the newer one that was there: its tables are made anew."""
+    config = migrate._config()
+
+    def older(connection: Connection) -> None:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0004")
+
+    with postgres.database() as name:
+        settings = DatabaseSettings(url=postgres.url(name))
+        migrate._on_postgres(settings, older)
+        dump = postgres.dump(name)
+        migrate.upgrade(settings)
+        newer = catalog(postgres, name)
+        postgres.restore(name, dump)
+        assert migrate.current(settings) == "0004"
+        migrate.upgrade(settings)
+        assert catalog(postgres, name) == newer
