@@ -20,6 +20,13 @@ NOON = 1_790_000_000
 ERRORS = {"requests": 3, "insufficient_quota": 1}
 ROWS = "document.querySelectorAll('tbody tr').length"
 RUNNING = "document.querySelectorAll('tr.running').length"
+# What is done each five seconds is done each tenth of one, and no answer is waited for longer than a second and a half.
+QUICK = """
+    const [every, within] = [setInterval, AbortSignal.timeout.bind(AbortSignal)];
+    window.setInterval = (run, ms) => every(run, ms / 50);
+    AbortSignal.timeout = (ms) => within(ms / 20);
+    window.quick = true;
+"""
 
 
 def sample(number: int) -> dict[str, Any]:
@@ -31,7 +38,7 @@ def sample(number: int) -> dict[str, Any]:
 
 class Server:
     """Mutable: `status` and `state`, what it answers of itself; `may_answer`, whether it does; `asked`, once it was;
-    `_news`, what Live is still to be told.
+    `waiting`, how many it has not answered; `_news`, what Live is still to be told.
     """
 
     def __init__(self) -> None:
@@ -39,6 +46,7 @@ class Server:
         self.state: dict[str, Any] = STATE
         self.may_answer = asyncio.Event()
         self.asked = asyncio.Event()
+        self.waiting = 0
         self._news: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.may_answer.set()
 
@@ -48,7 +56,7 @@ class Server:
         app.router.add_get("/console/data/access", self._access)
         app.router.add_get("/console/data/samples", self._samples)
         app.router.add_get("/console/data/live", self._live)
-        app.router.add_get("/admin/v1/state", self._state)
+        app.router.add_route("*", "/admin/v1/state", self._state)
         app.router.add_static("/console/", STATIC)
         return app
 
@@ -68,7 +76,9 @@ class Server:
 
     async def _state(self, _: web.Request) -> web.Response:
         self.asked.set()
+        self.waiting += 1
         await self.may_answer.wait()
+        self.waiting -= 1
         return web.json_response(self.state, status=self.status)
 
     async def _live(self, request: web.Request) -> web.StreamResponse:
@@ -210,6 +220,26 @@ async def test_a_new_key_in_the_address_lets_go_on_and_what_was_written_can_be_f
     await page.until(f"{written} === undefined")
     assert await page.js("document.querySelector('.sign-in').innerText.includes('Forget')") is False
     page.problems.clear()
+
+
+async def test_a_server_that_hangs_is_waited_for_so_long_and_told_of(page: Page, server: Server) -> None:
+    await page.do("Page.addScriptToEvaluateOnNewDocument", source=QUICK)
+    await page.do("Page.reload")
+    await page.until("window.quick && document.querySelector('header')?.innerText.includes('ready')")
+    server.may_answer.clear()
+    server.asked.clear()
+    await server.asked.wait()
+    await page.js("new Promise((done) => setTimeout(done, 500))")
+    assert server.waiting == 1
+    await page.text("server away", within="header")
+    assert await page.js("document.querySelector('header .state').title") == "There was no answer within 30 s."
+    asked = "import('/console/api.js').then(({post}) => post('/admin/v1/state'))"
+    assert await page.js(f"{asked}.catch((error) => [error.status, error.message])") == [
+        0,
+        "There was no answer within 30 s. What was asked may have been done all the same.",
+    ]
+    server.may_answer.set()
+    await page.text("ready", within="header")
 
 
 async def test_an_answer_that_comes_after_signing_out_is_not_shown(page: Page, server: Server) -> None:

@@ -1,5 +1,7 @@
 // What the server is asked, and how its errors are told. The key is in this tab's memory alone: sessionStorage.
 const KEY = "tollhouse.key";
+// An answer is there by then, to its end, unless it is one that may take longer.
+const LIMIT_S = 30;
 
 export class ServerError extends Error {
   constructor(status, message, code) {
@@ -32,14 +34,21 @@ function headers(key, body) {
   return told;
 }
 
-export async function send(method, path, { body, key = session.key, signal } = {}) {
+// Why a request that was sent has no answer. Whether the server took it is not known then.
+function unanswered(error, method, limit_s) {
+  if (!["TypeError", "TimeoutError"].includes(error.name)) return error;
+  const late = error.name === "TimeoutError";
+  const said = late ? `There was no answer within ${limit_s} s.` : "The server does not answer. Is it running, and is this address still right?";
+  return new ServerError(0, method === "GET" ? said : `${said} What was asked may have been done all the same.`);
+}
+
+export async function send(method, path, { body, key = session.key, limit_s = LIMIT_S, signal = AbortSignal.timeout(limit_s * 1000) } = {}) {
   const options = { method, headers: headers(key, body), signal, cache: "no-store", credentials: "omit" };
   if (body !== undefined) options.body = JSON.stringify(body);
   try {
     return await fetch(path, options);
   } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new ServerError(0, "The server does not answer. Is it running, and is this address still right?");
+    throw unanswered(error, method, limit_s);
   }
 }
 
@@ -53,7 +62,7 @@ export async function errorOf(response) {
   return new ServerError(response.status, told.message, told.code);
 }
 
-export async function ask(method, path, options) {
+export async function ask(method, path, options = {}) {
   const { key } = session;
   const response = await send(method, path, options);
   if (!response.ok) {
@@ -62,11 +71,15 @@ export async function ask(method, path, options) {
     if (error.status === 401 && session.key === key) signedOut.dispatchEvent(new Event("signed-out"));
     throw error;
   }
-  return response.json();
+  try {
+    return await response.json();
+  } catch (error) {
+    throw unanswered(error, method, options.limit_s ?? LIMIT_S);
+  }
 }
 
 export const get = (path) => ask("GET", path);
-export const post = (path, body = {}) => ask("POST", path, { body });
+export const post = (path, body = {}, options = {}) => ask("POST", path, { body, ...options });
 
 // A list that comes in parts, as one. `MOST` keeps a page usable where there are very many: then it is `cut`.
 export const MOST = 5000;

@@ -57,6 +57,7 @@ class App extends Component {
   // `server`: what it last said, null before anybody signs in. `locked`: the key is not good any more.
   state = { server: undefined, locked: false, page: this.page(), visited: new Set([this.page()]), error: null, trouble: null };
   main = createRef();
+  looking = false;
 
   page() {
     const name = location.hash.replace(/^#\/?/, "").split("/")[0];
@@ -116,7 +117,8 @@ class App extends Component {
   }
 
   async look() {
-    if (!this.state.server || this.state.locked || document.hidden || isHeld()) return;
+    if (!this.state.server || this.state.locked || this.looking || document.hidden || isHeld()) return;
+    this.looking = true;
     const { key } = session;
     let found;
     try {
@@ -124,6 +126,7 @@ class App extends Component {
     } catch (error) {
       found = error.status === 401 ? null : { trouble: error };
     }
+    this.looking = false;
     if (session.key === key) this.setState(found);
   }
 

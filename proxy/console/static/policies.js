@@ -2,6 +2,8 @@
 import { all, get, MOST, post } from "./api.js";
 import { Component, counted, Cut, date, Empty, Field, html, inOrder, none, number, Problem } from "./html.js";
 
+// The server ends it after two minutes.
+const SIMULATION_S = 150;
 const DAYS = [["1", "the last day"], ["7", "the last 7 days"], ["30", "the last 30 days"]];
 // Why a key that is not active is refused before any rule.
 const REFUSED = { expired: "the key is expired", revoked: "the key is revoked", "account disabled": "the key's account is disabled" };
@@ -197,7 +199,7 @@ class Simulate extends Component {
     const { key } = this;
     try {
       const wanted = { files: this.texts(), days: Number(this.state.days), ...(key ? { key_id: key } : {}) };
-      this.setState({ outcome: await post("/console/data/simulate", wanted), busy: false });
+      this.setState({ outcome: await post("/console/data/simulate", wanted, { limit_s: SIMULATION_S }), busy: false });
     } catch (error) {
       this.setState({ error, busy: false });
     }
