@@ -38,7 +38,10 @@ export class Overview extends Component {
     clearInterval(this.timer);
   }
 
+  // One at a time: what comes twice would be drawn twice.
   async look() {
+    if (this.looking) return;
+    this.looking = true;
     const before = this.state.samples || [];
     const after = before.length ? before[before.length - 1].at : 0;
     try {
@@ -47,6 +50,7 @@ export class Overview extends Component {
     } catch (error) {
       this.setState({ error });
     }
+    this.looking = false;
   }
 
   charts(shown) {
