@@ -18,12 +18,13 @@ KINDS = STREAM, WHOLE, EMBEDDING = "stream", "whole", "embedding"
 
 @dataclass
 class Seen:
-    """What a client was told of one request.
+    """What a client was told of one request; `name` is its own for it, which the proxy's log has, too.
 
     `complete`: a whole answer, with the tokens it says it used. `left`: it did not want the whole of it.
     """
 
     tier: str
+    name: str
     request_id: str = ""
     status: int = 0
     events: int = 0
@@ -88,7 +89,7 @@ class Crowd:
             if not self._port():
                 await asyncio.sleep(AGAIN_S)
                 continue
-            seen = Seen(tier)
+            seen = Seen(tier, f"asked-{len(self.seen)}")
             self.seen.append(seen)
             with self._at_work(), contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
                 await self._ask(seen, key, whims)
@@ -115,7 +116,9 @@ class Crowd:
         async with (
             asyncio.timeout(whims.uniform(0, 0.3) if leaves and not stream else None),
             self._session.post(
-                f"http://127.0.0.1:{self._port()}/v1/{path}", json=body, headers={"authorization": f"Bearer {key}"}
+                f"http://127.0.0.1:{self._port()}/v1/{path}",
+                json=body,
+                headers={"authorization": f"Bearer {key}", "x-client-request-id": seen.name},
             ) as response,
         ):
             seen.request_id = response.headers["x-request-id"]
