@@ -4,7 +4,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field
 
-from tests.e2e.conftest import MODEL
+from tests.e2e.house import MODEL
 
 
 class City(BaseModel):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import MODEL, House
+from tests.e2e.house import MODEL, House
 from tests.fakes.waiting import until
 
 EMBEDDER = "all-minilm-l6-v2"

@@ -7,7 +7,7 @@ import anthropic
 import pytest
 
 from tests.clients.city import City
-from tests.e2e.conftest import MODEL
+from tests.e2e.house import MODEL
 
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 # Its methods have no argument for a temperature any more.

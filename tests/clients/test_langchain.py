@@ -9,7 +9,7 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests, Embeddi
 from typing_extensions import override
 
 from tests.clients.conftest import EMBEDDER
-from tests.e2e.conftest import MODEL
+from tests.e2e.house import MODEL
 
 
 class TestChats(ChatModelIntegrationTests):

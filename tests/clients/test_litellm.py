@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.clients.conftest import EMBEDDER
-from tests.e2e.conftest import MODEL, House
+from tests.e2e.house import MODEL, House
 
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.conftest import EMBEDDER
-from tests.e2e.conftest import MODEL
+from tests.e2e.house import MODEL
 
 FOLDER = Path(__file__).parent / "node"
 NODE, NPM = shutil.which("node"), shutil.which("npm")

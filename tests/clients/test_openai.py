@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from tests.clients.conftest import EMBEDDER
-from tests.e2e.conftest import MODEL
+from tests.e2e.house import MODEL
 
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 GREEDY: Any = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 16}

@@ -6,7 +6,7 @@ import pytest
 from pydantic_ai import Agent, ModelHTTPError
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 
-from tests.e2e.conftest import MODEL
+from tests.e2e.house import MODEL
 
 SETTINGS: Any = {"max_tokens": 12, "temperature": 0}
 

@@ -9,7 +9,7 @@ from pydantic_ai import Agent, NativeOutput
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 
 from tests.clients.city import GREEDY, QUESTION, City
-from tests.e2e.conftest import MODEL, House
+from tests.e2e.house import MODEL, House
 
 ASKED: Any = {**GREEDY, "response_model": City, "max_retries": 0}
 

@@ -9,7 +9,7 @@ from pydantic_ai import Agent, ToolOutput
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 
 from tests.clients.city import GREEDY, QUESTION, City
-from tests.e2e.conftest import MODEL, House
+from tests.e2e.house import MODEL, House
 
 FUNCTION: Any = {"name": "save_city", "description": "Saves a city.", "parameters": City.model_json_schema()}
 TOOL: Any = {"type": "function", "function": FUNCTION}

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.browser import Page, browser
-from tests.e2e.conftest import UNLIMITED
 from tests.e2e.console import MODEL, NEEDS_CHROMIUM, PAGES, ask, chat, shot, shown, url
+from tests.e2e.house import UNLIMITED
 
 pytestmark = [NEEDS_CHROMIUM]
 

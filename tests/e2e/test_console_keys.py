@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.browser import Page
-from tests.e2e.conftest import UNLIMITED
 from tests.e2e.console import NEEDS_CHROMIUM, ask, chat, shown, stays
+from tests.e2e.house import UNLIMITED
 
 pytestmark = [NEEDS_CHROMIUM]
 # The next change that the page asks for waits for `go()`.

@@ -19,7 +19,7 @@ import torch
 import yaml
 from transformers import AutoModel, AutoTokenizer
 
-from tests.e2e.conftest import BIN, MODEL, House, Process
+from tests.e2e.house import BIN, MODEL, House, Process
 
 EMBEDDER = "all-minilm-l6-v2"
 TEXTS = ["A cat sits on the mat.", "A kitten rests on a rug.", "The central bank raised interest rates.", "Hi"]

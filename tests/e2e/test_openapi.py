@@ -18,7 +18,7 @@ from proxy.routes import METHODS
 from proxy.routes import MODEL as MODEL_PATH
 from sidecar.protocol.options import MOST_TOKENS as INT31
 from sidecar.wire.internal import Endpoint
-from tests.e2e.conftest import MODEL
+from tests.e2e.house import MODEL
 
 # For a long run.
 EXAMPLES = int(os.environ.get("TOLLHOUSE_OPENAPI_EXAMPLES", "15"))

@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.e2e.conftest import MODEL, UNLIMITED
+from tests.e2e.house import MODEL, UNLIMITED
 
 
 def policy(**changes: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import House
+from tests.e2e.house import House
 
 WATCHDOG_S = 0.6
 # No memory that can be written becomes code, from here on (PR_SET_MDWE of linux/prctl.h; older kernels than 6.3 do not

@@ -43,6 +43,28 @@ def imported(tree: ast.Module) -> set[str]:
     return names
 
 
+def beside(tree: ast.Module) -> Iterator[Path]:
+    """The files of our tests that a module of them imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith("tests."):
+            base = ROOT / node.module.replace(".", "/")
+            yield from (path for name in node.names if (path := base / f"{name.name}.py").is_file())
+            if base.with_suffix(".py").is_file():
+                yield base.with_suffix(".py")
+
+
+def test_what_the_tests_of_clients_import_can_run_where_tollhouse_is_not_installed() -> None:
+    waiting, looked = list((ROOT / "tests/clients").glob("*.py")), dict[str, set[str]]()
+    while waiting:
+        path = waiting.pop()
+        if str(path) not in looked:
+            tree = ast.parse(path.read_text())
+            looked[str(path)] = imported(tree) & set(PACKAGES)
+            waiting.extend(beside(tree))
+    assert str(ROOT / "tests/e2e/house.py") in looked
+    assert {file: found for file, found in looked.items() if found} == {}
+
+
 def test_c9_no_module_imports_what_runs_the_data_that_it_reads() -> None:
     assert {file: found for file, tree in modules(*PACKAGES) if (found := imported(tree) & PICKLES)} == {}
     evaluating = {
