@@ -252,11 +252,7 @@ class Pipeline:
         return admitted
 
     async def _allowed(self, principal: Principal, call: Call, notes: Notes) -> ModelState:
-        found = self._upstreams.find(call.model)
-        if found is None:
-            self._upstreams.check_known(call.model)
-        else:
-            notes.served = found.id
+        found = self._served(call.model, notes)
         # The key's rights come before the choice: a stranger to a model is not told whether it is up.
         model = self._admission.check(principal, call, found)
         notes.model = model.id
@@ -264,6 +260,15 @@ class Pipeline:
             # A key at its limits reads no conversations.
             await self._admission.check_limits(principal, model.id)
         return model
+
+    def _served(self, name: str, notes: Notes) -> ModelState | None:
+        """The model of that name. Raises ApiError 503 while it may be one of a sidecar that has not spoken."""
+        found = self._upstreams.find(name)
+        if found is None:
+            self._upstreams.check_known(name)
+        else:
+            notes.served = found.id
+        return found
 
     async def _granted(
         self, client: Client, principal: Principal, model: ModelState, turn: Turn, *, call: Call, notes: Notes
@@ -284,11 +289,7 @@ class Pipeline:
     async def _let_in(self, arrival: Arrival, principal: Principal, question: Question, notes: Notes) -> Pass:
         begun_s = self._clock.monotonic()
         try:
-            found = self._upstreams.find(question.model)
-            if found is None:
-                self._upstreams.check_known(question.model)
-            else:
-                notes.served = found.id
+            found = self._served(question.model, notes)
             passed = await self._admission.admit_question(principal, question, arrival, found)
         finally:
             notes.admit_s = self._clock.monotonic() - begun_s
