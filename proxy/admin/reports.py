@@ -8,10 +8,11 @@ from proxy.admin.accounts import named
 from proxy.admin.desk import Desk, Order, explained
 from proxy.admin.records import AuditEvent, AuditQuery, Listing, LogQuery, Nothing, Usage, UsageQuery, UsageRow
 from proxy.clock import month_of
-from proxy.policy.schema import Policy
+from proxy.policy.schema import Policy, Tier
 from proxy.store.ledger import UsageRow as LedgerRow
 from proxy.store.requestlog import LoggedRequest, Sought
 from proxy.store.requestlog import Place as LogPlace
+from proxy.store.spread import Spread
 from sidecar.wire.errors import bad_request
 
 KEYS_AT_ONCE: Final = 1000
@@ -41,10 +42,9 @@ async def quota_shares(desk: Desk) -> list[float]:
         found = await desk.ledger.spread(month_of(now), now)
     shares: list[float] = []
     for row in found:
-        tier = desk.policy.tiers.get(row.tier)
-        limit = tier.under(row.limits).monthly_tokens if tier else None
-        if limit:
-            shares.extend([row.tokens / limit] * row.keys)
+        tier = _tier_of(row, desk.policy)
+        if tier and tier.monthly_tokens:
+            shares.extend([row.tokens / tier.monthly_tokens] * row.keys)
     return shares
 
 
@@ -58,10 +58,10 @@ async def nearest_quotas(desk: Desk, most: int) -> list[tuple[str, str, float]]:
         with explained():
             rows = await desk.ledger.usage(month_of(now), usable_at=now, after=after, limit=KEYS_AT_ONCE)
         for row in rows:
-            tier = desk.policy.tiers.get(row.tier)
-            limit = tier.under(row.limits).monthly_tokens if tier else None
-            if limit:
-                nearest.append((row.key_id, row.tier, (row.total_tokens + row.reserved_tokens) / limit))
+            tier = _tier_of(row, desk.policy)
+            if tier and tier.monthly_tokens:
+                share = (row.total_tokens + row.reserved_tokens) / tier.monthly_tokens
+                nearest.append((row.key_id, row.tier, share))
         nearest = heapq.nlargest(most, nearest, key=lambda key: key[2])
         if len(rows) < KEYS_AT_ONCE:
             return nearest
@@ -120,10 +120,15 @@ def _place(after: str | None) -> LogPlace | None:
         ) from None
 
 
-def _usage_row(row: LedgerRow, policy: Policy) -> UsageRow:
+def _tier_of(row: LedgerRow | Spread, policy: Policy) -> Tier | None:
+    """The tier of a key, under its own limits."""
     # A tier that no policy file has any more limits nothing; its keys are refused before that matters.
     tier = policy.tiers.get(row.tier)
-    own = tier.under(row.limits) if tier else None
+    return tier.under(row.limits) if tier else None
+
+
+def _usage_row(row: LedgerRow, policy: Policy) -> UsageRow:
+    own = _tier_of(row, policy)
     return UsageRow(
         key_id=row.key_id,
         name=row.name,
