@@ -84,14 +84,16 @@ def _listing(config: Path, *options: str) -> Listing:
     return msgspec.json.decode(listed, type=Listing)
 
 
+def _makes_it() -> str:
+    return f"`{program()} up` does it, or: {program()} model fetch"
+
+
 def _own(found: Source) -> Check:
     """Of a folder or a GGUF file that the operator brought."""
     if found.error is not None:
         return failed("model", found.error.message, found.error.hint)
     if found.path is None:
-        return warning(
-            "model", f"{found.source} is not converted yet", f"`{program()} up` does it, or: {program()} model fetch"
-        )
+        return warning("model", f"{found.source} is not converted yet", _makes_it())
     return ok("model", found.source)
 
 
@@ -105,9 +107,7 @@ def _of_catalogue(sidecar: SidecarConfig, row: Row, config: Path) -> Check:
                 f"{free / GIGABYTE:.1f} GB are free",
                 f"Free some space, or set `cache` in {config} to a folder on another disk.",
             )
-        return warning(
-            "model", f"{row.name} is not fetched yet", f"`{program()} up` does it, or: {program()} model fetch"
-        )
+        return warning("model", f"{row.name} is not fetched yet", _makes_it())
     if row.damaged:
         return failed(
             "model",
