@@ -2,24 +2,15 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from sidecar.engine.__main__ import openmp_settings
-from sidecar.engine.config import EngineConfig
+from tests.fakes.engine_config import engine_config
 
-CHAT = EngineConfig(
-    model_path="model",
-    slots_path="slots",
-    precision="fp32",
-    device="cpu",
-    max_sequences=4,
-    step_token_budget=64,
-    max_context=None,
-    kv_tokens=None,
-    threads=None,
-)
+CHAT = engine_config(Path("model"), Path("slots"))
 
 
 @pytest.mark.parametrize("threads", [None, 8])
