@@ -12,7 +12,8 @@ import pytest
 from proxy.scopes import Scope
 from tests.e2e.browser import Page, browser
 from tests.e2e.console import ask, chat, url
-from tests.e2e.house import BIN, ROOT, UNLIMITED, House
+from tests.e2e.house import BIN, ROOT, House
+from tests.fakes.tiers import UNLIMITED
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

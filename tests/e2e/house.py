@@ -16,23 +16,13 @@ from typing import Any
 import httpx2
 import openai
 
+from tests.fakes.tiers import UNLIMITED
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 MODEL = "smollm2-135m-instruct"
 SOCKET = "run/sidecar.sock"
 START_TIMEOUT_S = 120.0
-
-UNLIMITED = {
-    "requests_per_minute": "unlimited",
-    "tokens_per_minute": "unlimited",
-    "concurrency": "unlimited",
-    "monthly_requests": "unlimited",
-    "monthly_tokens": "unlimited",
-    "max_output_tokens": "unlimited",
-    "default_output_tokens": "unlimited",
-    "models": ["*"],
-    "priority": 0,
-}
 
 
 @dataclass

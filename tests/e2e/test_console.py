@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.browser import Page, browser
 from tests.e2e.console import MODEL, NEEDS_CHROMIUM, PAGES, ask, chat, shot, shown, url
-from tests.e2e.house import UNLIMITED
+from tests.fakes.tiers import UNLIMITED
 
 pytestmark = [NEEDS_CHROMIUM]
 

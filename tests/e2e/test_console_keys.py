@@ -6,7 +6,7 @@ import pytest
 
 from tests.e2e.browser import Page
 from tests.e2e.console import NEEDS_CHROMIUM, ask, chat, shown, stays
-from tests.e2e.house import UNLIMITED
+from tests.fakes.tiers import UNLIMITED
 
 pytestmark = [NEEDS_CHROMIUM]
 # The next change that the page asks for waits for `go()`.
@@ -62,12 +62,7 @@ async def test_a_key_is_made_and_used_and_revoked_on_the_page(page: Page, house:
     assert secret not in await page.js("document.documentElement.outerHTML")
     body = chat("Hi", max_tokens=2)
     assert ask(house, secret, body).status_code == 200
-    await page.press("Rotate made-here")
-    await page.choose("dialog select", "0")
-    await page.press("Rotate", within="dialog")
-    await page.text("the only time it is shown", within="dialog")
-    rotated = await page.js("document.querySelector('dialog .secret input').value")
-    await page.press("I have copied it", within="dialog")
+    rotated = await rotated_at_once(page, "made-here")
     assert ask(house, secret, body).status_code == 401
     assert ask(house, rotated, body).status_code == 200
     await page.press("Revoke made-here")
@@ -175,12 +170,7 @@ async def test_who_rotates_the_key_in_use_goes_on_with_its_new_secret(page: Page
     made = house.command("keys", "create", "--account", "ops", "--tier", "pro", "--name", "own", "--scope", "admin")
     await page.js(f"sessionStorage.setItem('tollhouse.key', '{made['secret']}')")
     await shown(page, "keys")
-    await page.press("Rotate own")
-    await page.choose("dialog select", "0")
-    await page.press("Rotate", within="dialog")
-    await page.text("the only time it is shown", within="dialog")
-    secret = await page.js("document.querySelector('dialog .secret input').value")
-    await page.press("I have copied it", within="dialog")
+    secret = await rotated_at_once(page, "own")
     assert await page.js("import('/console/api.js').then(({get}) => get('/admin/v1/state')).then((told) => told.ready)")
     assert await page.js("sessionStorage.getItem('tollhouse.key')") == secret != made["secret"]
     house.command("keys", "revoke", made["key_id"])
@@ -202,3 +192,14 @@ async def test_a_secret_is_shown_until_it_is_copied_though_the_key_in_use_ends(p
     await page.until("document.querySelector('#admin-key') && !document.querySelector('dialog')")
     assert all("401 (Unauthorized)" in problem for problem in page.problems)
     page.problems.clear()
+
+
+async def rotated_at_once(page: Page, name: str) -> str:
+    """The new secret of a key; the one before it ends."""
+    await page.press(f"Rotate {name}")
+    await page.choose("dialog select", "0")
+    await page.press("Rotate", within="dialog")
+    await page.text("the only time it is shown", within="dialog")
+    secret: str = await page.js("document.querySelector('dialog .secret input').value")
+    await page.press("I have copied it", within="dialog")
+    return secret

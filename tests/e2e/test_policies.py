@@ -8,7 +8,8 @@ from typing import Any
 import openai
 import pytest
 
-from tests.e2e.house import MODEL, UNLIMITED
+from tests.e2e.house import MODEL
+from tests.fakes.tiers import UNLIMITED
 
 
 def policy(**changes: Any) -> dict[str, Any]:

@@ -21,27 +21,18 @@ from proxy.admin.records import NewAccount, NewKey
 from proxy.store import audit
 from sidecar.wire import slots
 from tests.fakes.postgres import Postgres
+from tests.fakes.tiers import UNLIMITED
 
 BIN: Final = Path(sys.executable).parent
 START_S: Final = 120.0
 # So many tokens a key of the tier `small` may use, and so many requests of the tier `few` run at once.
 SMALL: Final = 20_000
 FEW: Final = 2
-UNLIMITED: Final[dict[str, Any]] = {
-    "requests_per_minute": "unlimited",
-    "tokens_per_minute": "unlimited",
-    "concurrency": "unlimited",
-    "monthly_requests": "unlimited",
-    "monthly_tokens": "unlimited",
-    "max_output_tokens": "unlimited",
-    "default_output_tokens": 16,
-    "models": ["*"],
-    "priority": 0,
-}
+OPEN: Final = UNLIMITED | {"default_output_tokens": 16}
 TIERS: Final = {
-    "open": UNLIMITED,
-    "small": UNLIMITED | {"monthly_tokens": SMALL},
-    "few": UNLIMITED | {"concurrency": FEW},
+    "open": OPEN,
+    "small": OPEN | {"monthly_tokens": SMALL},
+    "few": OPEN | {"concurrency": FEW},
 }
 PROXY, SIDECAR, ENGINE, DATABASE = "proxy", "sidecar", "engine", "postgres"
 

@@ -17,18 +17,9 @@ from proxy.admin.records import NewAccount, NewKey
 from proxy.settings import Proxy
 from tests.fakes.postgres import Postgres
 from tests.fakes.sidecar import MODEL, FakeSidecar
+from tests.fakes.tiers import UNLIMITED
 
-OPEN: dict[str, Any] = {
-    "requests_per_minute": "unlimited",
-    "tokens_per_minute": "unlimited",
-    "concurrency": "unlimited",
-    "monthly_requests": "unlimited",
-    "monthly_tokens": "unlimited",
-    "max_output_tokens": "unlimited",
-    "default_output_tokens": 16,
-    "models": ["*"],
-    "priority": 3,
-}
+OPEN = UNLIMITED | {"default_output_tokens": 16, "priority": 3}
 TIERS = {
     "open": OPEN,
     "one": OPEN | {"requests_per_minute": 1},
