@@ -77,8 +77,6 @@ class FakeSidecar:
         # It fails to cancel.
         self.deaf = False
         self.received: list[Received] = []
-        # The endpoints of the bodies it counted.
-        self.counted: list[str] = []
         self.cancelled: list[str] = []
         # The endpoints of the bodies that it counted.
         self.counted: list[str] = []
