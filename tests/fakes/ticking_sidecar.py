@@ -1,7 +1,7 @@
 """A sidecar as a process that can be killed: no model, a token each tick, and true usage slots.
 
-`python -m tests.fakes.ticking_sidecar SOCKET`. It speaks the internal protocol and keeps the slots as the real one
-does: a token is counted before it is sent, and a request that is cancelled produces nothing more.
+`python -m tests.fakes.ticking_sidecar SOCKET [TICK_S]`. It speaks the internal protocol and keeps the slots as the
+real one does: a token is counted before it is sent, and a request that is cancelled produces nothing more.
 """
 
 import asyncio
@@ -44,8 +44,9 @@ class Running:
 class TickingSidecar:
     """The handlers. Mutable: `_running`, by request id."""
 
-    def __init__(self, slots: Path) -> None:
+    def __init__(self, slots: Path, tick_s: float) -> None:
         self._slots_path = slots
+        self._tick_s = tick_s
         encoder = embedding_slots(slots)
         self._slots, self._encoder_slots = SlotWriter(slots, CAPACITY), SlotWriter(encoder, CAPACITY)
         self._readers = SlotReader(slots), SlotReader(encoder)
@@ -79,7 +80,7 @@ class TickingSidecar:
         request_id, prompt = request.headers[internal.REQUEST_ID], _prompt_tokens(await request.read())
         with self._at_work(request_id, prompt, self._encoder_slots) as running:
             for _ in range(EMBEDDING_TICKS):
-                await asyncio.sleep(TICK_S)
+                await asyncio.sleep(self._tick_s)
             if running.cancelled:
                 raise ConnectionResetError
         usage = {"prompt_tokens": prompt, "total_tokens": prompt}
@@ -125,7 +126,7 @@ class TickingSidecar:
 
     async def _tick(self, running: Running, wanted: int) -> bool:
         """Produce one token, if there is one to produce."""
-        await asyncio.sleep(TICK_S)
+        await asyncio.sleep(self._tick_s)
         if running.cancelled or running.produced >= wanted:
             return False
         running.produced += 1
@@ -183,9 +184,9 @@ def _json(answer: msgspec.Struct) -> web.Response:
     return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
 
-async def serve(socket: Path) -> None:
+async def serve(socket: Path, tick_s: float) -> None:
     """Until it is killed."""
-    runner = web.AppRunner(TickingSidecar(socket.with_suffix(".slots")).app(), handler_cancellation=True)
+    runner = web.AppRunner(TickingSidecar(socket.with_suffix(".slots"), tick_s).app(), handler_cancellation=True)
     await runner.setup()
     await web.UnixSite(runner, str(socket)).start()
     await asyncio.Event().wait()
@@ -195,4 +196,4 @@ if __name__ == "__main__":
     place = Path(sys.argv[1])
     # One that was killed left it.
     place.unlink(missing_ok=True)
-    asyncio.run(serve(place))
+    asyncio.run(serve(place, float(sys.argv[2]) if len(sys.argv) > 2 else TICK_S))

@@ -139,7 +139,8 @@ class Besieged:
         self.port = 0
         for _ in range(times):
             self.running[PROXY].send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.1)
+            # Two signals that come before the first is heard are one.
+            await until(self._draining, "a proxy that takes nothing new")
         return await self.running[PROXY].wait()
 
     async def state(self) -> dict[str, Any]:
@@ -206,6 +207,9 @@ class Besieged:
     def log(self) -> str:
         """The end of each log, for a test that failed."""
         return "\n".join(f"{path.name}:\n{path.read_text()[-3000:]}" for path in sorted(self.folder.glob("*.log"))[-3:])
+
+    async def _draining(self) -> bool:
+        return bool(self.events("draining"))
 
     def events(self, name: str) -> list[dict[str, Any]]:
         logs = [path.read_text() for path in sorted(self.folder.glob("*-proxy.log"))]
