@@ -4,17 +4,18 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from proxy.console import files
 from tests.e2e.browser import Page, browser
 from tests.e2e.console import NEEDS_CHROMIUM
 
 pytestmark = [NEEDS_CHROMIUM]
-STATIC = Path(__file__).parents[2] / "proxy/console/static"
+PAGES: Final = files.load()
 STATE = {"version": "1", "policy_revision": "abc", "policy_problems": [], "ready": True, "upstreams": []}
 NOON = 1_790_000_000
 ERRORS = {"requests": 3, "insufficient_quota": 1}
@@ -52,20 +53,20 @@ class Server:
 
     def app(self) -> web.Application:
         app = web.Application()
-        app.router.add_get("/console/", self._index)
         app.router.add_get("/console/data/access", self._access)
         app.router.add_get("/console/data/samples", self._samples)
         app.router.add_get("/console/data/live", self._live)
         app.router.add_route("*", "/admin/v1/state", self._state)
-        app.router.add_static("/console/", STATIC)
+        app.router.add_get("/console/{file:.*}", self._file)
         return app
 
     def tell(self, *requests: dict[str, Any], whole: bool = False) -> None:
         """That it was taken is seen by the number of what was lost."""
         self._news.put_nowait({"requests": requests, "whole": whole, "lost": 1})
 
-    async def _index(self, _: web.Request) -> web.FileResponse:
-        return web.FileResponse(STATIC / "index.html")
+    async def _file(self, request: web.Request) -> web.Response:
+        file = PAGES[request.path]
+        return web.Response(body=file.body, headers={"content-type": file.content_type})
 
     async def _access(self, _: web.Request) -> web.Response:
         return web.json_response({"key_needed": True})
@@ -240,6 +241,24 @@ async def test_a_server_that_hangs_is_waited_for_so_long_and_told_of(page: Page,
     ]
     server.may_answer.set()
     await page.text("ready", within="header")
+
+
+async def test_a_key_is_kept_while_the_server_cannot_say_whether_it_is_good(page: Page, server: Server) -> None:
+    await page.do("Page.addScriptToEvaluateOnNewDocument", source=QUICK)
+    server.status, server.state = 503, {"error": {"message": "The database is away.", "code": "storage_unavailable"}}
+    await page.do("Page.reload")
+    await page.text("The database is away", within=".sign-in .problem")
+    server.asked.clear()
+    await server.asked.wait()
+    assert await page.js("!!document.querySelector('#admin-key') && !document.querySelector('header')")
+    server.status, server.state = 200, STATE
+    await page.text("ready", within="header")
+    assert await page.js("sessionStorage.getItem('tollhouse.key')") == "sk-th_admin"
+    server.status, server.state = 401, {"error": {"message": "No such key.", "code": "invalid_api_key"}}
+    await page.do("Page.reload")
+    await page.text("No such key", within=".sign-in .problem")
+    assert await page.js("sessionStorage.getItem('tollhouse.key')") is None
+    page.problems.clear()
 
 
 async def test_an_answer_that_comes_after_signing_out_is_not_shown(page: Page, server: Server) -> None:

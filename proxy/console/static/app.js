@@ -20,6 +20,9 @@ const STATE_EVERY_MS = 5000;
 const GIVEN_KEY = "#key=";
 const ENDED = { title: "Your key has ended.", message: "Sign in to go on where you were: what was written is still here." };
 
+// It did not answer, or not to what it was asked.
+const isAway = (error) => error?.status === 0 || error?.status >= 500;
+
 class SignIn extends Component {
   state = { key: "", busy: false };
 
@@ -54,29 +57,34 @@ class SignIn extends Component {
 }
 
 class App extends Component {
-  // `server`: what it last said, null before anybody signs in. `locked`: the key is not good any more.
-  state = { server: undefined, locked: false, page: this.page(), visited: new Set([this.page()]), error: null, trouble: null };
+  // `server`: what it last said, null before anybody signs in. `locked`: the key is not good any more. `part`: what of its
+  // page is asked for.
+  state = { server: undefined, locked: false, ...this.place(), visited: new Set([this.place().page]), error: null, trouble: null };
   main = createRef();
   looking = false;
 
-  page() {
-    const name = location.hash.replace(/^#\/?/, "").split("/")[0];
-    return PAGES.some(([id]) => id === name) ? name : "overview";
+  // What stands in the address: #/page/part.
+  place() {
+    const [name, part = ""] = location.hash.replace(/^#\/?/, "").split("/");
+    return PAGES.some(([id]) => id === name) ? { page: name, part } : { page: "overview", part: "" };
   }
 
   async componentDidMount() {
     addEventListener("hashchange", this.moved);
     addEventListener("beforeunload", (event) => isHeld() && event.preventDefault());
     signedOut.addEventListener("signed-out", this.lock);
-    const key = this.takeKey(location.pathname) ?? session.key;
-    // Over the admin socket, forwarded to here, no key is asked for; a strange Host or network is told of.
+    await this.begin(this.takeKey(location.pathname) ?? session.key);
+    setInterval(() => this.look(), STATE_EVERY_MS);
+  }
+
+  // Over the admin socket, forwarded to here, no key is asked for; a strange Host or network is told of.
+  async begin(key) {
     try {
       if (key !== null || (await this.needsNoKey())) await this.enter(key);
-      else this.setState({ server: null });
+      else this.setState({ server: null, error: null });
     } catch (error) {
       this.setState({ server: null, error });
     }
-    setInterval(() => this.look(), STATE_EVERY_MS);
   }
 
   moved = ({ oldURL }) => {
@@ -89,7 +97,8 @@ class App extends Component {
       this.enter(key);
       return;
     }
-    this.setState(({ visited }) => ({ page: this.page(), visited: new Set([...visited, this.page()]) }), () => {
+    const place = this.place();
+    this.setState(({ visited }) => ({ ...place, visited: new Set([...visited, place.page]) }), () => {
       this.main.current?.focus({ preventScroll: true });
       scrollTo(0, 0);
     });
@@ -117,8 +126,14 @@ class App extends Component {
   }
 
   async look() {
-    if (!this.state.server || this.state.locked || this.looking || document.hidden || isHeld()) return;
+    if (this.looking || document.hidden || isHeld()) return;
     this.looking = true;
+    if (this.state.server && !this.state.locked) await this.refresh();
+    else if (isAway(this.state.error)) await this.begin(session.key);
+    this.looking = false;
+  }
+
+  async refresh() {
     const { key } = session;
     let found;
     try {
@@ -126,21 +141,21 @@ class App extends Component {
     } catch (error) {
       found = error.status === 401 ? null : { trouble: error };
     }
-    this.looking = false;
     if (session.key === key) this.setState(found);
   }
 
-  // Until the server says that the key is good, nothing is shown; what was written is kept.
+  // Until the server says that the key is good, nothing is shown; what was written is kept. While it does not answer it says
+  // nothing of the key: then that is kept, too, and shown to it again.
   enter = async (key) => {
     session.key = key;
-    this.setState(({ server }) => ({ locked: Boolean(server), error: null }));
+    this.setState(({ server }) => ({ locked: Boolean(server) }));
     try {
       const server = await get("/admin/v1/state");
-      if (session.key === key) this.setState({ server, locked: false, trouble: null });
+      if (session.key === key) this.setState({ server, locked: false, error: null, trouble: null });
     } catch (error) {
       // Another may have come meanwhile.
       if (session.key !== key && session.key !== null) return;
-      session.key = null;
+      if (!isAway(error)) session.key = null;
       this.setState(({ server }) => ({ server: server ?? null, error }));
     }
   };
@@ -171,7 +186,7 @@ class App extends Component {
       </header>`;
   }
 
-  render(_, { server, locked, page, visited, error }) {
+  render(_, { server, locked, page, part, visited, error }) {
     if (server === undefined) return html`<p class="loading" role="status">Loading…</p>`;
     const shown = server !== null && !locked;
     const there = PAGES.filter(([id]) => server !== null && ((shown && id === page) || (STAY.includes(id) && visited.has(id))));
@@ -179,7 +194,7 @@ class App extends Component {
     return html`
       ${shown ? this.header() : html`<${SignIn} error=${error} onEnter=${this.enter} onForget=${locked && this.leave} />`}
       <main id="main" ref=${this.main} tabindex="-1" hidden=${!shown}>
-        ${there.map(([id, , Page]) => html`<div key=${id} hidden=${id !== page}><${Page} server=${server} shown=${shown && id === page} /></div>`)}
+        ${there.map(([id, , Page]) => html`<div key=${id} hidden=${id !== page}><${Page} server=${server} part=${part} shown=${shown && id === page} /></div>`)}
       </main>
       ${shown && html`<footer>Version ${server.version} · policy ${server.policy_revision} · ${server.upstreams.map((one) => one.name).join(", ")}</footer>`}
     `;
