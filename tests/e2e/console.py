@@ -18,6 +18,7 @@ PAGES = {
     "overview": "Requests per second",
     "live": "What was asked and answered is not here",
     "keys": "New key",
+    "history": "No secret is ever here",
     "policies": "Candidate policy",
     "playground": "Nothing asked yet",
 }

@@ -27,7 +27,8 @@ MANY_KEYS = """(() => {
         const from = Number(url.searchParams.get("after"));
         const data = Array.from({length: 1000}, (_, i) => {
             const name = `key-${String((from + i) * 7 % 6000).padStart(4, "0")}`;
-            return {key_id: `id${from + i}`, name, account: "acme", tier: "pro", state: i % 2 ? "active" : "expired"};
+            const key = {key_id: `id${from + i}`, name, account: "acme", tier: "pro", state: i % 2 ? "active" : "expired"};
+            return {...key, limits: {}, allow_from: [], deny_from: []};
         });
         return Response.json({data, next: from < 5000 ? String(from + 1000) : null});
     };
@@ -78,6 +79,73 @@ async def test_a_key_is_made_and_used_and_revoked_on_the_page(page: Page, house:
     events = house.command("audit", "list", "--limit", "3")["rows"]
     assert [event["action"] for event in events] == ["key.revoke", "key.rotate", "key.create"]
     assert {event["address"] for event in events} == {"127.0.0.1"}
+
+
+async def test_a_key_is_changed_on_the_page_and_its_history_says_so(page: Page, house: Any) -> None:
+    made = house.command("keys", "create", "--account", "acme", "--tier", "free", "--name", "to-change")["key_id"]
+    await shown(page, "keys")
+    await page.press("Change to-change")
+    await page.text(made, "acme", within="dialog")
+    await page.click("dialog summary")
+    # What it has not of its own is that of its tier.
+    limit = "dialog [data-limit={}]".format
+    assert await page.js(f"document.querySelector('{limit('monthly_tokens')}').placeholder") == "1,000"
+    await page.type("#key-name", "changed")
+    await page.choose("#key-tier", "pro")
+    assert await page.js(f"document.querySelector('{limit('monthly_tokens')}').placeholder") == "unlimited"
+    await page.choose("#key-ends", "30")
+    await page.type("#key-models", "one, two")
+    await page.type("#key-allow", "192.0.2.0/24,127.0.0.1")
+    await page.type(limit("monthly_tokens"), "unlimited")
+    await page.type(limit("concurrency"), "many")
+    await page.press("Save", within="dialog")
+    await page.text('"Requests at once" is a whole number', within="dialog .problem")
+    await page.type(limit("concurrency"), "3")
+    await page.click("dialog fieldset:last-of-type input")
+    await page.press("Save", within="dialog")
+    await page.until("!document.querySelector('dialog')")
+    await page.text("requests at once: 3", "tokens a month: unlimited", "allowed from: 192.0.2.0/24", within="#keys")
+    key = house.command("keys", "show", made)
+    assert (key["name"], key["tier"], key["models"]) == ("changed", "pro", ["one", "two"])
+    assert key["limits"] == {"concurrency": 3, "monthly_tokens": "unlimited"}
+    assert key["allow_from"] == ["192.0.2.0/24", "127.0.0.1/32"]
+    assert "chat" not in key["scopes"]
+    assert key["expires"] is not None
+    # What is not changed stays, and no change is none.
+    await page.press("Change changed")
+    await page.press("Save", within="dialog")
+    await page.until("!document.querySelector('dialog')")
+    assert house.command("keys", "show", made) == key
+    await page.press("Change changed")
+    await page.click("dialog summary")
+    await page.type(limit("concurrency"), " ")
+    await page.choose("#key-ends", "")
+    await page.click("dialog fieldset:last-of-type input")
+    await page.press("Save", within="dialog")
+    await page.until("!document.querySelector('dialog')")
+    changed = house.command("keys", "show", made)
+    assert changed == key | {"limits": {"monthly_tokens": "unlimited"}, "expires": None, "scopes": None}
+    await page.js(f"document.querySelector('[href=\"#/history/{made}\"]').click()")
+    await page.text("History of changed", made)
+    assert await page.js("document.querySelectorAll('#history tbody tr').length") == 3
+    await page.text("key made", "key changed", "tier: free → pro", "console", "from 127.0.0.1", within="#history")
+    await page.js(
+        "[...document.querySelectorAll('.page-head a')].find((one) => one.innerText.includes('every')).click()"
+    )
+    await page.text("account made", within="#history")
+    house.command("keys", "revoke", made)
+
+
+async def test_an_account_is_changed_on_the_page(page: Page, house: Any) -> None:
+    house.command("accounts", "create", "to-change", "--monthly-requests", "7")
+    await shown(page, "keys")
+    await page.press("Change to-change")
+    await page.type("#account-name", "changed-account")
+    await page.type("dialog [data-limit=monthly_tokens]", "5000")
+    await page.type("dialog [data-limit=monthly_requests]", " ")
+    await page.press("Save", within="dialog")
+    await page.text("changed-account", "0 of 5,000", within="#accounts")
+    assert house.command("accounts", "show", "changed-account")["limits"] == {"monthly_tokens": 5000}
 
 
 async def test_a_new_account_is_kept_when_its_key_is_refused_at_first(page: Page, house: Any) -> None:

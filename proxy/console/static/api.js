@@ -80,6 +80,7 @@ export async function ask(method, path, options = {}) {
 
 export const get = (path) => ask("GET", path);
 export const post = (path, body = {}, options = {}) => ask("POST", path, { body, ...options });
+export const patch = (path, body) => ask("PATCH", path, { body });
 
 // A list that comes in parts, as one. `MOST` keeps a page usable where there are very many: then it is `cut`.
 export const MOST = 5000;

@@ -1,6 +1,7 @@
 // The console: who is signed in, and which page is shown.
 import { get, session, signedOut } from "./api.js";
 import { Component, createRef, Field, html, isHeld, Problem, render } from "./html.js";
+import { History } from "./history.js";
 import { Keys } from "./keys.js";
 import { Live } from "./live.js";
 import { Overview } from "./overview.js";
@@ -11,6 +12,7 @@ const PAGES = [
   ["overview", "Overview", Overview],
   ["live", "Live", Live],
   ["keys", "Keys and accounts", Keys],
+  ["history", "History", History],
   ["policies", "Policies", Policies],
   ["playground", "Playground", Playground],
 ];

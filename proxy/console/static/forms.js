@@ -1,6 +1,7 @@
 // The windows in which keys and accounts are made and changed.
-import { idOf, post, session } from "./api.js";
-import { Component, date, Dialog, Field, html, Problem, Secret } from "./html.js";
+import { idOf, patch, post, session } from "./api.js";
+import { Form } from "./form.js";
+import { date, Field, html, number } from "./html.js";
 
 // What a key may do that has no scopes of its own.
 export const SCOPES = ["chat", "completions", "responses", "messages", "embeddings", "tokenize", "models"];
@@ -8,102 +9,150 @@ const EXPIRIES = [["", "never"], ["7", "in 7 days"], ["30", "in 30 days"], ["90"
 const GRACES = [["0", "at once"], ["3600", "after an hour"], ["86400", "after a day"], ["604800", "after a week"]];
 // No account is called so.
 const NEW = "";
+const AS_NOW = "as now";
+// What a key may have of its own instead of what its tier says.
+export const LIMITS = {
+  requests_per_minute: "Requests a minute",
+  tokens_per_minute: "Tokens a minute",
+  concurrency: "Requests at once",
+  monthly_requests: "Requests a month",
+  monthly_tokens: "Tokens a month",
+  max_output_tokens: "Output tokens, at most",
+  default_output_tokens: "Output tokens, if none are asked for",
+};
+const ACCOUNT_LIMITS = ["monthly_requests", "monthly_tokens"];
+const UNLIMITED = "unlimited";
 
-export const path = (noun, id, verb) => `/admin/v1/${noun}/${encodeURIComponent(id)}/${verb}`;
+export const path = (noun, id, verb) => `/admin/v1/${noun}/${encodeURIComponent(id)}${verb ? `/${verb}` : ""}`;
 
-// Asks once more before something that cuts people off.
-export class Sure extends Component {
-  state = { busy: false, error: null };
+const joined = (words) => (words ?? []).join(", ");
+const split = (text) => text.split(",").map((one) => one.trim()).filter(Boolean);
 
-  go = async (event) => {
-    event.preventDefault();
-    this.setState({ busy: true, error: null });
-    try {
-      await this.props.go();
-      await this.props.onDone();
-    } catch (error) {
-      this.setState({ busy: false, error });
-    }
+// A limit as the admin API takes it; null is none of its own.
+function limitOf(name, text = "") {
+  const said = text.trim();
+  if (said === "" || said === UNLIMITED) return said || null;
+  if (!/^[1-9]\d*$/.test(said)) throw new Error(`"${LIMITS[name]}" is a whole number from 1 on, or ${UNLIMITED}.`);
+  return Number(said);
+}
+
+const limitsOf = (names, texts) => Object.fromEntries(names.map((name) => [name, limitOf(name, texts[name])]));
+const textsOf = (limits) => Object.fromEntries(Object.entries(limits).map(([name, limit]) => [name, String(limit ?? "")]));
+
+// What is not as it was, of two that have the same fields.
+function changes(now, before) {
+  return Object.fromEntries(Object.entries(now).filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(before[name])));
+}
+
+// Changes one, if there is anything to change.
+async function change(noun, id, { limits, ...now }, { limits: limitsBefore, ...before }) {
+  const own = changes(limits, limitsBefore);
+  const told = { ...changes(now, before), ...(Object.keys(own).length > 0 ? { limits: own } : {}) };
+  if (Object.keys(told).length > 0) await patch(path(noun, id), told);
+}
+
+// `given`: what holds where a limit is not its own.
+function Limits({ names, texts, given, onInput }) {
+  const set = (name) => (event) => onInput({ ...texts, [name]: event.target.value });
+  return html`<fieldset><legend>Limits of its own</legend>
+    <p class="hint">A number, or ${UNLIMITED}. Empty: what stands there in grey.</p>
+    <div class="limits">${names.map((name) => html`<${Field} key=${name} label=${LIMITS[name]}>
+      <input inputmode="numeric" autocomplete="off" data-limit=${name} placeholder=${given(name)} value=${texts[name] ?? ""} onInput=${set(name)} /><//>`)}</div>
+  </fieldset>`;
+}
+
+// --- keys ---
+
+// What a key's fields say, and the same as the admin API takes it. Null is what every key has that has none of its own.
+const written = (key) => ({
+  name: key.name,
+  tier: key.tier,
+  models: joined(key.models),
+  allow_from: joined(key.allow_from),
+  deny_from: joined(key.deny_from),
+  scopes: new Set(key.scopes ?? SCOPES),
+  limits: textsOf(key.limits),
+});
+
+function asked({ name, tier, models, allow_from, deny_from, scopes, limits }) {
+  const served = split(models);
+  const usual = scopes.size === SCOPES.length && SCOPES.every((scope) => scopes.has(scope));
+  return {
+    name: name.trim(),
+    tier,
+    models: served.length > 0 ? served : null,
+    allow_from: split(allow_from),
+    deny_from: split(deny_from),
+    scopes: usual ? null : [...scopes].sort(),
+    limits: limitsOf(Object.keys(LIMITS), limits),
+  };
+}
+
+class KeyForm extends Form {
+  expiries = EXPIRIES;
+
+  // Nothing, if it ends when it did so far.
+  end() {
+    const { days } = this.state;
+    if (days === AS_NOW) return {};
+    return { expires: days ? new Date(Date.now() + days * 86400000).toISOString() : null };
+  }
+
+  toggle = (scope) => (event) => {
+    const scopes = new Set(this.state.scopes);
+    if (event.target.checked) scopes.add(scope);
+    else scopes.delete(scope);
+    this.setState({ scopes });
   };
 
-  render({ title, verb, children, onClose }, { busy, error }) {
-    return html`<${Dialog} title=${title} held=${busy} onClose=${onClose}>
-      <form onSubmit=${this.go}>
-        ${children}
-        <${Problem} error=${error} />
-        <div class="buttons">
-          <button type="button" class="quiet" disabled=${busy} onClick=${onClose} autofocus>Cancel</button>
-          <button class="primary danger" disabled=${busy}>${verb}</button>
-        </div>
-      </form>
-    <//>`;
+  given = (name) => {
+    const tier = this.props.tiers.find((one) => one.name === this.state.tier);
+    return tier === undefined ? "" : tier[name] === null ? UNLIMITED : number(tier[name]);
+  };
+
+  fields() {
+    const { tiers, scopes: own } = this.props;
+    const { name, tier, days, models, allow_from, deny_from, scopes, limits } = this.state;
+    const names = tiers.map((one) => one.name);
+    return html`
+      <${Field} label="Name" hint="What it is for: web, ci, laptop.">
+        <input id="key-name" required maxlength="100" autofocus value=${name} onInput=${this.set("name")} /><//>
+      ${this.owner()}
+      <${Field} label="Tier" hint="How much it may use: see Policies."><select id="key-tier" value=${tier} onChange=${this.set("tier")}>
+        ${(names.includes(tier) ? names : [tier, ...names]).map((one) => html`<option key=${one} value=${one}>${one}</option>`)}</select><//>
+      <${Field} label="Ends"><select id="key-ends" value=${days} onChange=${this.set("days")}>
+        ${this.expiries.map(([value, text]) => html`<option key=${value} value=${value}>${text}</option>`)}</select><//>
+      <details><summary>More</summary>
+        <${Field} label="Models" hint="Served names, with commas between them. Empty: all of its tier.">
+          <input id="key-models" value=${models} onInput=${this.set("models")} /><//>
+        <${Limits} names=${Object.keys(LIMITS)} texts=${limits} given=${this.given} onInput=${(texts) => this.setState({ limits: texts })} />
+        <${Field} label="Allowed from" hint="Networks, with commas between them: 192.0.2.0/24. Empty: everywhere.">
+          <input id="key-allow" value=${allow_from} onInput=${this.set("allow_from")} /><//>
+        <${Field} label="Denied from" hint="Networks it may not come from, also where it is allowed from.">
+          <input id="key-deny" value=${deny_from} onInput=${this.set("deny_from")} /><//>
+        <fieldset><legend>Scopes</legend>${SCOPES.map((scope) => html`<label class="check" key=${scope}>
+          <input type="checkbox" checked=${scopes.has(scope)} disabled=${!own.includes(scope)} onChange=${this.toggle(scope)} /> ${scope}</label>`)}</fieldset>
+      </details>`;
   }
 }
 
-// A form whose result is a secret, which is shown until the window is closed.
-class Making extends Component {
-  state = { busy: false, error: null, made: null };
-
-  submit = async (event) => {
-    event.preventDefault();
-    this.setState({ busy: true, error: null });
-    try {
-      const made = await this.make();
-      this.setState({ made, busy: false });
-      this.props.onMade();
-    } catch (error) {
-      this.setState({ busy: false, error });
-    }
-  };
-
-  render({ onClose }, { busy, error, made }) {
-    if (made !== null) {
-      return html`<${Dialog} key="made" title="The key's secret" held onClose=${onClose}>
-        <p>This is the only time it is shown. Copy it now, and keep it where your program reads it.</p>
-        <${Secret} value=${made.secret} label="Secret" />
-        <p class="hint">Key <code>${made.key_id}</code>, ${made.account}, tier ${made.tier}.
-          ${made.old_until && ` The secret before it is good until ${date(made.old_until)}.`}</p>
-        <div class="buttons"><button type="button" class="quiet" onClick=${onClose}>I have copied it</button></div>
-      <//>`;
-    }
-    return html`<${Dialog} key="form" title=${this.title} held=${busy} onClose=${onClose}>
-      <form onSubmit=${this.submit}>
-        ${this.fields()}
-        <${Problem} error=${error} />
-        <div class="buttons">
-          <button type="button" class="quiet" disabled=${busy} onClick=${onClose}>Cancel</button>
-          <button class="primary" disabled=${busy}>${busy ? "Working…" : this.verb}</button>
-        </div>
-      </form>
-    <//>`;
-  }
-}
-
-export class CreateKey extends Making {
+export class CreateKey extends KeyForm {
   title = "New key";
   verb = "Make the key";
   state = {
     ...this.state,
+    ...written({ name: "", tier: this.props.tiers[0]?.name ?? "", scopes: this.props.scopes, limits: {} }),
     account: this.props.accounts[0]?.name ?? NEW,
     account_name: "",
-    tier: this.props.tiers[0]?.name ?? "",
-    name: "",
     days: "90",
-    models: "",
-    scopes: new Set(this.props.scopes),
-    tokens: "",
   };
 
-  async make() {
-    const { account, account_name, tier, name, days, models, scopes, tokens } = this.state;
-    const wanted = { account: account === NEW ? await this.makeAccount(account_name.trim()) : account, tier, name: name.trim() };
-    if (days) wanted.expires = new Date(Date.now() + days * 86400000).toISOString();
-    const served = models.split(",").map((one) => one.trim()).filter(Boolean);
-    if (served.length) wanted.models = served;
-    if (scopes.size < SCOPES.length) wanted.scopes = [...scopes];
-    if (tokens) wanted.limits = { monthly_tokens: Number(tokens) };
-    return post("/admin/v1/keys", wanted);
-  }
+  go = async () => {
+    const wanted = asked(this.state);
+    const { account, account_name } = this.state;
+    const owner = account === NEW ? await this.makeAccount(account_name.trim()) : account;
+    return post("/admin/v1/keys", { account: owner, ...wanted, ...this.end() });
+  };
 
   // It is there from now on, whatever becomes of the key.
   async makeAccount(name) {
@@ -113,90 +162,88 @@ export class CreateKey extends Making {
     return name;
   }
 
-  set = (field) => (event) => this.setState({ [field]: event.target.value });
-
-  toggle = (scope) => (event) => {
-    const scopes = new Set(this.state.scopes);
-    if (event.target.checked) scopes.add(scope);
-    else scopes.delete(scope);
-    this.setState({ scopes });
-  };
-
-  fields() {
-    const { accounts, tiers, scopes: own } = this.props;
-    const { account, account_name, tier, name, days, models, scopes, tokens } = this.state;
-    const names = [...new Set([...accounts.map((one) => one.name), account])].filter((one) => one !== NEW);
+  owner() {
+    const { account, account_name } = this.state;
+    const names = [...new Set([...this.props.accounts.map((one) => one.name), account])].filter((one) => one !== NEW);
     return html`
-      ${own.length === 0 && html`<p class="notice">A key gives others no more scopes than it has, and the admin key in use has none of these. Sign in with another to make a key.</p>`}
-      <${Field} label="Name" hint="What it is for: web, ci, laptop.">
-        <input id="key-name" required maxlength="100" autofocus value=${name} onInput=${this.set("name")} /><//>
       <${Field} label="Account"><select id="key-account" value=${account} onChange=${this.set("account")}>
         ${names.map((one) => html`<option key=${one} value=${one}>${one}</option>`)}
         <option value=${NEW}>a new account…</option></select><//>
       ${account === NEW && html`<${Field} label="Name of the new account">
-        <input id="key-account-name" required maxlength="100" value=${account_name} onInput=${this.set("account_name")} /><//>`}
-      <${Field} label="Tier" hint="How much it may use: see Policies."><select id="key-tier" value=${tier} onChange=${this.set("tier")}>
-        ${tiers.map((one) => html`<option key=${one.name} value=${one.name}>${one.name}</option>`)}</select><//>
-      <${Field} label="Ends"><select value=${days} onChange=${this.set("days")}>
-        ${EXPIRIES.map(([value, text]) => html`<option key=${value} value=${value}>${text}</option>`)}</select><//>
-      <details><summary>More</summary>
-        <${Field} label="Models" hint="Served names, with commas between them. Empty: all of its tier.">
-          <input value=${models} onInput=${this.set("models")} /><//>
-        <${Field} label="Tokens a month" hint="Empty: what its tier says.">
-          <input type="number" min="0" step="1" value=${tokens} onInput=${this.set("tokens")} /><//>
-        <fieldset><legend>Scopes</legend>${SCOPES.map((scope) => html`<label class="check" key=${scope}>
-          <input type="checkbox" checked=${scopes.has(scope)} disabled=${!own.includes(scope)} onChange=${this.toggle(scope)} /> ${scope}</label>`)}</fieldset>
-      </details>`;
-  }
-}
-
-export class RotateKey extends Making {
-  title = "Rotate this key?";
-  verb = "Rotate";
-  state = { ...this.state, grace: "86400" };
-
-  async make() {
-    const made = await post(path("keys", this.props.subject.key_id, "rotate"), { grace_s: Number(this.state.grace) });
-    // Who rotates the key in use goes on with its new secret.
-    if (idOf(session.key) === made.key_id) session.key = made.secret;
-    return made;
+        <input id="key-account-name" required maxlength="100" value=${account_name} onInput=${this.set("account_name")} /><//>`}`;
   }
 
   fields() {
     return html`
+      ${this.props.scopes.length === 0 && html`<p class="notice">A key gives others no more scopes than it has, and the admin key in use has none of these. Sign in with another to make a key.</p>`}
+      ${super.fields()}`;
+  }
+}
+
+export class ChangeKey extends KeyForm {
+  title = "Change this key";
+  verb = "Save";
+  expiries = [[AS_NOW, `as now: ${this.props.subject.expires ? date(this.props.subject.expires) : "never"}`], ...EXPIRIES];
+  before = written(this.props.subject);
+  state = { ...this.state, ...this.before, days: AS_NOW };
+
+  go = () => change("keys", this.props.subject.key_id, { ...asked(this.state), ...this.end() }, asked(this.before));
+
+  owner() {
+    const { key_id, account } = this.props.subject;
+    return html`<p class="hint">Key <code>${key_id}</code> of ${account}. What is changed holds from its next request on.</p>`;
+  }
+}
+
+export class RotateKey extends Form {
+  title = "Rotate this key?";
+  verb = "Rotate";
+  state = { ...this.state, grace: "86400" };
+
+  go = async () => {
+    const made = await post(path("keys", this.props.subject.key_id, "rotate"), { grace_s: Number(this.state.grace) });
+    // Who rotates the key in use goes on with its new secret.
+    if (idOf(session.key) === made.key_id) session.key = made.secret;
+    return made;
+  };
+
+  fields() {
+    return html`
       <p><b>${this.props.subject.name}</b> (<code>${this.props.subject.key_id}</code>) gets a new secret.</p>
-      <${Field} label="The secret so far ends"><select value=${this.state.grace} onChange=${(e) => this.setState({ grace: e.target.value })}>
+      <${Field} label="The secret so far ends"><select value=${this.state.grace} onChange=${this.set("grace")}>
         ${GRACES.map(([value, text]) => html`<option key=${value} value=${value}>${text}</option>`)}</select><//>`;
   }
 }
 
-export class CreateAccount extends Component {
-  state = { name: "", tokens: "", busy: false, error: null };
+// --- accounts ---
 
-  submit = async (event) => {
-    event.preventDefault();
-    const { name, tokens } = this.state;
-    this.setState({ busy: true, error: null });
-    try {
-      await post("/admin/v1/accounts", { name: name.trim(), ...(tokens ? { limits: { monthly_tokens: Number(tokens) } } : {}) });
-      await this.props.onDone();
-    } catch (error) {
-      this.setState({ busy: false, error });
-    }
-  };
-
-  render({ onClose }, { name, tokens, busy, error }) {
-    return html`<${Dialog} title="New account" held=${busy} onClose=${onClose}>
-      <form onSubmit=${this.submit}>
-        <${Field} label="Name"><input id="account-name" required maxlength="100" autofocus value=${name} onInput=${(e) => this.setState({ name: e.target.value })} /><//>
-        <${Field} label="Tokens a month, all its keys together" hint="Empty: what their tiers say.">
-          <input type="number" min="0" step="1" value=${tokens} onInput=${(e) => this.setState({ tokens: e.target.value })} /><//>
-        <${Problem} error=${error} />
-        <div class="buttons">
-          <button type="button" class="quiet" disabled=${busy} onClick=${onClose}>Cancel</button>
-          <button class="primary" disabled=${busy}>Make the account</button>
-        </div>
-      </form>
-    <//>`;
+class AccountForm extends Form {
+  asked({ name, limits }) {
+    return { name: name.trim(), limits: limitsOf(ACCOUNT_LIMITS, limits) };
   }
+
+  fields() {
+    const { name, limits } = this.state;
+    return html`
+      <${Field} label="Name"><input id="account-name" required maxlength="100" autofocus value=${name} onInput=${this.set("name")} /><//>
+      <${Limits} names=${ACCOUNT_LIMITS} texts=${limits} given=${() => "as its tiers say"} onInput=${(texts) => this.setState({ limits: texts })} />
+      <p class="hint">All its keys together, in a month.</p>`;
+  }
+}
+
+export class CreateAccount extends AccountForm {
+  title = "New account";
+  verb = "Make the account";
+  state = { ...this.state, name: "", limits: {} };
+
+  go = () => post("/admin/v1/accounts", this.asked(this.state));
+}
+
+export class ChangeAccount extends AccountForm {
+  title = "Change this account";
+  verb = "Save";
+  before = { name: this.props.subject.name, limits: textsOf(this.props.subject.limits) };
+  state = { ...this.state, ...this.before };
+
+  go = () => change("accounts", this.props.subject.id, this.asked(this.state), this.asked(this.before));
 }

@@ -1,6 +1,7 @@
 // Keys and accounts: who may ask, and how much each has used. Every change goes through the admin API.
 import { all, get, idOf, MOST, post, session } from "./api.js";
-import { CreateAccount, CreateKey, path, RotateKey, SCOPES, Sure } from "./forms.js";
+import { Sure } from "./form.js";
+import { ChangeAccount, ChangeKey, CreateAccount, CreateKey, LIMITS, path, RotateKey, SCOPES } from "./forms.js";
 import { ago, Bar, compact, Component, counted, Cut, date, Empty, html, inOrder, none, number, Problem } from "./html.js";
 
 const STATES = { active: "good", expired: "warn", revoked: "bad", disabled: "warn" };
@@ -95,10 +96,12 @@ export class Keys extends Component {
     const common = { onClose: this.close, onDone: this.done, subject: dialog.subject };
     switch (dialog.kind) {
       case "create": return html`<${CreateKey} ...${common} accounts=${accounts} tiers=${tiers} scopes=${scopes} onMade=${this.look} />`;
+      case "change": return html`<${ChangeKey} ...${common} tiers=${tiers} scopes=${scopes} />`;
       case "rotate": return html`<${RotateKey} ...${common} onMade=${this.look} />`;
       case "revoke": return html`<${Sure} ...${common} title="Revoke this key?" verb="Revoke" go=${() => post(path("keys", dialog.subject.key_id, "revoke"))}>
         <p><b>${dialog.subject.name}</b> (<code>${dialog.subject.key_id}</code>) ends for good, and what runs on it is cut off. This cannot be undone.</p><//>`;
       case "account": return html`<${CreateAccount} ...${common} />`;
+      case "change-account": return html`<${ChangeAccount} ...${common} />`;
       case "disable": return html`<${Sure} ...${common} title="Disable this account?" verb="Disable" go=${() => post(path("accounts", dialog.subject.id, "disable"))}>
         <p>All keys of <b>${dialog.subject.name}</b> are refused from now on, and what runs on them is cut off. You can enable it again.</p><//>`;
       default: return null;
@@ -182,12 +185,15 @@ function KeyRow({ one, usage, open }) {
     one.expires && `expires ${date(one.expires)}`,
     one.models && `models: ${one.models.join(", ")}`,
     one.scopes && `scopes: ${one.scopes.join(", ")}`,
+    ...Object.entries(one.limits).map(([name, limit]) => `${LIMITS[name].toLowerCase()}: ${typeof limit === "number" ? number(limit) : limit}`),
+    one.allow_from.length > 0 && `allowed from: ${one.allow_from.join(", ")}`,
+    one.deny_from.length > 0 && `denied from: ${one.deny_from.join(", ")}`,
     one.signed && "signs its requests",
     one.old_until && new Date(one.old_until) > new Date() && `old secret until ${date(one.old_until)}`,
   ].filter(Boolean);
   return html`<tr>
     <td><b>${one.name}</b>${more.map((text) => html`<span class="more" key=${text}>${text}</span>`)}</td>
-    <td><code>${one.key_id}</code></td>
+    <td><a href=${`#/history/${one.key_id}`} title="What was done to it"><code>${one.key_id}</code></a></td>
     <td>${one.account}</td>
     <td>${one.tier}</td>
     <td><span class=${`chip ${STATES[one.state]}`}>${one.state}</span></td>
@@ -195,6 +201,7 @@ function KeyRow({ one, usage, open }) {
     <td>${usage ? html`<${Used} used=${usage.requests} limit=${usage.monthly_requests} unit="requests" />` : none}</td>
     <td>${usage ? html`<${Used} used=${usage.total_tokens} limit=${usage.monthly_tokens} unit="tokens" />` : none}</td>
     <td class="actions">${one.state !== "revoked" && html`
+      <button class="quiet" aria-label=${`Change ${one.name}`} onClick=${() => open("change", one)}>Change</button>
       ${!one.signed && html`<button class="quiet" aria-label=${`Rotate ${one.name}`} onClick=${() => open("rotate", one)}>Rotate</button>`}
       <button class="quiet danger" aria-label=${`Revoke ${one.name}`} onClick=${() => open("revoke", one)}>Revoke</button>`}</td>
   </tr>`;
@@ -211,13 +218,15 @@ function quotaOf(account, name, tiers) {
 function AccountRow({ one, sum = NOTHING, tiers, open, enable }) {
   const its = tiers.filter((tier) => sum.tiers.includes(tier.name));
   return html`<tr>
-    <td><b>${one.name}</b> <code class="dim">${one.id}</code></td>
+    <td><b>${one.name}</b> <a href=${`#/history/${one.id}`} title="What was done to it"><code>${one.id}</code></a></td>
     <td><span class=${`chip ${one.disabled ? "warn" : "good"}`}>${one.disabled ? "disabled" : "active"}</span></td>
     <td class="num">${number(sum.active)}</td>
     <td><${Used} used=${sum.requests} limit=${quotaOf(one, "monthly_requests", its)} unit="requests" /></td>
     <td><${Used} used=${sum.total_tokens} limit=${quotaOf(one, "monthly_tokens", its)} unit="tokens" /></td>
     <td>${date(one.created)}</td>
-    <td class="actions">${one.disabled
+    <td class="actions">
+      <button class="quiet" aria-label=${`Change ${one.name}`} onClick=${() => open("change-account", one)}>Change</button>
+      ${one.disabled
       ? html`<button class="quiet" aria-label=${`Enable ${one.name}`} onClick=${() => enable(one)}>Enable</button>`
       : html`<button class="quiet danger" aria-label=${`Disable ${one.name}`} onClick=${() => open("disable", one)}>Disable</button>`}</td>
   </tr>`;
