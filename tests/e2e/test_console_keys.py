@@ -27,8 +27,9 @@ MANY_KEYS = """(() => {
         const from = Number(url.searchParams.get("after"));
         const data = Array.from({length: 1000}, (_, i) => {
             const name = `key-${String((from + i) * 7 % 6000).padStart(4, "0")}`;
-            const key = {key_id: `id${from + i}`, name, account: "acme", tier: "pro", state: i % 2 ? "active" : "expired"};
-            return {...key, limits: {}, allow_from: [], deny_from: []};
+            const state = i % 2 ? "active" : "expired";
+            const usual = {account: "acme", tier: "pro", limits: {}, allow_from: [], deny_from: []};
+            return {key_id: `id${from + i}`, name, state, ...usual};
         });
         return Response.json({data, next: from < 5000 ? String(from + 1000) : null});
     };
