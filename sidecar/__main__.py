@@ -16,6 +16,7 @@ from rich.console import Console
 from sidecar.catalog.errors import CatalogError, UnreachableError
 from sidecar.catalog.fetch import Progress, damaged, is_whole, resolve
 from sidecar.catalog.fetch import fetch as fetch_model
+from sidecar.catalog.folder import weight_files
 from sidecar.catalog.models import MODELS, CatalogModel, find
 from sidecar.catalog.screen import FetchScreen, LoggedFetch
 from sidecar.jsonlog import JsonLog, capture_stdlib, stderr_log
@@ -116,12 +117,13 @@ def _row(model: CatalogModel, cache: Path, *, verify: bool) -> dict[str, Any]:
 
 
 def _found(source: str, cache: Path) -> dict[str, Any]:
-    """Where a configured model lies, None if it must be fetched first, and why it cannot be used if it cannot."""
+    """Where a configured model lies, None if it must be fetched first, its weights, and why it cannot be used if so."""
     try:
         folder = resolve(source, cache)
+        weights = [] if folder is None else [str(path) for path in weight_files(folder)]
     except CatalogError as exc:
-        return {"source": source, "path": None, "error": {"message": exc.message, "hint": exc.hint}}
-    return {"source": source, "path": None if folder is None else str(folder), "error": None}
+        return {"source": source, "path": None, "weights": [], "error": {"message": exc.message, "hint": exc.hint}}
+    return {"source": source, "path": None if folder is None else str(folder), "weights": weights, "error": None}
 
 
 def run(arguments: list[str]) -> int:

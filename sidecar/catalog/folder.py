@@ -10,6 +10,7 @@ from typing import Final
 from sidecar.catalog.errors import CatalogError
 
 MAX_JSON_BYTES: Final = 64 * 1024 * 1024
+_WHOLE: Final = "model.safetensors"
 _PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _WITH_AUTO_MAP: Final = ("config.json", "tokenizer_config.json", "generation_config.json", "processor_config.json")
 
@@ -29,7 +30,7 @@ def check_folder(folder: Path) -> None:
             f"{folder} has no tokenizer.json",
             "Save the model's fast tokenizer there: AutoTokenizer.from_pretrained(…).save_pretrained(folder).",
         )
-    _check_weights(folder)
+    weight_files(folder)
     for name in _WITH_AUTO_MAP:
         if (folder / name).is_file() and "auto_map" in _read(folder, name):
             raise CatalogError(
@@ -38,22 +39,27 @@ def check_folder(folder: Path) -> None:
             )
 
 
-def _check_weights(folder: Path) -> None:
+def weight_files(folder: Path) -> list[Path]:
+    """What is loaded of a folder, as Transformers chooses it: some have their weights twice, in another layout too.
+
+    Raises CatalogError if there is nothing to load, or not all of it.
+    """
     index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        return
+    if (folder / _WHOLE).is_file():
+        return [folder / _WHOLE]
     if index.is_file():
-        missing = [name for name in _shards(folder, index) if not (folder / name).is_file()]
+        found = [folder / name for name in _shards(folder, index)]
+        missing = [path.name for path in found if not path.is_file()]
         if missing:
             raise CatalogError(f"{folder} has no {missing[0]}, which {index.name} names", "Copy the missing files.")
-        return
+        return found
     pickled = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickled:
         raise CatalogError(
             f"{folder} has its weights as {pickled[0]}: loading a pickle runs code from it",
             "Convert them to safetensors first: model.save_pretrained(folder), on a machine you can spare.",
         )
-    raise CatalogError(f"{folder} has no model.safetensors", "Weights must be in safetensors files.")
+    raise CatalogError(f"{folder} has no {_WHOLE}", "Weights must be in safetensors files.")
 
 
 def _shards(folder: Path, index: Path) -> list[str]:

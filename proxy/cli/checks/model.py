@@ -17,7 +17,6 @@ from proxy.cli.sidecar_command import SidecarConfig
 from sidecar.headroom import left_bytes
 from sidecar.yamlfile import ConfigInvalidError
 
-_WEIGHTS: Final = "*.safetensors"
 # Of a weight; what the embedding and the small layers keep in fp32 comes on top.
 BYTES: Final = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "bnb_int8": 1.0, "nf4": 0.6}
 # Of the memory that is free: answers that run want some too.
@@ -43,10 +42,14 @@ class Reason(msgspec.Struct, frozen=True):
 
 
 class Source(msgspec.Struct, frozen=True):
-    """What it says of a model that is configured. `path`: its folder; None if it must be made first, or is refused."""
+    """What it says of a model that is configured. `path`: its folder; None if it must be made first, or is refused.
+
+    `weights`: the files that are loaded of it.
+    """
 
     source: str
     path: str | None
+    weights: list[str]
     error: Reason | None
 
 
@@ -182,14 +185,14 @@ def check_room(case: Case) -> Check:
         return ok("room", "no sidecar is configured here")
     if listeners.socket_answers(Path(case.sidecar.socket)):
         return ok("room", "the model is loaded")
-    folder = _folder(case.sidecar_config)
-    if folder is None:
+    weights = _weights(case.sidecar_config)
+    if not weights:
         return ok("room", "to be seen once the model is here")
-    parameters = sum(map(_parameters, folder.glob(_WEIGHTS)))
+    parameters = sum(map(_parameters, weights))
     if not parameters:
         return failed(
             "room",
-            f"no weights can be read from {folder / _WEIGHTS}",
+            f"no weights can be read from {weights[0]}",
             "Copy the files again from where the model comes from: they are empty or damaged, or pointers of Git LFS.",
         )
     wanted = parameters * BYTES.get(case.sidecar.engine.precision, 4.0)
@@ -212,13 +215,12 @@ def _room_for(wanted: float, said: str) -> Check:
     return ok("room", said)
 
 
-def _folder(config: Path) -> Path | None:
-    """Where the chat model's weights lie. None if there are none yet; why, the check `model` says."""
+def _weights(config: Path) -> list[Path]:
+    """Where the chat model's lie. None if there are none yet; why, the check `model` says."""
     try:
-        path = _listing(config).configured[0].path
+        return [Path(path) for path in _listing(config).configured[0].weights]
     except (CommandError, ConfigInvalidError):
-        return None
-    return None if path is None else Path(path)
+        return []
 
 
 def _parameters(file: Path) -> int:

@@ -29,6 +29,7 @@ def cached(tmp_path: Path) -> Path:
     folder = MODEL.folder(tmp_path / "cache")
     folder.mkdir(parents=True)
     (folder / MANIFEST).write_text('{"files": {}}')
+    (folder / "model.safetensors").touch()
     return folder
 
 
@@ -81,8 +82,9 @@ def test_list_tells_of_the_configured_models_where_they_are_and_why_not(
         file.write("embedding: {id: e, source: absent/folder}\n")
     assert run(["list", "--json"]) == 0
     chat, encoder = json.loads(capsys.readouterr().out)["configured"]
-    assert chat == {"source": MODEL.name, "path": str(cached), "error": None}
-    assert (encoder["source"], encoder["path"]) == ("absent/folder", None)
+    weights = [str(cached / "model.safetensors")]
+    assert chat == {"source": MODEL.name, "path": str(cached), "weights": weights, "error": None}
+    assert (encoder["source"], encoder["path"], encoder["weights"]) == ("absent/folder", None, [])
     assert encoder["error"]["message"] == "absent/folder is not a folder"
     assert "tollhouse-sidecar list" in encoder["error"]["hint"]
 

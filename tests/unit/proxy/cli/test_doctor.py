@@ -161,7 +161,7 @@ def test_a_database_without_tables_is_a_warning_and_a_current_one_is_well() -> N
 def test_a_catalogue_s_model_is_in_the_cache_or_not(
     monkeypatch: pytest.MonkeyPatch, path: str | None, status: Status
 ) -> None:
-    configured = [{"source": "m", "path": path, "error": None}]
+    configured = [{"source": "m", "path": path, "weights": [], "error": None}]
     listed = json.dumps({"rows": [{"name": "m", "path": path}], "configured": configured}).encode()
     monkeypatch.setattr(model.sidecar_command, "ask_sidecar_command", lambda *_: listed)
     assert model.check_model(a_case()).status is status

@@ -262,9 +262,9 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_a_failure(monkeypatch: pytest.
     told(model.check_precision(whole), Status.FAILED, "bnb_int8")
 
 
-def listed(monkeypatch: pytest.MonkeyPatch, **row: object) -> None:
+def listed(monkeypatch: pytest.MonkeyPatch, *weights: str, **row: object) -> None:
     whole = {"name": "m", "path": None, **row}
-    configured = [{"source": "m", "path": whole["path"], "error": None}]
+    configured = [{"source": "m", "path": whole["path"], "weights": weights, "error": None}]
     listing = json.dumps({"rows": [whole], "configured": configured}).encode()
     monkeypatch.setattr(model.sidecar_command, "ask_sidecar_command", lambda *_: listing)
 
@@ -287,7 +287,7 @@ def a_model(folder: Path, parameters: int) -> None:
 
 def test_memory_without_room_for_the_weights_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a_model(here / "own", 1_000_000_000)
-    listed(monkeypatch, path="own")
+    listed(monkeypatch, "own/model.safetensors", path="own")
     case = a_case()
     monkeypatch.setattr(model, "left_bytes", lambda: 3_000_000_000)
     told(model.check_room(case), Status.FAILED, "1,000 million weights in fp32 take 4.0 GB", "3.0 GB are free")
@@ -299,7 +299,7 @@ def test_memory_without_room_for_the_weights_is_told(here: Path, monkeypatch: py
 
 def test_a_model_that_is_loaded_has_its_room(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a_model(here / "own", 1_000_000_000_000)
-    listed(monkeypatch, path="own")
+    listed(monkeypatch, "own/model.safetensors", path="own")
     told(model.check_room(a_case()), Status.FAILED)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("run/s.sock")

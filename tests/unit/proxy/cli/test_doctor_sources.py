@@ -83,7 +83,7 @@ def test_weights_that_cannot_be_read_are_a_failure(
 ) -> None:
     (folder / "model.safetensors").write_bytes(content)
     _, room = examined(capsys, "own", code=1)
-    assert (room["status"], room["message"]) == ("fail", "no weights can be read from own/*.safetensors")
+    assert (room["status"], room["message"]) == ("fail", "no weights can be read from own/model.safetensors")
 
 
 def test_a_gguf_file_is_to_be_converted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.catalog.errors import CatalogError
-from sidecar.catalog.folder import check_folder
+from sidecar.catalog.folder import check_folder, weight_files
 
 
 @pytest.fixture
@@ -78,6 +78,9 @@ def test_shards_must_all_be_there(folder: Path) -> None:
     assert "has no model-2.safetensors" in refusal(folder)
     (folder / "model-2.safetensors").write_bytes(b"")
     check_folder(folder)
+    # As Mistral's own format has them, once more.
+    (folder / "consolidated.safetensors").write_bytes(b"")
+    assert [path.name for path in weight_files(folder)] == ["model-1.safetensors", "model-2.safetensors"]
 
 
 @pytest.mark.parametrize("weight_map", [None, {}, {"a": "../model.safetensors"}, {"a": "model.bin"}, {"a": 1}])
