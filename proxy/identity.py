@@ -249,12 +249,12 @@ def good(record: KeyRecord, mac: bytes, now: dt.datetime) -> bool:
         return False
     if mac and mac not in (record.mac, record.old_mac):
         return False
-    ends = _ends(record, mac)
-    return ends is None or now < ends
+    until = ends(record, mac)
+    return until is None or now < until
 
 
-def _ends(record: KeyRecord, mac: bytes) -> dt.datetime | None:
-    """Until when the secret of this MAC, which is one of the key's, is good."""
+def ends(record: KeyRecord, mac: bytes) -> dt.datetime | None:
+    """Until when the key, shown with the secret of this MAC, which is one of its own, is good. No MAC: see `good`."""
     if not mac or mac == record.mac or record.old_until is None:
         return record.expires
     return record.old_until if record.expires is None else min(record.old_until, record.expires)
@@ -279,7 +279,7 @@ def _principal(record: KeyRecord, mac: bytes, tier: Tier, public: tuple[bytes, .
         account_limits=record.account_limits,
         allow_from=record.allow_from,
         deny_from=record.deny_from,
-        expires=_ends(record, mac),
+        expires=ends(record, mac),
         mac=mac,
         public_keys=public,
         response_headers=tuple(tier.response_headers.items()),

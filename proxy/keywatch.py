@@ -11,9 +11,11 @@ import datetime as dt
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from msgspec import structs
+
 from proxy.clock import Clock
 from proxy.exchange import Principal
-from proxy.identity import good, public_keys
+from proxy.identity import ends, good, public_keys
 from proxy.running import Running
 from proxy.store.database import StorageError
 from proxy.store.generation import Changed
@@ -125,14 +127,18 @@ class KeyWatch:
             self._log.info("requests_cut", count=cut, reason=reason, key_id=key_id)
 
 
-def _judge(record: KeyRecord | None, now: dt.datetime) -> Callable[[Principal], bool]:
-    """Whether what a principal showed, a secret or a signature, is good yet."""
+def _judge(record: KeyRecord | None, now: dt.datetime) -> Callable[[Principal], Principal | None]:
+    """Whether what a principal showed, a secret or a signature, is good yet, and until when it is now."""
     if record is None:
-        return lambda _: False
-    signing = set(public_keys(record, now))
+        return lambda _: None
+    signing = public_keys(record, now)
 
-    def judge(principal: Principal) -> bool:
-        signs = not principal.public_keys or not signing.isdisjoint(principal.public_keys)
-        return signs and good(record, principal.mac, now)
+    def judge(principal: Principal) -> Principal | None:
+        # The newest of those that it may have signed with.
+        shown = next((key for key in signing if key in principal.public_keys), principal.mac)
+        signs = not principal.public_keys or shown in principal.public_keys
+        if not signs or not good(record, shown, now):
+            return None
+        return structs.replace(principal, expires=ends(record, shown))
 
     return judge

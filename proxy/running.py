@@ -49,16 +49,23 @@ class Running:
     def key_ids(self) -> set[str]:
         return set(self._clients)
 
-    def cut(self, key_id: str, is_good: Callable[[Principal], bool]) -> int:
-        """End the requests of a key whose principals are not good any more; how many."""
-        lost = [client for client, principal in self._clients.get(key_id, {}).items() if not is_good(principal)]
+    def cut(self, key_id: str, judge: Callable[[Principal], Principal | None]) -> int:
+        """End the requests of a key whose principals are not good any more; how many.
+
+        `judge` gives a principal as it is now, None if it is not good. Those that go on are kept as they are now.
+        """
+        clients = self._clients.get(key_id, {})
+        judged = {client: judge(principal) for client, principal in clients.items()}
+        clients.update({client: principal for client, principal in judged.items() if principal is not None})
+        lost = [client for client, principal in judged.items() if principal is None]
         for client in lost:
             client.leave(Ending.REVOKED)
         return len(lost)
 
     def cut_expired(self, now: dt.datetime) -> int:
         """End the requests whose key, or whose secret, has expired since they began; how many."""
-        return sum(
-            self.cut(key_id, lambda principal: principal.expires is None or now < principal.expires)
-            for key_id in self.key_ids
-        )
+
+        def judge(principal: Principal) -> Principal | None:
+            return principal if principal.expires is None or now < principal.expires else None
+
+        return sum(self.cut(key_id, judge) for key_id in self.key_ids)

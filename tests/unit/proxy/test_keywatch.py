@@ -138,6 +138,46 @@ async def test_a12_only_the_secret_that_is_over_is_cut(post: Post) -> None:
         assert (new.ending, old.ending, signed.ending) == (None, Ending.REVOKED, None)
 
 
+@pytest.mark.parametrize(
+    ("began", "fields"),
+    [
+        ({}, {"expires": NOON + dt.timedelta(seconds=10)}),
+        ({"expires": NOON + dt.timedelta(seconds=5)}, {"expires": NOON + dt.timedelta(seconds=10)}),
+        ({}, {"mac": b"n" * 32, "old_mac": MAC, "old_until": NOON + dt.timedelta(seconds=10)}),
+        (
+            {"mac": b"", "public_keys": (MAC,)},
+            {
+                "mac": b"n" * 32,
+                "mac_version": SIGNED_VERSION,
+                "old_mac": MAC,
+                "old_mac_version": SIGNED_VERSION,
+                "old_until": NOON + dt.timedelta(seconds=10),
+            },
+        ),
+    ],
+    ids=["an end", "a later one", "a new secret", "a new signing key"],
+)
+async def test_a12_what_runs_when_its_key_is_given_another_end_runs_until_then(
+    post: Post, began: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    with post.at_work(**began) as one:
+        await post.change(**fields)
+        post.clock.seconds = 9
+        await post.watch.look()
+        assert one.ending is None
+        post.clock.seconds = 10
+        await post.watch.look()
+        assert one.ending is Ending.REVOKED
+
+
+async def test_a12_what_runs_when_its_key_is_given_no_end_runs_on(post: Post) -> None:
+    with post.at_work(expires=NOON + dt.timedelta(seconds=5)) as one:
+        await post.change(expires=None)
+        post.clock.seconds = 9
+        await post.watch.look()
+        assert one.ending is None
+
+
 async def test_a12_a_signing_key_that_is_over_is_cut_too(post: Post) -> None:
     new, old = b"p" * 32, b"q" * 32
     post.store.records["k"] = replace(post.store.records["k"], mac=old, mac_version=SIGNED_VERSION)
@@ -238,6 +278,6 @@ def test_nobody_is_left_behind_in_the_list_of_who_runs() -> None:
     running, who = Running(), principal(key_id="k")
     with running.at_work(who, FakeLeaver()):
         with running.at_work(who, FakeLeaver()):
-            assert running.cut("k", lambda _: False) == 2
-        assert running.cut("k", lambda _: False) == 1
+            assert running.cut("k", lambda _: None) == 2
+        assert running.cut("k", lambda _: None) == 1
     assert running.key_ids == set()

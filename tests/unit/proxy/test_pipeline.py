@@ -203,7 +203,7 @@ class Hall:
         self.pipeline = Pipeline(*rooms, **beside, clock=clock, log=log, limits=Limits(), storage_s=1.0)
 
     def cut(self, key_id: str) -> None:
-        self.running.cut(key_id, lambda _: False)
+        self.running.cut(key_id, lambda _: None)
 
     async def run(self) -> Ended:
         client: Any = self.client
