@@ -127,7 +127,6 @@ def test_it_is_answered_as_the_document_says(
         max_examples=EXAMPLES if method == "POST" else 4 * EXAMPLES,
         derandomize=True,
         database=None,
-        deadline=None,
         suppress_health_check=HealthCheck,
         phases=[Phase.generate],
     )

@@ -19,7 +19,7 @@ from sidecar.wire.errors import ApiError
 from sidecar.wire.frames import Command, Delta, Ready, Report, Sampling, Step, Submit
 
 READY = Ready("packed", "fp32", "cpu", "float32", 64, 2, 16, 1, "fp_1", {"weights": 0.5})
-PATIENCE_S = 5.0
+PATIENCE_S = 30.0
 
 
 def step(*deltas: Delta, number: int = 1, running: int = 0) -> Step:

@@ -184,7 +184,8 @@ def test_it_drains_what_runs_and_ends(served: Served) -> None:
         async with served.session() as session:
             asked = chat(4, max_tokens=300)
             task = asyncio.ensure_future(session.post("/v1/chat/completions", json=asked))
-            await asyncio.sleep(0.1)
+            while not served.state()["running"]:  # noqa: ASYNC110 - it is another process
+                await asyncio.sleep(0.05)
             served.popen.send_signal(signal.SIGTERM)
             response = await task
             return str((await response.json())["choices"][0]["finish_reason"])

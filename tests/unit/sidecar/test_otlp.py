@@ -45,4 +45,4 @@ def test_a_collector_that_hangs_keeps_no_request_and_no_end(monkeypatch: pytest.
             tracer.send(SPAN)
         tracer.close()
     # Its own limit for one batch is ten seconds.
-    assert time.monotonic() - begun_s < 5
+    assert time.monotonic() - begun_s < 9

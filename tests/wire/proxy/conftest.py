@@ -77,7 +77,7 @@ def build(request: pytest.FixtureRequest, tmp_path: Path, database: Database) ->
             policies=str(tmp_path / "policies"),
             secret_file=str(tmp_path / "data/root.secret"),
             limits=limits or Limits(),
-            timeouts=timeouts or Timeouts(drain_s=5.0),
+            timeouts=timeouts or Timeouts(drain_s=5.0, state_s=5.0),
             **more,
         )
         log, stop, sidecar = io.StringIO(), app.Stop(), FakeSidecar(tmp_path / f"s{at}.sock")

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from proxy.console.files import load
+from proxy.console.trial import Trial
+from proxy.console.trials import Trials
 from proxy.settings import Admin
 from tests.fakes.sidecar import MODEL, STREAM
 from tests.wire.proxy.conftest import Build
@@ -198,6 +200,7 @@ async def test_the_playground_goes_through_the_gate(house: House) -> None:
     assert (await got(house, "/console/v1/embeddings", key, method="POST", body=b"{}")).status == 404
 
 
+@pytest.mark.timeout(300)
 async def test_a_candidate_is_tried_on_what_was_recorded(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     # It runs after everything else that the machine has to do.
     monkeypatch.setattr("tests.wire.proxy.house.WAIT_S", 100.0)
@@ -208,13 +211,19 @@ async def test_a_candidate_is_tried_on_what_was_recorded(house: House, monkeypat
     strict = json.dumps({"version": 1, "tiers": {"open": TIERS["open"] | {"requests_per_minute": 1}}})
     other = json.dumps({"version": 1, "tiers": {"other": TIERS["open"]}})
     wanted = {"files": {"open.yaml": strict, "other.yaml": other}, "days": 1}
-    asked = [
-        await opened(house, "/console/data/simulate", admin, method="POST", body=wanted),
-        await opened(house, "/console/data/simulate", admin, method="POST", body=wanted),
-    ]
-    answers = [await wire.answer() for wire in asked]
-    assert sorted(answer.status for answer in answers) == [200, 409]
-    (found,) = (json.loads(answer.body)["report"] for answer in answers if answer.status == 200)
+    run, begun, second_answered = Trials._run, asyncio.Event(), asyncio.Event()
+
+    async def held(self: Trials, trial: Trial) -> bytes:
+        begun.set()
+        await second_answered.wait()
+        return await run(self, trial)
+
+    monkeypatch.setattr(Trials, "_run", held)
+    first = await opened(house, "/console/data/simulate", admin, method="POST", body=wanted)
+    await begun.wait()
+    assert (await got(house, "/console/data/simulate", admin, method="POST", body=wanted)).status == 409
+    second_answered.set()
+    found = json.loads((await first.answer()).body)["report"]
     assert (found["requests"], found["let_in"], found["refused"]) == (3, 1, 2)
     assert {one["rule"] for one in found["refusals"]} == {"requests_per_minute"}
     wrong = {"files": {"open.yaml": strict, "other.yaml": "version: 1\ntiers: 3\n"}}

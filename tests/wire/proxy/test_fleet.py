@@ -21,7 +21,7 @@ def valkey() -> Iterator[ValkeyServer]:
 @pytest.fixture
 async def two(build: Build, valkey: ValkeyServer) -> AsyncIterator[tuple[House, House]]:
     # Valkey is a neighbour here, and the machine may be busy with other things.
-    shared = Valkey(url=valkey.url, timeout_s=0.5)
+    shared = Valkey(url=valkey.url, timeout_s=5.0)
     async with build(valkey=shared) as one, build(valkey=shared, at="2") as other:
         yield one, other
 

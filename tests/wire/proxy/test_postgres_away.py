@@ -85,7 +85,7 @@ async def test_f5_a_postgres_that_is_killed_refuses_and_recovers(build: Build, p
         assert b"storage_unavailable" in told
         assert b"[DONE]" not in told
         await asyncio.to_thread(postgres.start)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while "settled" not in await states(house, stream=True):
                 assert not house.task.done()
         assert (await ask(house, key)).status == 200

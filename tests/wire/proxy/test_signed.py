@@ -226,7 +226,7 @@ async def test_r_a_full_memory_is_a_503_and_nothing_runs(build: Any) -> None:
 
 async def test_f8_a_valkey_that_is_killed_is_a_503_and_the_rest_goes_on(build: Any) -> None:
     with running() as server:
-        replay = Replay(store="valkey", valkey_url=server.url, ahead_s=0)
+        replay = Replay(store="valkey", valkey_url=server.url, valkey_timeout_s=5.0, ahead_s=0)
         async with build(replay=replay, public_authorities=("api.example.com",)) as house:
             secret, plain = await house.key("signed", signed=True), await house.key()
             raw = await taken(house, secret)

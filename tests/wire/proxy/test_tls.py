@@ -87,7 +87,7 @@ async def test_w11_a_new_certificate_is_shown_after_a_signal_and_a_bad_one_never
 
 
 async def test_w11_handshakes_that_do_not_end_are_ended_and_count(build: Build, tls: Tls) -> None:
-    async with build(Limits(max_connections=3, head_timeout_s=1.0), tls=tls) as house:
+    async with build(Limits(max_connections=3, head_timeout_s=5.0), tls=tls) as house:
         secure = trusting(tls)
         silent = [await house.connect() for _ in range(3)]
         full = await house.connect(secure=secure)
@@ -108,7 +108,10 @@ async def test_w11_a_full_house_does_not_shake_hands_with_everybody(
             await house.connect(secure=trusting(tls))
 
 
-async def test_w11_strangers_wait_after_their_handshake_too(build: Build, tls: Tls) -> None:
+async def test_w11_strangers_wait_after_their_handshake_too(
+    build: Build, tls: Tls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "WAIT_S", 60.0)
     async with build(Limits(max_connections_per_address=1), tls=tls) as house:
         key, secure = await house.key(), trusting(tls)
         stranger = await house.connect(secure=secure)

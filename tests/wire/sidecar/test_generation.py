@@ -151,7 +151,7 @@ async def test_a_client_that_leaves_frees_its_rows(serve: Serve, body: dict[str,
         await connection.head()
         await connection.chunk()
     connection.leave()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await sequences.left.wait()
         await desk.front.landed()
     assert [event["ending"] for event in desk.events() if event["event"] == "request"] == ["client_gone"]

@@ -142,4 +142,4 @@ class Queueing(RuleBasedStateMachine):
 
 
 def test_nobody_is_passed_and_nobody_waits_while_a_lease_is_free() -> None:
-    run_state_machine_as_test(Queueing, settings=settings(max_examples=100, stateful_step_count=40, deadline=None))  # type: ignore[no-untyped-call]  # hypothesis leaves it so
+    run_state_machine_as_test(Queueing, settings=settings(max_examples=100, stateful_step_count=40))  # type: ignore[no-untyped-call]  # hypothesis leaves it so

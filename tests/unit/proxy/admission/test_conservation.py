@@ -147,4 +147,4 @@ class Comings(RuleBasedStateMachine):
 
 
 def test_nothing_is_lost_and_nothing_is_left() -> None:
-    run_state_machine_as_test(Comings, settings=settings(max_examples=60, stateful_step_count=40, deadline=None))  # type: ignore[no-untyped-call]  # hypothesis leaves it so
+    run_state_machine_as_test(Comings, settings=settings(max_examples=60, stateful_step_count=40))  # type: ignore[no-untyped-call]  # hypothesis leaves it so

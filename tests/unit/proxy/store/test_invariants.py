@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.store.ledger import Standing
@@ -62,7 +62,6 @@ def standings(lines: dict[str, Line]) -> dict[tuple[str, str], Standing]:
     return found
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_how_operations_fall_into_batches_makes_no_difference(make: Any, data: st.DataObject) -> None:
     operations = data.draw(st.lists(operations_on(make), max_size=40))

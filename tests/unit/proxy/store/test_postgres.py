@@ -56,7 +56,8 @@ async def test_a_statement_has_its_time(on_postgres: DatabaseSettings) -> None:
 
 
 async def test_a_lock_has_its_time(on_postgres: DatabaseSettings) -> None:
-    async with open_database(on_postgres) as database, database.write() as holder:
+    quick = DatabaseSettings(url=on_postgres.url, busy_timeout_s=0.2)
+    async with open_database(quick) as database, database.write() as holder:
         await holder.execute(text("LOCK TABLE boot"))
         with pytest.raises(StorageError, match="lock timeout") as raised:
             async with database.read() as connection:

@@ -140,7 +140,7 @@ async def test_one_of_no_account_is_refused(store: Any, make: Any) -> None:
         await store.responses.keep(make.stored("a", account_id="nobody"))
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(0, MOST_BYTES + 5), max_size=8))
 async def test_an_account_keeps_the_newest_that_have_room(store: Any, make: Any, lengths: list[int]) -> None:
     for row in await ids(store):

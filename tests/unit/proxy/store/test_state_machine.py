@@ -379,7 +379,6 @@ def run(machine: Callable[[], Books], *, examples: int = EXAMPLES, planted: bool
         settings=settings(
             max_examples=examples,
             stateful_step_count=STEPS,
-            deadline=None,
             derandomize=planted,
             database=None,
             phases=[Phase.explicit, Phase.generate],

@@ -100,7 +100,7 @@ def test_what_may_be_wrong_is_forgotten_with_all_that_stands_on_it() -> None:
     assert len(cache.insert("a", text(*range(10, 17)))) == 7
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     size=st.integers(1, 6),
     moves=st.lists(

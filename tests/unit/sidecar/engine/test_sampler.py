@@ -121,7 +121,6 @@ def test_another_seed_or_position_gives_other_tokens() -> None:
     assert len(by_position) > 15
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 2**64 - 1), position=st.integers(0, 2**20))
 def test_a_uniform_number_is_below_one(seed: int, position: int) -> None:
     assert 0 <= uniform(seed, position) < 1
@@ -170,7 +169,7 @@ SAMPLINGS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(SAMPLINGS, st.lists(st.integers(0, 299), max_size=6)), min_size=1, max_size=8), st.data())
 def test_no_row_knows_of_its_neighbours(wanted: list[tuple[Sampling, list[int]]], data: st.DataObject) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 9)))
@@ -204,7 +203,7 @@ def test_greedy_with_a_bias_or_a_penalty_takes_the_changed_maximum() -> None:
     assert picked.token == 6
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(SAMPLINGS, st.lists(st.sampled_from([3, 4, 40, 299]), max_size=6), st.integers(0, 6), st.data())
 def test_what_is_forbidden_is_as_if_the_model_ruled_it_out(
     how: Sampling, said: list[int], prompt: int, data: st.DataObject

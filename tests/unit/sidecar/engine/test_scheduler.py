@@ -307,7 +307,7 @@ ARRIVALS = st.lists(
 
 
 @pytest.mark.parametrize("chunks", [True, False])
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=75)
 @given(
     arrivals=ARRIVALS,
     ended=st.dictionaries(

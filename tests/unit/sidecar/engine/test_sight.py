@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel, PreTrainedModel
 from transformers.masking_utils import (
@@ -49,7 +49,6 @@ def test_a_window_and_a_chunk_are_told_apart() -> None:
     assert sight_of(sliding_window_causal_mask_function(192), 192) == FULL
 
 
-@settings(deadline=None)
 @given(st.integers(1, 70), st.integers(1, 60), st.booleans())
 def test_what_was_read_off_shows_what_the_mask_shows(
     tokens: int, size: int, window: bool

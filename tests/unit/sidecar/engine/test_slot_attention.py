@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -208,7 +208,6 @@ def test_a_far_longer_neighbour_has_a_run_of_its_own() -> None:
     assert [run.lengths for run in runs] == [(30, 30), (4000,), (30,)]
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 30), st.integers(1, 3000), max_size=20))
 def test_runs_cover_every_row_once_in_order(rows: dict[int, int]) -> None:
     chunks = decodes(sorted(rows.items()))

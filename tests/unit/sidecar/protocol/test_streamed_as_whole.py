@@ -104,7 +104,7 @@ def read_responses(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [item["done"] for item in items]
 
 
-@settings(max_examples=MOST, deadline=None)
+@settings(max_examples=MOST)
 @given(answer=answers, sizes=cuts, finish=ends)
 def test_a_response_s_items_are_those_of_the_whole_one(answer: str, sizes: list[int], finish: Finish) -> None:
     sent, choices = heard([*map(ord, answer)], sizes, finish, lambda made: ResponseStream(RESPONSES, made, 5, PLAIN))
@@ -180,7 +180,7 @@ def parsed(arguments: str) -> Any:
         return {}
 
 
-@settings(max_examples=MOST, deadline=None)
+@settings(max_examples=MOST)
 @given(answer=answers, sizes=cuts, finish=ends, thinking=st.booleans())
 def test_a_message_s_blocks_are_those_of_the_whole_one(
     answer: str, sizes: list[int], finish: Finish, thinking: bool
@@ -203,7 +203,7 @@ def test_a_message_s_blocks_are_those_of_the_whole_one(
 
 
 @pytest.mark.parametrize("speech", SPEECHES)
-@settings(max_examples=MOST, deadline=None)
+@settings(max_examples=MOST)
 @given(answer=ANSWERS, sizes=cuts, finish=ends, stop=st.booleans())
 def test_in_any_form_both_tell_the_same_streamed_and_whole(
     speech: Speech | None, answer: bytes, sizes: list[int], finish: Finish, stop: bool

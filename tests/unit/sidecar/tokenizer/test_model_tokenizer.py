@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import AutoTokenizer
@@ -53,7 +53,6 @@ def test_a_chat_is_encoded_as_transformers_does(model: ModelTokenizer, folder: P
 
 
 @given(messages)
-@settings(deadline=None)
 def test_c6_only_the_template_writes_control_tokens(model: ModelTokenizer, turns: list[tuple[str, str]]) -> None:
     ids = model.encode_chat(chat(*turns))
     asked_for_system = turns[0][0] in {"system", "developer"}
@@ -65,14 +64,12 @@ def test_c6_only_the_template_writes_control_tokens(model: ModelTokenizer, turns
 
 
 @given(words)
-@settings(deadline=None)
 def test_a_client_s_words_come_through_whole(model: ModelTokenizer, text: str) -> None:
     rendered = model._backend.decode(model.encode_chat(chat(("user", text))), skip_special_tokens=False)
     assert rendered == (f"<|start|>system\nBe kind<|end|>\n<|start|>user\n{text.strip()}<|end|>\n<|start|>assistant\n")
 
 
 @given(messages)
-@settings(deadline=None)
 def test_the_bound_bounds(model: ModelTokenizer, turns: list[tuple[str, str]]) -> None:
     bound = model.bound()
     assert bound is not None
@@ -183,7 +180,6 @@ def test_a_folder_without_a_tokenizer_is_told(tmp_path: Path) -> None:
 
 
 @given(st.one_of(st.text(), words))
-@settings(deadline=None)
 def test_what_is_tokenised_and_back_is_the_same_text(model: ModelTokenizer, text: str) -> None:
     assert model.decode(model.encode_text(text, add_special_tokens=False)) == text
 
@@ -219,7 +215,6 @@ def test_a_chat_may_end_otherwise_as_transformers_does(
 
 
 @given(words.filter(str.strip))
-@settings(deadline=None)
 def test_a_message_is_continued_where_it_ends(model: ModelTokenizer, text: str) -> None:
     ids = model.encode_chat(chat(("system", "hi"), ("assistant", text)), CONTINUED)
     assert model.decode(ids) == f"<|start|>system\nhi<|end|>\n<|start|>assistant\n{text.strip()}"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -65,7 +65,6 @@ def test_an_open_message_is_what_transformers_makes_of_it(folder: Path) -> None:
 
 
 @given(st.tuples(hostile, hostile))
-@settings(deadline=None)
 def test_an_open_message_stays_open_and_whole_whatever_is_in_it(made: Made, contents: tuple[str, str]) -> None:
     chat = (Message("user", contents[0]), Message("assistant", contents[1]))
     ids = made(TURN).encode_chat(chat, Rendering(False, True))
@@ -121,6 +120,7 @@ def test_c4_a_template_without_an_end_is_given_up_and_the_next_chat_is_rendered(
     )
     error = refused(model, ASKED, Rendering(variables={"forever": True}))
     assert "within 0.2 s" in error.message
+    monkeypatch.undo()
     assert "the cat" in text(model, ASKED)
 
 
@@ -143,7 +143,6 @@ def test_documents_are_refused_where_the_template_knows_none(made: Made) -> None
 
 
 @given(hostile, hostile, hostile)
-@settings(deadline=None)
 def test_c6_neither_variables_nor_documents_make_control_tokens(made: Made, key: str, value: str, effort: str) -> None:
     for template in (EFFORT, DOCUMENTS, KEYS):
         rendering = Rendering(

@@ -127,7 +127,7 @@ def test_a_template_that_wants_short_ids_gets_the_same_for_the_same(made: Made) 
 
 @pytest.mark.parametrize("template", [KNOWS, TURN])
 @given(words=st.tuples(hostile, hostile, hostile))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_c6_nothing_in_a_tool_becomes_a_control_token(made: Made, template: str, words: tuple[str, str, str]) -> None:
     description, key, value = words
     parameters: dict[str, object] = {"properties": {key: {"enum": [value, 5], "type": "string"}}}
