@@ -30,6 +30,8 @@ OPTIONS: Final = (
     "--no-default-browser-check",
     "--remote-debugging-port=0",
 )
+# What is said of something that was asked of a page that has just gone.
+LEAVING: Final = ("Inspected target navigated", "Cannot find context", "Execution context was destroyed")
 # A violation is also told to the page: this keeps what it was.
 WATCH: Final = """
     window.violations = [];
@@ -37,6 +39,10 @@ WATCH: Final = """
         window.violations.push(`${told.violatedDirective} ${told.blockedURI}`);
     });
 """
+
+
+class LeavingError(Exception):
+    """What was asked was asked of a page that another one takes the place of."""
 
 
 class Page:
@@ -75,6 +81,8 @@ class Page:
         await self._socket.send_json({"id": self._last, "method": method, "params": params})
         async with asyncio.timeout(WAIT_S):
             told = await answer
+        if told.get("error", {}).get("message", "").startswith(LEAVING):
+            raise LeavingError(told["error"]["message"])
         assert "error" not in told, (method, told)
         return dict(told["result"])
 
@@ -89,12 +97,19 @@ class Page:
         try:
             async with asyncio.timeout(WAIT_S):
                 # The page is another process: there is nothing here that could tell.
-                while not (found := await self.js(expression)):  # noqa: ASYNC110 - as said
+                while not (found := await self._now(expression)):  # noqa: ASYNC110 - as said
                     await asyncio.sleep(0.05)
         except TimeoutError:
             text = await self.js("document.body.innerText")
             raise AssertionError(f"never: {expression}\nthe page: {text[:3000]}\nproblems: {self.problems}") from None
         return found
+
+    async def _now(self, expression: str) -> Any:
+        """Its value; none between two pages."""
+        try:
+            return await self.js(expression)
+        except LeavingError:
+            return None
 
     async def open(self, url: str) -> None:
         await self.do("Page.navigate", url=url)

@@ -12,7 +12,7 @@ import pytest
 from tests.fakes.waiting import until
 
 MODEL = "smollm2-135m-instruct"
-NOTICED_S = 15.0
+NOTICED_S = 30.0
 LONG: Any = {
     "model": MODEL,
     "messages": [{"role": "user", "content": "Tell me a very long story about a lighthouse."}],

@@ -62,7 +62,11 @@ def test_both_metrics_pages_pass_promtool(build_house: Callable[..., Any], sidec
 def test_a_plain_install_imports_the_proxy_without_torch(tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(
-        ROOT, source, ignore=shutil.ignore_patterns(".venv", ".git", "run", "data", "build", "*.egg-info", ".*_cache")
+        ROOT,
+        source,
+        ignore=shutil.ignore_patterns(
+            ".venv", ".git", "run", "data", "build", "__pycache__", ".hypothesis", "*.egg-info", ".*_cache"
+        ),
     )
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv/bin/python"

@@ -12,7 +12,10 @@ END = """
 import os, pathlib, signal, sys
 for each in pathlib.Path('/proc').iterdir():
     if each.name.isdigit() and int(each.name) != os.getpid():
-        words = (each / 'cmdline').read_bytes().split(b'\\0')
+        try:
+            words = (each / 'cmdline').read_bytes().split(b'\\0')
+        except OSError:  # It has ended meanwhile.
+            continue
         if words[2:3] == [sys.argv[1].encode()] and words[0].startswith(b'/opt/'):
             os.kill(int(each.name), signal.SIGTERM)
             sys.exit(0)
