@@ -11,6 +11,7 @@ from proxy.settings import Database as DatabaseSettings
 from proxy.store import migrate
 from proxy.store.database import Database, StorageError, StorageRejectedError, open_database
 from tests.fakes.postgres import Postgres
+from tests.fakes.waiting import until
 
 NOWHERE = "postgresql+asyncpg://me:hunter2@/toll?host=/nonexistent"
 
@@ -48,11 +49,18 @@ async def test_without_its_driver_it_says_which_extra_to_install(monkeypatch: py
 
 
 async def test_a_statement_has_its_time(on_postgres: DatabaseSettings) -> None:
-    quick = DatabaseSettings(url=on_postgres.url, statement_timeout_s=0.05)
-    async with open_database(quick) as database:
+    async def sleep(database: Database) -> None:
+        async with database.read() as connection:
+            # What is set is the time of every statement, of SQLAlchemy's own too: it is made short for this one alone.
+            await connection.execute(text("SET LOCAL statement_timeout = 1"))
+            await connection.execute(text("SELECT pg_sleep(10)"))
+
+    settings = DatabaseSettings(url=on_postgres.url, statement_timeout_s=90.5)
+    async with open_database(settings) as database:
+        async with database.read() as connection:
+            assert (await connection.execute(text("SHOW statement_timeout"))).scalar_one() == "90500ms"
         with pytest.raises(StorageError, match="statement timeout"):
-            async with database.read() as connection:
-                await connection.execute(text("SELECT pg_sleep(10)"))
+            await sleep(database)
 
 
 async def test_a_lock_has_its_time(on_postgres: DatabaseSettings) -> None:
@@ -66,13 +74,21 @@ async def test_a_lock_has_its_time(on_postgres: DatabaseSettings) -> None:
 
 
 async def test_a_transaction_that_idles_lets_go(on_postgres: DatabaseSettings, postgres: Postgres) -> None:
+    limit = "idle_in_transaction_session_timeout"
+
     async def idle(database: Database) -> None:
         async with database.write() as connection:
             await connection.execute(text("LOCK TABLE boot"))
-            await asyncio.to_thread(postgres.sql, "SELECT pg_sleep(0.2)")
+            pid = (await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+            left = f"SELECT 1 FROM pg_stat_activity WHERE pid = {pid}"  # noqa: S608  a number
+            # As above, for this transaction alone.
+            await connection.execute(text(f"SET LOCAL {limit} = 1"))
+            await asyncio.to_thread(until, lambda: not postgres.sql(left))
 
-    quick = DatabaseSettings(url=on_postgres.url, statement_timeout_s=0.05)
-    async with open_database(quick) as database:
+    settings = DatabaseSettings(url=on_postgres.url, statement_timeout_s=90.5)
+    async with open_database(settings) as database:
+        async with database.read() as connection:
+            assert (await connection.execute(text(f"SHOW {limit}"))).scalar_one() == "90500ms"
         with pytest.raises(StorageError):
             await idle(database)
 
@@ -108,13 +124,16 @@ async def test_f5_connections_that_the_server_cut_are_made_anew(
     postgres: Postgres, on_postgres: DatabaseSettings
 ) -> None:
     async with open_database(on_postgres) as database:
+        pid = text("SELECT pg_backend_pid()")
         async with database.read() as one, database.read() as two:
-            for connection in (one, two):
-                await connection.execute(text("SELECT 1"))
-        cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tollhouse'"
-        assert len(await asyncio.to_thread(postgres.sql, cut)) == 2
-        # Time for the loop to hear of it.
-        await asyncio.to_thread(postgres.sql, "SELECT 1")
+            pids = [(await connection.execute(pid)).scalar_one() for connection in (one, two)]
+        for number in pids:
+            # It waits until that one has ended.
+            cut = f"SELECT pg_terminate_backend({number}, 10000)"
+            assert await asyncio.to_thread(postgres.sql, cut) == [["t"]]
+        # The loop hears their last words, and then of their ends.
+        for _ in range(10):
+            await asyncio.sleep(0)
         for _ in range(3):
             async with database.read() as connection:
-                assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
+                assert (await connection.execute(pid)).scalar_one() not in pids
