@@ -26,6 +26,8 @@ UNPRIVILEGED: Final = "nobody"
 FAST: Final = {"fsync": "off", "full_page_writes": "off", "max_connections": "200"}
 # Ends the server when this process is gone, whatever became of it: then the pipe that it reads is closed.
 LEASH: Final = '"$@" & read -r _; kill -INT "$!" 2>/dev/null; wait "$!"'
+# The states of a process that runs no more.
+GONE: Final = frozenset({"", "Z", "X"})
 # What makes a used database as good as new, which takes a twentieth of the time that a new one takes.
 EMPTY: Final = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid();
@@ -90,6 +92,7 @@ class Postgres:
         postmaster = self.pid
         # It is to make no more of them.
         os.kill(postmaster, signal.SIGSTOP)
+        until(lambda: _state(postmaster) == "T")
         children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
         # The first one, lest it clean up after the others.
         killed = (postmaster, *map(int, children))
@@ -98,7 +101,7 @@ class Postgres:
                 os.kill(pid, signal.SIGKILL)
         self.stop()
         # A server does not start while one of these still has the memory that they share.
-        until(lambda: not any(_lives(pid) for pid in killed))
+        until(lambda: all(_state(pid) in GONE for pid in killed))
 
     def remove(self) -> None:
         self.stop()
@@ -195,12 +198,13 @@ class Postgres:
         return done.stdout
 
 
-def _lives(pid: int) -> bool:
+def _state(pid: int) -> str:
+    """The letter of a process' state (proc_pid_stat(5)); empty if there is none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] not in {"Z", "X"}
+        return ""
+    return stat.rpartition(")")[2].split()[0]
 
 
 def _user() -> dict[str, Any]:
