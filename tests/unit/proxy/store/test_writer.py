@@ -131,7 +131,7 @@ async def test_what_is_patient_goes_with_the_next_commit(
     database: FakeDatabase, writer: Writer, observed: Observed
 ) -> None:
     first = await held_up(database, writer)
-    patient = writer.submit(note, "patient", patience_s=0.05)
+    patient = writer.submit(note, "patient", patience_s=3600)
     database.open.set()
     await first
     for _ in range(5):
