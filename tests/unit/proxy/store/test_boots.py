@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
 
 from proxy.store.boots import Boot, Boots, Other, here, is_gone
 from proxy.store.ledger import Ledger
@@ -42,7 +42,7 @@ async def test_f1_who_does_not_share_the_database_is_dead(sqlite_store: Any, mak
 async def test_f1_a_lease_lapses_after_15_s_by_the_server_s_clock(postgres_store: Any, make: Any) -> None:
     boots = Boots(postgres_store.writer, shared=True)
     await boots.begin(make.boot("boot_1"))
-    for seconds, lapsed in ((0, False), (13, False), (3, True)):
+    for seconds, lapsed in ((0, False), (8, False), (8, True)):
         await age(postgres_store, "boot_1", seconds)
         (other,) = await boots.others("boot_2")
         assert other.lapsed is lapsed
@@ -66,6 +66,9 @@ async def test_f1_one_alone_becomes_the_keeper_of_the_dead(store: Any, make: Any
 
 async def test_f1_one_that_was_seen_since_has_not_lapsed(store: Any, make: Any) -> None:
     await store.boots.begin(make.boot("boot_1"))
+    # On a quick machine the clock may say the same at the beat as at the beginning.
+    async with store.database.write() as connection:
+        await connection.execute(update(boot).values(seen=boot.c.started))
     (as_it_was,) = await store.boots.others("boot_2")
     await store.boots.beat("boot_1")
     await store.boots.keep(as_it_was, "boot_2")
