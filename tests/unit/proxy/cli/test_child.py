@@ -62,7 +62,9 @@ async def test_the_log_of_the_start_before_is_kept_beside(tmp_path: Path) -> Non
 
 
 async def test_it_ends_as_sigterm_ends_it(tmp_path: Path) -> None:
-    child = a_child(tmp_path, "import signal, sys; signal.signal(15, lambda *_: sys.exit(0)); print(1); signal.pause()")
+    # It sleeps for short times: a signal that comes just before a pause would be heard after it.
+    code = "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(0))\nprint(1, flush=True)\n"
+    child = a_child(tmp_path, f"{code}while True: time.sleep(0.05)")
     await child.start()
     while not (tmp_path / "server.log").read_bytes():
         await child.catch_up()
