@@ -36,8 +36,8 @@ case "$*" in
     *"-m pip install"*torch==*)
         echo "torch ${*#*--no-compile }" >>"$FAKE/log"
         if [ -p "$FAKE/held" ]; then
-            echo held >"$FAKE/held"
-            cat "$FAKE/go"
+            echo $$ >"$FAKE/held"
+            read -r _ <"$FAKE/go"
         fi
         case "$*" in
             *--extra-index-url*) ;;
@@ -92,8 +92,9 @@ class Checkout:
         for name in ("held", "go"):
             os.mkfifo(self.fake / name)
 
-    def wait_until_held(self) -> None:
-        assert (self.fake / "held").read_text()
+    def wait_until_held(self) -> int:
+        """The process id of the pip that waits."""
+        return int((self.fake / "held").read_text())
 
     def let_go(self) -> None:
         (self.fake / "held").unlink()
@@ -232,7 +233,7 @@ def test_two_starts_at_once_install_once(checkout: Checkout) -> None:
 def test_an_interrupted_install_is_begun_again(checkout: Checkout, number: signal.Signals) -> None:
     checkout.hold_torch()
     process = checkout.popen()
-    checkout.wait_until_held()
+    pip = checkout.wait_until_held()
     process.send_signal(number)
     if number == signal.SIGKILL:
         # Its pip lives on: it is let go, as a real one would end at some time.
@@ -240,6 +241,9 @@ def test_an_interrupted_install_is_begun_again(checkout: Checkout, number: signa
         checkout.let_go()
     else:
         assert process.wait(60) == 128 + number
+        # Its pip has ended before it: without the lock it would write into what the next start makes.
+        with pytest.raises(ProcessLookupError):
+            os.kill(pip, signal.SIGKILL)
         assert not (checkout.root / ".venv/installing").exists()
         (checkout.fake / "held").unlink()
     process.communicate()
