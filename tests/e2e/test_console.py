@@ -113,6 +113,7 @@ async def test_the_playground_streams_from_the_model_through_the_gate(page: Page
     await shown(page, "playground")
     await page.type("#api-key", house.keys["free"])
     await page.type("#most", "12")
+    await page.js(ENDLESS)
     await page.type("#message", "Why is the sky blue? Answer in two sentences.")
     await page.key("Enter", 13)
     await page.text("Charged", "tokens", within="#figures")

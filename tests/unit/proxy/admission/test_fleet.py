@@ -16,7 +16,6 @@ from proxy.store.valkey import open_valkey
 from sidecar.wire.errors import ApiError
 from tests.fakes.valkey import ValkeyServer, running
 
-USAGE = {"ended": None, "duration_ms": 1, "ttft_ms": None}
 # How long Valkey may take: a busy machine keeps an answer for seconds.
 LIMIT_S = 30.0
 
