@@ -54,13 +54,15 @@ class Running:
 
         `judge` gives a principal as it is now, None if it is not good. Those that go on are kept as they are now.
         """
-        clients = self._clients.get(key_id, {})
-        judged = {client: judge(principal) for client, principal in clients.items()}
-        clients.update({client: principal for client, principal in judged.items() if principal is not None})
-        lost = [client for client, principal in judged.items() if principal is None]
-        for client in lost:
-            client.leave(Ending.REVOKED)
-        return len(lost)
+        clients, lost = self._clients.get(key_id, {}), 0
+        for client, principal in list(clients.items()):
+            now = judge(principal)
+            if now is None:
+                client.leave(Ending.REVOKED)
+                lost += 1
+            else:
+                clients[client] = now
+        return lost
 
     def cut_expired(self, now: dt.datetime) -> int:
         """End the requests whose key, or whose secret, has expired since they began; how many."""
