@@ -22,6 +22,12 @@ function told(value, names) {
   return /^\d{4}-\d\d-\d\dT/.test(value) ? date(value) : (names.get(value) ?? String(value));
 }
 
+// What keys and accounts are called now, by their ids.
+async function namesNow() {
+  const [keys, accounts] = await Promise.all([all("/admin/v1/keys"), all("/admin/v1/accounts")]);
+  return new Map([...keys.rows.map((one) => [one.key_id, one.name]), ...accounts.rows.map((one) => [one.id, one.name])]);
+}
+
 // `part`: the id of the key or account whose history it is; without it, everybody's.
 export class History extends Component {
   state = { events: null, next: null, names: new Map(), error: null };
@@ -43,9 +49,8 @@ export class History extends Component {
     const { part } = this.props;
     const query = new URLSearchParams({ limit: AT_ONCE, ...(part && { target: part }), ...(after && { after }) });
     try {
-      const [found, keys, accounts] = await Promise.all([get(`/admin/v1/audit?${query}`), all("/admin/v1/keys"), all("/admin/v1/accounts")]);
+      const [found, names] = await Promise.all([get(`/admin/v1/audit?${query}`), after === null ? namesNow() : this.state.names]);
       if (turn !== this.looks) return;
-      const names = new Map([...keys.rows.map((one) => [one.key_id, one.name]), ...accounts.rows.map((one) => [one.id, one.name])]);
       this.setState(({ events }) => ({ events: after === null ? found.data : [...events, ...found.data], next: found.next, names, error: null }));
     } catch (error) {
       if (turn === this.looks) this.setState({ error });
