@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import uvloop
 
-from proxy import app
+from proxy import app, door
 from proxy.admin.client import AdminClient
 from proxy.settings import Admin, Database, Limits, Listen, Proxy, Timeouts, Tls, Upstream
 from sidecar.jsonlog import JsonLog
@@ -97,6 +97,12 @@ def build(request: pytest.FixtureRequest, tmp_path: Path, database: Database) ->
                     assert await client.check_ledger() == []
 
     return started
+
+
+@pytest.fixture
+def patient_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for a seat for so long that he is refused."""
+    monkeypatch.setattr(door, "WAIT_S", 60.0)
 
 
 async def _hung_up(wires: list[Wire]) -> None:

@@ -66,8 +66,8 @@ async def test_w6_strangers_of_one_address_wait_and_are_refused_in_the_end(
         assert await scraped(house, 'tollhouse_proxy_connections_refused_total{reason="address"}') == 1
 
 
-async def test_w6_good_clients_of_a_full_address_get_their_turn(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "WAIT_S", 60.0)
+@pytest.mark.usefixtures("patient_door")
+async def test_w6_good_clients_of_a_full_address_get_their_turn(build: Build) -> None:
     async with build(Limits(max_connections_per_address=4)) as house:
         key = await house.key()
         kept = await asyncio.gather(*(house.connect() for _ in range(20)))
@@ -79,8 +79,8 @@ async def test_w6_good_clients_of_a_full_address_get_their_turn(build: Build, mo
         assert await scraped(house, "tollhouse_proxy_connections") == 21
 
 
-async def test_w6_who_has_no_key_leaves_the_seat_to_who_has(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "WAIT_S", 60.0)
+@pytest.mark.usefixtures("patient_door")
+async def test_w6_who_has_no_key_leaves_the_seat_to_who_has(build: Build) -> None:
     async with build(Limits(max_connections_per_address=1)) as house:
         key = await house.key()
         stranger = await house.connect()

@@ -4,7 +4,6 @@ import asyncio
 
 import pytest
 
-from proxy import door
 from sidecar.wire import internal
 from tests.fakes.sidecar import DONE, FINISH, MODEL, WHOLE, delta, usage_comment
 from tests.wire.proxy.house import WAIT_S, House, chat, request
@@ -121,10 +120,8 @@ async def test_a_rate_limit_refuses_the_second_request_and_says_so(house: House,
     assert {row["state"]: row["rule"] for row in house.rows()} == {"settled": None, "refused": "requests_per_minute"}
 
 
-async def test_a_hundred_streams_at_once_are_a_hundred_settled_rows(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(door, "WAIT_S", 60.0)
+@pytest.mark.usefixtures("patient_door")
+async def test_a_hundred_streams_at_once_are_a_hundred_settled_rows(house: House) -> None:
     key = await house.key()
 
     async def one() -> bytes:
@@ -137,10 +134,8 @@ async def test_a_hundred_streams_at_once_are_a_hundred_settled_rows(
     assert len({row["request_id"] for row in rows}) == 100
 
 
-async def test_a_hundred_at_once_against_a_small_quota_overshoot_by_nothing(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(door, "WAIT_S", 60.0)
+@pytest.mark.usefixtures("patient_door")
+async def test_a_hundred_at_once_against_a_small_quota_overshoot_by_nothing(house: House) -> None:
     key = await house.key("few")
 
     async def one() -> int:

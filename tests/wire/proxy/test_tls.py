@@ -108,10 +108,8 @@ async def test_w11_a_full_house_does_not_shake_hands_with_everybody(
             await house.connect(secure=trusting(tls))
 
 
-async def test_w11_strangers_wait_after_their_handshake_too(
-    build: Build, tls: Tls, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(door, "WAIT_S", 60.0)
+@pytest.mark.usefixtures("patient_door")
+async def test_w11_strangers_wait_after_their_handshake_too(build: Build, tls: Tls) -> None:
     async with build(Limits(max_connections_per_address=1), tls=tls) as house:
         key, secure = await house.key(), trusting(tls)
         stranger = await house.connect(secure=secure)
