@@ -17,11 +17,10 @@ from proxy.store.database import StorageError
 from sidecar.jsonlog import JsonLog
 from tests.fakes.proxy import NOON, FakeClock
 from tests.fakes.valkey import ValkeyServer, running
+from tests.fakes.waiting import LIMIT_S
 
 LIFE = dt.timedelta(seconds=330)
 NO_VALKEY = Valkey()
-# How long Valkey may take: a busy machine keeps an answer for seconds.
-LIMIT_S = 30.0
 
 
 def nonce(value: str = "n" * 16, *, made: dt.datetime = NOON, signed: bool = True, key_id: str = "k") -> Nonce:

@@ -11,11 +11,10 @@ from proxy import uplink
 from proxy.answers import BrokenOffError
 from proxy.simulation.time import JumpingLoop
 from proxy.uplink import MOST_KEPT_BYTES, AbsentError, Uplink, Uplinks, request
+from tests.fakes.waiting import LIMIT_S
 
 ASKED = request("POST", "/v1/x", {"x-one": "1"}, b"{}")
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-# For what is not to come too late: longer than a busy machine keeps what comes.
-LIMIT_S = 30.0
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 

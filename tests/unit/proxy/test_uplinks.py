@@ -11,10 +11,9 @@ import pytest
 from proxy import uplink
 from proxy.answers import BrokenOffError
 from proxy.uplink import MOST_FREE, Uplink, Uplinks, request
+from tests.fakes.waiting import LIMIT_S
 
 ASKED = request("POST", "/v1/x", {"x-one": "1"}, b"{}")
-# For what is not to come too late: longer than a busy machine keeps what comes.
-LIMIT_S = 30.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 

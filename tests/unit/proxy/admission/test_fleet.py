@@ -15,9 +15,7 @@ from proxy.admission.shared import SharedLimits
 from proxy.store.valkey import open_valkey
 from sidecar.wire.errors import ApiError
 from tests.fakes.valkey import ValkeyServer, running
-
-# How long Valkey may take: a busy machine keeps an answer for seconds.
-LIMIT_S = 30.0
+from tests.fakes.waiting import LIMIT_S
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,10 @@ from proxy.admission.rate import Rate
 from proxy.admission.shared import Scripts, SharedLimits, Wish
 from proxy.store.valkey import open_valkey
 from tests.fakes.valkey import ValkeyServer, running
+from tests.fakes.waiting import LIMIT_S
 
 # By the hour, so that time gives nothing back while a test runs.
 TEN = Rate(10, 3600)
-# How long Valkey may take: a busy machine keeps an answer for seconds.
-LIMIT_S = 30.0
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,8 @@ import pytest
 
 from proxy.store.valkey import Valkey, ValkeyAwayError, ValkeyExtraError, open_valkey
 from tests.fakes.valkey import ValkeyServer, running
+from tests.fakes.waiting import LIMIT_S
 
-# How long Valkey may take: a busy machine keeps an answer for seconds.
-LIMIT_S = 30.0
 ADD = "return redis.call('INCRBY', KEYS[1], ARGV[1])"
 
 
