@@ -9,7 +9,7 @@ import click
 from rich.console import RenderableType
 from rich.text import Text
 
-from proxy.cli.checks import certificate, cpu, gpu, house, machine, model, stores, traces
+from proxy.cli.checks import certificate, cpu, disk, gpu, house, machine, model, stores, traces
 from proxy.cli.checks.check import Case, Check, Status, failed, ok, warning
 from proxy.cli.exits import Exit
 from proxy.cli.invocation import Invocation, command, pass_invocation
@@ -26,10 +26,10 @@ OF_MACHINE: Final[dict[str, Callable[[], Check]]] = {
     "cpu": cpu.check_cpu,
     "gpu": gpu.check_gpu,
     "memory": machine.check_memory,
-    "disk": machine.check_disk,
     "traces": traces.check_traces,
 }
 OF_HOUSE: Final[dict[str, Callable[[Case], Check]]] = {
+    "disk": disk.check_disk,
     "policy": house.check_policy,
     "permissions": house.check_permissions,
     "ports": house.check_ports,

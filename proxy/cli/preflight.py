@@ -4,21 +4,20 @@ Each refusal says what is in the way, where, and how to get it out of it.
 """
 
 import os
-import shutil
 from pathlib import Path
 
 from proxy.cli import listeners
-from proxy.cli.checks.machine import LEAST_DISK_BYTES
+from proxy.cli.checks import disk
 from proxy.cli.exits import CommandError
 from proxy.cli.program import program
 from proxy.cli.sidecar_command import SidecarConfig
-from proxy.settings import ENV_PREFIX, Proxy
+from proxy.settings import ENV_PREFIX, Database, Proxy
 
 
 def check_ready_to_start(settings: Proxy, sidecar: SidecarConfig, sidecar_config: Path) -> None:
     """Raises CommandError for the first thing in the way."""
     check_upstream(settings, sidecar, sidecar_config)
-    check_disk(Path())
+    check_disk(settings.database)
     admin_socket, sidecar_socket = Path(settings.admin.socket), Path(sidecar.socket)
     check_socket(admin_socket)
     if listeners.socket_answers(admin_socket):
@@ -52,13 +51,13 @@ def check_upstream(settings: Proxy, sidecar: SidecarConfig, sidecar_config: Path
         )
 
 
-def check_disk(folder: Path) -> None:
+def check_disk(database: Database) -> None:
     """There is room for the database's first pages and for the logs. Raises CommandError."""
-    free = shutil.disk_usage(folder).free
-    if free < LEAST_DISK_BYTES:
+    folder, free = disk.fullest(database)
+    if free < disk.LEAST_BYTES:
         raise CommandError(
             f"The disk of {folder.resolve()} is full: {free // 1_000_000} MB are free.",
-            hint=f"Free {LEAST_DISK_BYTES // 1_000_000} MB or more: the database and the logs lie there.",
+            hint=f"Free {disk.LEAST_BYTES // 1_000_000} MB or more, for the database and the logs.",
         )
 
 

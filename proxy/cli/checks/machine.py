@@ -3,7 +3,6 @@
 import importlib.metadata
 import importlib.util
 import platform
-import shutil
 import sqlite3
 import sys
 from pathlib import Path
@@ -17,9 +16,6 @@ DISTRIBUTION: Final = "tollhouse"
 # The import names that are the user's, and that other packages on the index install too.
 OUR_NAMES: Final = ("proxy", "sidecar", "migrations")
 LOW_MEMORY_BYTES: Final = 2_000_000_000
-LOW_DISK_BYTES: Final = 1_000_000_000
-# With less nothing starts.
-LEAST_DISK_BYTES: Final = 50_000_000
 GIGABYTE: Final = 1_000_000_000
 
 
@@ -85,15 +81,3 @@ def check_memory() -> Check:
     if available < LOW_MEMORY_BYTES:
         return warning("memory", said, "The default model needs about 2 GB while it is converted, 1 GB afterwards.")
     return ok("memory", said)
-
-
-def check_disk(folder: Path = Path()) -> Check:
-    """There is room for the database and the logs."""
-    free = shutil.disk_usage(folder).free
-    said = f"{free / GIGABYTE:.1f} GB free in {folder.resolve()}"
-    hint = "Free some space: on a full disk every request is refused, since nothing is answered that cannot be booked."
-    if free < LEAST_DISK_BYTES:
-        return failed("disk", said, hint)
-    if free < LOW_DISK_BYTES:
-        return warning("disk", said, hint)
-    return ok("disk", said)

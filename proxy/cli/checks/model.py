@@ -10,6 +10,7 @@ import msgspec
 from proxy.cli import listeners, sidecar_command
 from proxy.cli.checks import cpu, gpu
 from proxy.cli.checks.check import Case, Check, Status, failed, ok, warning
+from proxy.cli.checks.disk import existing
 from proxy.cli.checks.machine import GIGABYTE
 from proxy.cli.exits import CommandError
 from proxy.cli.program import program
@@ -102,7 +103,7 @@ def _own(found: Source) -> Check:
 
 def _of_catalogue(sidecar: SidecarConfig, row: Row, config: Path) -> Check:
     if row.path is None:
-        free = shutil.disk_usage(_existing(Path(sidecar.cache).expanduser())).free
+        free = shutil.disk_usage(existing(Path(sidecar.cache).expanduser())).free
         if free < row.needed_bytes:
             return failed(
                 "model",
@@ -118,10 +119,6 @@ def _of_catalogue(sidecar: SidecarConfig, row: Row, config: Path) -> Check:
             f"Make it anew: rm -r {row.path} and {program()} model fetch. If it happens again, check the disk.",
         )
     return ok("model", f"{row.name}, {row.path}")
-
-
-def _existing(folder: Path) -> Path:
-    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
 def check_device(case: Case) -> Check:

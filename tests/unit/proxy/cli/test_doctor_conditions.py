@@ -10,12 +10,13 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from msgspec import structs
 
 from proxy.cli import root
-from proxy.cli.checks import gpu, house, machine, model, stores, traces
+from proxy.cli.checks import disk, gpu, house, machine, model, stores, traces
 from proxy.cli.checks.check import Case, Check, Status
 from proxy.cli.checks.gpu import Torch
 from proxy.cli.sidecar_command import SidecarConfig, SidecarEngine, SidecarModel
@@ -310,10 +311,27 @@ def test_a_model_that_is_loaded_has_its_room(here: Path, monkeypatch: pytest.Mon
 
 
 def test_a_disk_that_is_nearly_full_is_a_warning_and_a_full_one_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "LOW_DISK_BYTES", 1 << 62)
-    told(machine.check_disk(), Status.WARNING, "full disk")
-    monkeypatch.setattr(machine, "LEAST_DISK_BYTES", 1 << 62)
-    told(machine.check_disk(), Status.FAILED, "full disk")
+    monkeypatch.setattr(disk, "LOW_BYTES", 1 << 62)
+    told(disk.check_disk(a_case()), Status.WARNING, "full disk")
+    monkeypatch.setattr(disk, "LEAST_BYTES", 1 << 62)
+    told(disk.check_disk(a_case()), Status.FAILED, "full disk")
+
+
+@pytest.mark.parametrize("full", ["data", "."])
+def test_the_disk_that_is_looked_at_is_the_fullest_of_a_house(
+    full: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = (here / full).resolve()
+
+    def usage(folder: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=1_000_000 if folder.resolve() == volume else 5 << 40)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    file = Database(url="sqlite+aiosqlite:///data/not/yet/tollhouse.db")
+    told(disk.check_disk(a_case(database=file)), Status.FAILED, f"0.0 GB free in {volume}")
+    server = Database(url="postgresql+asyncpg://me@db/tollhouse")
+    here_alone = Status.OK if full == "data" else Status.FAILED
+    assert disk.check_disk(a_case(database=server)).status is here_alone
 
 
 def test_packages_of_our_names_from_elsewhere_are_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

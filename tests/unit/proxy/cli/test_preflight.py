@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from proxy.cli import listeners, preflight
+from proxy.cli.checks import disk
 from proxy.cli.exits import CommandError, Exit
 from proxy.cli.sidecar_command import SidecarConfig, SidecarModel
 from proxy.settings import Admin, Listen, Proxy, Upstream
@@ -114,7 +115,7 @@ def test_a_sidecar_that_the_proxy_does_not_know_is_told_with_both_paths() -> Non
 
 
 def test_a_full_disk_is_told_before_anything_is_started(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "LEAST_DISK_BYTES", 1 << 62)
+    monkeypatch.setattr(disk, "LEAST_BYTES", 1 << 62)
     with pytest.raises(CommandError, match=f"The disk of {here} is full") as refused:
         preflight.check_ready_to_start(settings(), SIDECAR, CONFIG)
     assert "Free " in refused.value.hint
