@@ -5,6 +5,7 @@ admin socket. It is `tollhouse policy simulate`, for a policy that is in no fold
 """
 
 import asyncio
+import contextlib
 import datetime as dt
 import os
 import sys
@@ -62,7 +63,9 @@ def run(trial: Trial) -> Outcome:
 
 
 def main() -> None:
-    os.nice(NICE)
+    # Where a filter of system calls refuses that, it runs as it is.
+    with contextlib.suppress(PermissionError):
+        os.nice(NICE)
     trial = msgspec.json.decode(sys.stdin.buffer.read(), type=Trial)
     sys.stdout.buffer.write(msgspec.json.encode(run(trial)))
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import sys
-from asyncio.subprocess import DEVNULL, PIPE
+from asyncio.subprocess import PIPE
 from typing import Annotated, Final
 
 import msgspec
@@ -55,11 +55,11 @@ class Trials:
 
     async def _run(self, trial: Trial) -> bytes:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "proxy.console.trial", stdin=PIPE, stdout=PIPE, stderr=DEVNULL
+            sys.executable, "-m", "proxy.console.trial", stdin=PIPE, stdout=PIPE, stderr=PIPE
         )
         try:
             async with asyncio.timeout(self._limit_s):
-                answer, _ = await process.communicate(msgspec.json.encode(trial))
+                answer, said = await process.communicate(msgspec.json.encode(trial))
         except TimeoutError as exc:
             raise unavailable(
                 f"The simulation took longer than {self._limit_s:g} s. Choose fewer days, or use `tollhouse policy "
@@ -73,9 +73,11 @@ class Trials:
                     process.kill()
                 await asyncio.shield(process.wait())
         if process.returncode:
-            self._log.error("simulation_failed", exit_code=process.returncode)
+            # Of a traceback, what was raised.
+            _, _, last = said.decode(errors="replace").strip().rpartition("\n")
+            self._log.error("simulation_failed", exit_code=process.returncode, reason=last)
             raise unavailable(
-                "The simulation failed. `tollhouse policy simulate` says why.",
+                "The simulation failed. The server's log says why (simulation_failed).",
                 code="simulation_failed",
                 retry_after_s=1,
             )

@@ -92,6 +92,11 @@ def test_a_unit_exposes_little(unit: Path, tmp_path: Path) -> None:
     assert float(level) <= MOST_EXPOSED
 
 
+def test_the_proxy_may_do_what_it_would_do() -> None:
+    """`proxy.console.trial` steps back, and @resources would forbid it."""
+    assert values(PROXY, "SystemCallFilter") == ["@system-service", "~@privileged @resources", "setpriority"]
+
+
 @pytest.mark.parametrize("unit", [PROXY, SIDECAR], ids=lambda unit: unit.name)
 def test_the_units_share_a_user_and_the_folder_of_the_sockets(unit: Path) -> None:
     assert values(unit, "User") == values(unit, "Group") == ["tollhouse"]

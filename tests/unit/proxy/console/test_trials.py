@@ -1,15 +1,21 @@
 """Trials of a policy: one at a time, and none that goes on for ever."""
 
 import asyncio
+import errno
 import io
+import json
+import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from proxy.console import trial
+from proxy.console.trial import Outcome, Trial
 from proxy.console.trials import Trials, WantedTrial
 from sidecar.jsonlog import JsonLog
 from sidecar.wire.errors import ApiError
-from tests.fakes.proxy import FakeClock
+from tests.fakes.proxy import NOON, FakeClock
 
 WANTED = WantedTrial({"default.yaml": "version: 1\ntiers: {}\n"})
 
@@ -40,4 +46,19 @@ async def test_one_without_its_server_fails_and_the_log_says_why(tmp_path: Path)
     with pytest.raises(ApiError) as failed:
         await trials.run(WantedTrial({"default.yaml": policy}))
     assert (failed.value.status, failed.value.code) == (503, "simulation_failed")
-    assert '"event":"simulation_failed","exit_code":1' in log.getvalue()
+    (told,) = map(json.loads, log.getvalue().splitlines())
+    assert (told["event"], told["exit_code"]) == ("simulation_failed", 1)
+    assert str(tmp_path / "a.sock") in told["reason"]
+
+
+def test_one_that_may_not_step_back_is_run_all_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refused(_by: int) -> int:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    asked = Trial(str(tmp_path / "a.sock"), {"default.yaml": "tiers: 3"}, NOON, NOON)
+    answer = io.BytesIO()
+    monkeypatch.setattr(os, "nice", refused)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(msgspec.json.encode(asked))))
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(answer))
+    trial.main()
+    assert msgspec.json.decode(answer.getvalue(), type=Outcome).problems
