@@ -6,7 +6,7 @@ address, a path or a name that a client chose. The page stays under 2,000 lines 
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator
 from typing import Final, TypeVar
 
 from prometheus_async.aio import time, track_inprogress
@@ -36,7 +36,7 @@ BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LAG_EVERY_S: Final = 0.5
 CLOCK_EVERY_S: Final = 1.0
 WINDOWS_S: Final = {"5m": 300.0, "1h": 3600.0, "24h": 86400.0}
-# The share of its monthly tokens that a key has used, by the upper end of each band.
+# The share of a monthly quota that a key has used, by the upper end of each band.
 BANDS: Final = (("0_50", 0.5), ("50_80", 0.8), ("80_95", 0.95), ("95_100", 1.0), ("over", float("inf")))
 
 
@@ -221,13 +221,13 @@ class Metrics:
         )
         self.keys = Gauge(
             "tollhouse_proxy_keys",
-            "Usable keys with a monthly quota of tokens, by the share of it that is used.",
+            "Usable keys with a monthly quota, by the largest share that is used, of theirs or their account's.",
             ["quota_band"],
             registry=registry,
         )
         self.quota_used = Gauge(
             "tollhouse_proxy_quota_used_ratio",
-            "Share of its monthly tokens that a key has used, of the keys nearest to their limit.",
+            "Share of a monthly quota, its own or its account's, that a key has used, of the keys nearest to theirs.",
             ["key", "tier"],
             registry=registry,
         )
@@ -290,11 +290,11 @@ class Metrics:
         return await asyncio.to_thread(generate_latest, self._registry)
 
 
-def quota_bands(shares: list[float]) -> dict[str, int]:
-    """How many keys are in each band; a share of exactly an upper end belongs to that band."""
+def quota_bands(shares: Iterable[tuple[float, int]]) -> dict[str, int]:
+    """How many keys are in each band, from shares and how many keys have each; exactly an upper end belongs to it."""
     counts = {name: 0 for name, _ in BANDS}
-    for share in shares:
-        counts[next(name for name, end in BANDS if share <= end)] += 1
+    for share, keys in shares:
+        counts[next(name for name, end in BANDS if share <= end)] += keys
     return counts
 
 

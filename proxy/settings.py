@@ -150,7 +150,9 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`quota_top`: the metrics page names so many keys, those nearest to their month's quota, and the share used."""
+    """`quota_top`: the metrics page names so many keys, those nearest to a monthly quota, and the share used; of
+    keys that are all alike one.
+    """
 
     quota_top: Annotated[int, Meta(ge=0, le=100)] = 0
 

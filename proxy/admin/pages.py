@@ -5,6 +5,7 @@ metrics are passed on, because Prometheus cannot scrape a Unix socket.
 """
 
 import contextlib
+import heapq
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from prometheus_client import Metric
 from proxy.admin.desk import Desk
 from proxy.admin.openapi import merged
 from proxy.admin.records import ServerState, UpstreamState
-from proxy.admin.reports import nearest_quotas, quota_shares
+from proxy.admin.reports import quota_shares
 from proxy.asked import UpstreamLostError
 from proxy.clock import Clock
 from proxy.metrics import Metrics, quota_bands
@@ -190,12 +191,11 @@ class Pages:
         self._bands_s[whose] = now_s
         try:
             shares = await quota_shares(self._desk)
-            top = await nearest_quotas(self._desk, self._quota_top) if self._quota_top else []
         except ApiError:
             # The page must come just when the storage does not; its failures are counted where they happen.
             return
-        for band, count in quota_bands(shares).items():
+        for band, count in quota_bands((share.used, share.keys) for share in shares).items():
             self._metrics.keys.labels(band).set(count)
         self._metrics.quota_used.clear()
-        for key_id, tier, share in top:
-            self._metrics.quota_used.labels(key_id, tier).set(share)
+        for share in heapq.nlargest(self._quota_top, shares):
+            self._metrics.quota_used.labels(share.key_id, share.tier).set(share.used)

@@ -1,21 +1,20 @@
 """What an operator looks at: usage, whether the books are right, and who did what. Nothing here changes anything."""
 
-import heapq
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 from proxy.admin.accounts import named
 from proxy.admin.desk import Desk, Order, explained
 from proxy.admin.records import AuditEvent, AuditQuery, Listing, LogQuery, Nothing, Usage, UsageQuery, UsageRow
+from proxy.admission.rules import Own, effective
 from proxy.clock import month_of
-from proxy.policy.schema import Policy, Tier
+from proxy.policy.schema import Policy
 from proxy.store.ledger import UsageRow as LedgerRow
 from proxy.store.requestlog import LoggedRequest, Sought
 from proxy.store.requestlog import Place as LogPlace
 from proxy.store.spread import Spread
 from sidecar.wire.errors import bad_request
 
-KEYS_AT_ONCE: Final = 1000
 _PERIOD: Final = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
 
 
@@ -32,40 +31,26 @@ async def usage(desk: Desk, order: Order[UsageQuery]) -> Usage:
     return Usage(month, shown, rows[-1].key_id if len(rows) == query.limit else None)
 
 
-async def quota_shares(desk: Desk) -> list[float]:
-    """The share of its month's tokens that each usable key has used or set aside, if it has a limit.
+class Share(NamedTuple):
+    """How near so many keys, which are all alike, are to a quota of theirs. `key_id` is the first of them."""
+
+    used: float
+    keys: int
+    key_id: str
+    tier: str
+
+
+async def quota_shares(desk: Desk) -> list[Share]:
+    """How near the usable keys that have a monthly quota are to it: of their own and their account's, of requests and
+    tokens, the one of which the largest share is used or set aside.
 
     Raises ApiError 503.
     """
     now = desk.clock.now()
     with explained():
         found = await desk.ledger.spread(month_of(now), now)
-    shares: list[float] = []
-    for row in found:
-        tier = _tier_of(row, desk.policy)
-        if tier and tier.monthly_tokens:
-            shares.extend([row.tokens / tier.monthly_tokens] * row.keys)
-    return shares
-
-
-async def nearest_quotas(desk: Desk, most: int) -> list[tuple[str, str, float]]:
-    """The usable keys that have used or set aside the largest share of their month's tokens: id, tier and share.
-
-    Raises ApiError 503.
-    """
-    now, after, nearest = desk.clock.now(), None, list[tuple[str, str, float]]()
-    while True:
-        with explained():
-            rows = await desk.ledger.usage(month_of(now), usable_at=now, after=after, limit=KEYS_AT_ONCE)
-        for row in rows:
-            tier = _tier_of(row, desk.policy)
-            if tier and tier.monthly_tokens:
-                share = (row.total_tokens + row.reserved_tokens) / tier.monthly_tokens
-                nearest.append((row.key_id, row.tier, share))
-        nearest = heapq.nlargest(most, nearest, key=lambda key: key[2])
-        if len(rows) < KEYS_AT_ONCE:
-            return nearest
-        after = rows[-1].key_id
+    used = ((row, _share(row, desk.policy)) for row in found)
+    return [Share(share, row.keys, row.first, row.tier) for row, share in used if share is not None]
 
 
 async def check_ledger(desk: Desk, _order: Order[Nothing]) -> Listing[str]:
@@ -120,15 +105,26 @@ def _place(after: str | None) -> LogPlace | None:
         ) from None
 
 
-def _tier_of(row: LedgerRow | Spread, policy: Policy) -> Tier | None:
-    """The tier of a key, under its own limits."""
+def _share(row: Spread, policy: Policy) -> float | None:
+    """None where no quota refuses."""
+    stated = policy.tiers.get(row.tier)
     # A tier that no policy file has any more limits nothing; its keys are refused before that matters.
-    tier = policy.tiers.get(row.tier)
-    return tier.under(row.limits) if tier else None
+    if stated is None:
+        return None
+    tier = effective(stated, Own(row.limits, row.account_limits))
+    used = {
+        "monthly_requests": row.requests,
+        "monthly_tokens": row.tokens,
+        "account_monthly_requests": row.account_requests,
+        "account_monthly_tokens": row.account_tokens,
+    }
+    quotas = {rule: getattr(tier, rule) for rule in used if rule not in tier.shadow}
+    return max((used[rule] / most for rule, most in quotas.items() if most), default=None)
 
 
 def _usage_row(row: LedgerRow, policy: Policy) -> UsageRow:
-    own = _tier_of(row, policy)
+    tier = policy.tiers.get(row.tier)
+    own = tier.under(row.limits) if tier else None
     return UsageRow(
         key_id=row.key_id,
         name=row.name,

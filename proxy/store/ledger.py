@@ -20,7 +20,7 @@ from proxy.store import audit, claims, quotas
 from proxy.store.claims import Claim
 from proxy.store.posting import COUNTERS, Booked, Entry, Operation, Posting, Reserved, Settled, Shrunk, State, Voided
 from proxy.store.prepared import Prepared
-from proxy.store.spread import Spread, spread, usable
+from proxy.store.spread import Spread, spread
 from proxy.store.standing import UNLIMITED, Monthly, Standing
 from proxy.store.tables import account, api_key, boot, ledger, quota
 from proxy.store.writer import Refusal, Writer
@@ -146,11 +146,10 @@ class Ledger:
         period: str,
         *,
         account_id: str | None = None,
-        usable_at: dt.datetime | None = None,
         after: str | None = None,
         limit: int | None = None,
     ) -> list[UsageRow]:
-        """Every key, or those of an account, or those that are usable, with what it used in the period.
+        """Every key, or those of an account, with what it used in the period.
 
         By account and name; with a limit by id, from behind the id `after` on.
         """
@@ -165,8 +164,6 @@ class Ledger:
             query = query.order_by(api_key.c.id).limit(limit)
         if account_id is not None:
             query = query.where(api_key.c.account_id == account_id)
-        if usable_at is not None:
-            query = query.where(usable(usable_at))
         if after is not None:
             query = query.where(api_key.c.id > after)
         return [_usage_row(row) for row in await self._writer.read(query)]

@@ -57,14 +57,15 @@ BOARD: Final = Board(
             (
                 Panel(
                     "Keys by quota used",
-                    "Keys by the share of their month's tokens that is used, in percent; `over` is above the limit.",
+                    "Keys by the share of a monthly quota that is used, in percent: their own or their account's, of "
+                    "tokens or requests. `over` is above the limit.",
                     "short",
                     ((gauge(f"{P}keys", "quota_band", "max"), "{{quota_band}}"),),
                     "area",
                 ),
                 Panel(
                     "Nearest to their quota",
-                    "Share of the month's tokens that is used, of the keys nearest to their limit. Empty unless "
+                    "Share of a monthly quota that is used, of the keys nearest to theirs. Empty unless "
                     "metrics.quota_top in conf/proxy.yaml says how many.",
                     "percentunit",
                     ((gauge(f"{P}quota_used_ratio", "key, tier", "max"), "{{key}} ({{tier}})"),),

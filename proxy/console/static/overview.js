@@ -123,9 +123,9 @@ function Sidecars({ upstreams, engines }) {
 function Bands({ bands }) {
   const total = Object.values(bands).reduce((sum, count) => sum + count, 0);
   return html`<section class="chart">
-    <h3>Keys by monthly tokens used</h3>
+    <h3>Keys by monthly quota used</h3>
     ${total === 0
-      ? html`<p class="chart-empty">No key has a monthly quota of tokens. See <a href="#/keys">Keys and accounts</a>.</p>`
+      ? html`<p class="chart-empty">No key has a monthly quota. See <a href="#/keys">Keys and accounts</a>.</p>`
       : html`<table class="bands quota"><tbody>${BANDS.map(([id, name]) => html`<tr key=${id}>
           <th scope="row">${name}</th>
           <td class="wide"><${Bar} plain share=${(bands[id] || 0) / total} label=${`${bands[id] || 0} of ${total}`} /></td>

@@ -39,8 +39,8 @@ def test_clients_are_active_within_their_windows() -> None:
     [(0, "0_50"), (0.5, "0_50"), (0.51, "50_80"), (0.8, "50_80"), (0.95, "80_95"), (1.0, "95_100"), (1.01, "over")],
 )
 def test_a_share_belongs_to_one_band(share: float, band: str) -> None:
-    counts = quota_bands([share])
-    assert [name for name, count in counts.items() if count] == [band]
+    counts = quota_bands([(share, 3)])
+    assert {name: count for name, count in counts.items() if count} == {band: 3}
     assert set(counts) == {"0_50", "50_80", "80_95", "95_100", "over"}
 
 

@@ -10,6 +10,7 @@ from proxy.store.accounts import Account
 from proxy.store.database import StorageRejectedError
 from proxy.store.ledger import OUTSIDE, Ledger, Standing
 from proxy.store.patches import Patch
+from proxy.store.spread import Spread
 from proxy.store.tables import ledger as table
 
 
@@ -156,9 +157,28 @@ async def test_how_all_usable_keys_stand_is_told_in_few_rows(store: Any, make: A
         limits = Overrides(monthly_tokens=1000) if number % 2 else Overrides()
         await store.keys.create(make.key(f"key_{number:02}", limits=limits))
     await store.ledger.reserve(make.entry("req_1", est_tokens=100, key_id="key_a"))
-    found = {(row.limits, row.tokens): row.keys for row in await store.ledger.spread(make.period, make.now)}
-    assert found == {(Overrides(), 100): 1, (Overrides(), 0): 11, (Overrides(monthly_tokens=1000), 0): 10}
+    found = {(row.limits, row.requests, row.tokens): row for row in await store.ledger.spread(make.period, make.now)}
+    assert {alike: row.keys for alike, row in found.items()} == {
+        (Overrides(), 1, 100): 1,
+        (Overrides(), 0, 0): 11,
+        (Overrides(monthly_tokens=1000), 0, 0): 10,
+    }
+    assert found[Overrides(monthly_tokens=1000), 0, 0].first == "key_01"
     assert sum(row.keys for row in await store.ledger.spread("2020-01", make.now)) == 22
+
+
+async def test_what_all_keys_of_an_account_used_stands_with_each(store: Any, make: Any) -> None:
+    of_account = Overrides(monthly_requests=10)
+    await store.accounts.create(Account("other", "another", make.now, limits=of_account))
+    await store.keys.create(make.key("key_c", account_id="other"))
+    for number, key_id in enumerate(("key_a", "key_a", "key_b")):
+        await store.ledger.reserve(make.entry(f"req_{number}", est_tokens=100, key_id=key_id))
+    await store.ledger.settle(make.settled("req_0", 10, 5))
+    await store.ledger.reserve(make.entry("req_old", est_tokens=9, key_id="key_c", period="2026-10"))
+    await store.keys.revoke("key_b", make.now)
+    a, c = sorted(await store.ledger.spread(make.period, make.now), key=lambda row: row.first)
+    assert a == Spread("key_a", 1, "free", Overrides(), Overrides(), 2, 115, 3, 215)
+    assert c == Spread("key_c", 1, "free", Overrides(), of_account, 0, 0, 0, 0)
 
 
 async def test_a_key_that_is_good_for_nothing_is_near_no_quota(store: Any, make: Any) -> None:
@@ -169,8 +189,6 @@ async def test_a_key_that_is_good_for_nothing_is_near_no_quota(store: Any, make:
     await store.keys.create(make.key("key_soon", expires=later))
     await store.accounts.patch("off", Patch({"disabled": make.now}), "account.disable", make.now)
     await store.keys.revoke("key_a", make.now)
-    usable = await store.ledger.usage(make.period, usable_at=make.now, limit=10)
-    assert [row.key_id for row in usable] == ["key_b", "key_soon"]
     assert [row.keys for row in await store.ledger.spread(make.period, make.now)] == [2]
     assert len(await store.ledger.usage(make.period, limit=10)) == 5
     assert [row.keys for row in await store.ledger.spread(make.period, later)] == [1]
