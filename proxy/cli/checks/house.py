@@ -56,7 +56,7 @@ def check_permissions(case: Case) -> Check:
             f"another user owns {', '.join(map(str, theirs))}",
             f"Run Tollhouse as {_name(theirs[0])}, or: sudo chown -R $(id -un) {' '.join(map(str, theirs))}",
         )
-    laid_open = sorted({path for path in _rules(case) if _mode(path) & stat.S_IWOTH})
+    laid_open = sorted(path for path in _rules(case) if _all_may_write(path))
     if laid_open:
         return failed(
             "permissions",
@@ -97,6 +97,11 @@ def _rules(case: Case) -> list[Path]:
     """Who writes these decides who may ask for what."""
     folder = Path(case.settings.policies)
     return [path for path in (case.config, folder, *folder.glob("*.yaml")) if path.exists()]
+
+
+def _all_may_write(path: Path) -> bool:
+    """Nobody may where the mount is read-only, whatever the mode: a kubelet leaves a ConfigMap's folder open to all."""
+    return bool(_mode(path) & stat.S_IWOTH) and not os.statvfs(path).f_flag & os.ST_RDONLY
 
 
 def _owner(path: Path) -> int:

@@ -67,6 +67,13 @@ def test_policies_that_everybody_may_change_are_a_failure(here: Path) -> None:
     told(house.check_permissions(a_case()), Status.FAILED, "may change", "chmod o-w policies/default.yaml")
 
 
+def test_policies_that_are_mounted_read_only_are_nobodys_to_change(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "policies").chmod(0o777)
+    told(house.check_permissions(a_case()), Status.FAILED, "may change policies", "chmod o-w policies")
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
+    told(house.check_permissions(a_case()), Status.OK)
+
+
 def test_files_of_another_user_are_a_failure(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: here.stat().st_uid + 1)
     told(house.check_permissions(a_case()), Status.FAILED, "another user owns data, run", "chown")
