@@ -1,7 +1,8 @@
 """Sends spans to a collector, as OTLP over HTTP. The only module that knows OpenTelemetry; it needs the extra `otel`.
 
-The SDK's own batch processor has the thread and the bounded queue: where it is full, the oldest spans are dropped. Its
-endpoint, headers, timeouts, batches and sampler are the standard `OTEL_*` variables.
+The SDK's own batch processor has the thread and the queue. Where that is full a span is dropped here, before the SDK
+would drop another without telling how many. Endpoint, headers, timeouts, batches and sampler are the standard `OTEL_*`
+variables.
 """
 
 import logging
@@ -33,7 +34,10 @@ from sidecar.spans import Kind, Span
 CLOSE_S: Final = 3.0
 # Python's lock is held while a batch is written, 45 µs a span: no stream should wait for one of OpenTelemetry's 512.
 BATCH: Final = 64
-_SIZES: Final = ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_BSP_MAX_QUEUE_SIZE")
+# OpenTelemetry's own, where its variable says nothing.
+QUEUE: Final = 2048
+_BATCH_SIZE: Final = "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"
+_QUEUE_SIZE: Final = "OTEL_BSP_MAX_QUEUE_SIZE"
 TOLD_EVERY_S: Final = 60.0
 _KINDS: Final = {Kind.SERVER: SpanKind.SERVER, Kind.CLIENT: SpanKind.CLIENT, Kind.INTERNAL: SpanKind.INTERNAL}
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
@@ -43,38 +47,58 @@ _UNSET: Final = Status(StatusCode.UNSET)
 
 
 class Watched:
-    """The exporter, and what is said of it where it fails: once a minute. It is used by one thread.
+    """The exporter, and what is said of spans that it could not send, or that found the queue before it full: once a
+    minute, and at the end.
 
-    Mutable: `_lost`, the spans that were lost since that was said last, and `_told_s`, when that was.
+    Mutable: `_offered`, `_full`, by whoever has spans: how many there were, and how many of them found no room.
+    `_taken`, `_sent`, `_failed`, by the sending thread: how many left the queue, and what became of them. `_told`, the
+    losses that were told of, and `_told_s`, when.
     """
 
-    def __init__(self, exporter: OTLPSpanExporter, log: JsonLog, clock: Callable[[], float]) -> None:
+    def __init__(self, exporter: OTLPSpanExporter, most: int, log: JsonLog, clock: Callable[[], float]) -> None:
         self._exporter = exporter
+        self._most = most
         self._log = log
         self._clock = clock
-        self._lost = 0
+        self._offered = self._full = self._taken = self._sent = self._failed = self._told = 0
         self._told_s = float("-inf")
 
+    def has_room(self) -> bool:
+        """Whether one more span may be queued; it is lost if not."""
+        self._offered += 1
+        if self._offered - self._full - self._taken <= self._most:
+            return True
+        self._full += 1
+        return False
+
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self._taken += len(spans)
         result = self._exporter.export(spans)
-        if result is not SpanExportResult.SUCCESS:
-            self._lost += len(spans)
-            self._tell()
+        if result is SpanExportResult.SUCCESS:
+            self._sent += len(spans)
+        else:
+            self._failed += len(spans)
+        if self._clock() - self._told_s >= TOLD_EVERY_S:
+            self._tell(self._full + self._failed)
         return result
 
     def shutdown(self) -> None:
         self._exporter.shutdown()
 
-    def _tell(self) -> None:
-        now_s = self._clock()
-        if now_s - self._told_s < TOLD_EVERY_S:
+    def end(self) -> None:
+        """Nothing is sent any more: what was not sent is lost."""
+        self._tell(self._offered - self._sent)
+
+    def _tell(self, lost: int) -> None:
+        if lost <= self._told:
             return
         self._log.warning(
             "traces_lost",
-            count=self._lost,
-            hint="The collector does not take them: see OTEL_EXPORTER_OTLP_ENDPOINT. Requests are served as before.",
+            count=lost - self._told,
+            hint="The collector does not take them, or not so many: see OTEL_EXPORTER_OTLP_ENDPOINT and "
+            "OTEL_TRACES_SAMPLER. Requests are served as before.",
         )
-        self._lost, self._told_s = 0, now_s
+        self._told, self._told_s = lost, self._clock()
 
 
 class OtlpTracer:
@@ -88,9 +112,10 @@ class OtlpTracer:
         self._resource = named.merge(OTELResourceDetector().detect())
         self._sampler = TracerProvider(resource=self._resource, shutdown_on_exit=False).sampler
         self._scope = InstrumentationScope("tollhouse", release)
-        self._exporter = Watched(OTLPSpanExporter(), log, clock)
-        own = None if any(os.environ.get(name) for name in _SIZES) else BATCH
-        self._processor = BatchSpanProcessor(self._exporter, max_export_batch_size=own)
+        most = int(os.environ.get(_QUEUE_SIZE) or QUEUE)
+        self._exporter = Watched(OTLPSpanExporter(), most, log, clock)
+        own = None if any(os.environ.get(name) for name in (_BATCH_SIZE, _QUEUE_SIZE)) else BATCH
+        self._processor = BatchSpanProcessor(self._exporter, max_queue_size=most, max_export_batch_size=own)
 
     def samples(self, trace_id: str, parent_id: str, *, parent_sampled: bool) -> bool:
         context = None
@@ -102,6 +127,8 @@ class OtlpTracer:
         return bool(result.decision.is_sampled())
 
     def send(self, span: Span) -> None:
+        if not self._exporter.has_room():
+            return
         trace_id = int(span.trace_id, 16)
         state = TraceState.from_header([span.tracestate]) if span.tracestate else None
         context = SpanContext(trace_id, int(span.span_id, 16), is_remote=False, trace_flags=_SAMPLED, trace_state=state)
@@ -131,3 +158,4 @@ class OtlpTracer:
         closing.join(CLOSE_S)
         if closing.is_alive():
             self._exporter.shutdown()
+        self._exporter.end()
