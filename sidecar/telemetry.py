@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+import math
+from collections.abc import AsyncIterator, Callable, Mapping
 from importlib import import_module
 from importlib.metadata import version
 from typing import Final
@@ -16,6 +17,10 @@ PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PR
 PROTOCOL: Final = "http/protobuf"
 SENDER: Final = "sidecar.otlp"
 INSTALL: Final = "pip install 'tollhouse[otel]'"
+SAMPLER: Final = "OTEL_TRACES_SAMPLER"
+SAMPLER_ARG: Final = "OTEL_TRACES_SAMPLER_ARG"
+RATIOS: Final = ("traceidratio", "parentbased_traceidratio")
+SAMPLERS: Final = ("always_on", "always_off", "parentbased_always_on", "parentbased_always_off", *RATIOS)
 
 
 def collector(environ: Mapping[str, str]) -> str | None:
@@ -29,6 +34,9 @@ def collector(environ: Mapping[str, str]) -> str | None:
     protocol = _first(environ, PROTOCOLS)
     if protocol is not None and environ[protocol] != PROTOCOL:
         raise _problem(protocol, f"only {PROTOCOL} is spoken here, port 4318 of most collectors")
+    for name, (fits, form) in _forms(environ).items():
+        if environ.get(name) and not fits(environ[name]):
+            raise _problem(name, f"{environ[name]!r} is not {form}")
     try:
         import_module(SENDER)
     except ImportError as exc:
@@ -58,6 +66,36 @@ async def opened(environ: Mapping[str, str], service: str, log: JsonLog) -> Asyn
     finally:
         if tracer is not None:
             await asyncio.to_thread(tracer.close)
+
+
+def _forms(environ: Mapping[str, str]) -> dict[str, tuple[Callable[[str], bool], str]]:
+    """What variables must be. The SDK would take its default for what is none of it, and sends every request then."""
+    whole = (_is_number(int, least=1), "a whole number from 1")
+    seconds = (_is_number(float), "a number of seconds")
+    compression = (lambda value: value.strip().lower() in {"none", "gzip", "deflate"}, "none, gzip or deflate")
+    found: dict[str, tuple[Callable[[str], bool], str]] = {
+        SAMPLER: (lambda value: value.lower() in SAMPLERS, f"one of {', '.join(SAMPLERS)}"),
+        "OTEL_BSP_SCHEDULE_DELAY": whole,
+        "OTEL_BSP_MAX_QUEUE_SIZE": whole,
+        "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": whole,
+        "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": seconds,
+        "OTEL_EXPORTER_OTLP_TIMEOUT": seconds,
+        "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION": compression,
+        "OTEL_EXPORTER_OTLP_COMPRESSION": compression,
+    }
+    if environ.get(SAMPLER, "").lower() in RATIOS:
+        found[SAMPLER_ARG] = (_is_number(float, most=1), "a share from 0 to 1, like 0.01")
+    return found
+
+
+def _is_number(kind: type[int] | type[float], *, least: float = 0, most: float = math.inf) -> Callable[[str], bool]:
+    def fits(value: str) -> bool:
+        try:
+            return least <= kind(value) <= most
+        except ValueError:
+            return False
+
+    return fits
 
 
 def _off(environ: Mapping[str, str]) -> bool:

@@ -60,9 +60,36 @@ def test_each_attribute_is_named_as_documented() -> None:
     assert named == {name for name in documented if "." in name}
 
 
-def test_a_size_that_can_be_none_is_a_wrong_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "more"),
+    [
+        ("OTEL_TRACES_SAMPLER", "parentbased_traceidration", {}),
+        ("OTEL_TRACES_SAMPLER_ARG", "1%", {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio"}),
+        ("OTEL_TRACES_SAMPLER_ARG", "10", {"OTEL_TRACES_SAMPLER": "TraceIdRatio"}),
+        ("OTEL_TRACES_SAMPLER_ARG", "nan", {"OTEL_TRACES_SAMPLER": "traceidratio"}),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "0", {}),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "many", {}),
+        ("OTEL_BSP_SCHEDULE_DELAY", "5s", {}),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "-1", {}),
+        ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "zip", {}),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", {}),
+    ],
+)
+def test_a_value_that_a_variable_cannot_have_is_refused_by_its_name(
+    name: str, value: str, more: dict[str, str]
+) -> None:
+    with pytest.raises(ConfigInvalidError, match=f"environment: {name}: "):
+        telemetry.collector(ENDPOINT | more | {name: value})
+
+
+def test_sizes_that_do_not_fit_together_are_a_wrong_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("opentelemetry.sdk", reason="the extra `otel` is not installed")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", ENDPOINT["OTEL_EXPORTER_OTLP_ENDPOINT"])
-    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "0")
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "10")
     with pytest.raises(ConfigInvalidError, match=r"OTEL_\*: "):
         telemetry.open_tracer(os.environ, "x", log())
+
+
+def test_a_share_that_no_sampler_looks_at_may_be_anything() -> None:
+    pytest.importorskip("opentelemetry.sdk", reason="the extra `otel` is not installed")
+    assert telemetry.collector(ENDPOINT | {"OTEL_TRACES_SAMPLER": "always_on", "OTEL_TRACES_SAMPLER_ARG": "x"})
