@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import msgspec
 from aiohttp import web
+from multidict import CIMultiDict, MultiMapping
 
 from proxy import tracing
 from proxy.addresses import Addresses
@@ -131,7 +132,7 @@ class Front:
 
     def refuse(self, error: ApiError, address: str) -> web.Response:
         """The answer for bytes that are no request."""
-        arrival = self._arrival({}, "", address, "")
+        arrival = self._arrival(CIMultiDict(), "", address, "")
         outcome = Outcome(error.status, Ending.REFUSED, None, "", error.code)
         self._record.finish(Ended(arrival, OTHER, outcome, error=error))
         headers = {**error.headers(), **common_headers(arrival.request_id, 0.0), "content-type": "application/json"}
@@ -179,8 +180,8 @@ class Front:
         else:
             await self._pipeline.run(client, Endpoint(template), authorization)
 
-    def _arrival(self, headers: Mapping[str, str], path: str, address: str, method: str) -> Arrival:
-        trace = tracing.begin(headers.get("traceparent"), headers.get("tracestate"))
+    def _arrival(self, headers: MultiMapping[str], path: str, address: str, method: str) -> Arrival:
+        trace = tracing.begun_by(headers)
         if self._traces is not None:
             trace = self._traces.begun(trace)
         now = self._clock.now()

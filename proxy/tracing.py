@@ -8,10 +8,12 @@ import re
 import secrets
 from typing import Final
 
+from multidict import MultiMapping
+
 from proxy.exchange import Trace
 from sidecar.wire.trace_context import SPAN_BYTES, TRACE_BYTES, new_span_id, read_parent
 
-_TRACESTATE: Final = re.compile(r"[\x20-\x7e]{1,512}")
+_TRACESTATE: Final = re.compile(r"[\t\x20-\x7e]{1,512}")
 _OWN_BYTES: Final = 6
 
 
@@ -22,13 +24,18 @@ def request_id(now: dt.datetime) -> str:
     return f"req_{int(now.timestamp() * 1000):012x}{secrets.token_hex(_OWN_BYTES)}"
 
 
-def begin(traceparent: str | None, tracestate: str | None) -> Trace:
+def begun_by(headers: MultiMapping[str]) -> Trace:
+    """The trace of a request. Several fields of `tracestate` are one list (W3C Trace Context, 3.3.1)."""
+    return begin(headers.get("traceparent"), ",".join(headers.getall("tracestate", ())))
+
+
+def begin(traceparent: str | None, tracestate: str) -> Trace:
     """The trace of a request: the caller's, with a span of our own in it, or a new one that is not sampled."""
     trace_id, span_id = _new_ids()
     parent = read_parent(traceparent)
     if parent is None:
         return Trace(trace_id, span_id, sampled=False, tracestate="")
-    state = tracestate if tracestate is not None and _TRACESTATE.fullmatch(tracestate) else ""
+    state = tracestate if _TRACESTATE.fullmatch(tracestate) else ""
     return Trace(parent.trace_id, span_id, parent.sampled, state, parent_id=parent.span_id)
 
 

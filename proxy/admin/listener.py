@@ -6,6 +6,7 @@ from urllib.parse import parse_qsl, unquote
 
 import msgspec
 from aiohttp import web
+from multidict import CIMultiDict
 
 from proxy import tracing
 from proxy.admin import document, table
@@ -147,12 +148,12 @@ class AdminFront:
         return await self._pages.openapi(self._place)
 
     def _arrival(self, address: str, request: web.BaseRequest | None) -> Arrival:
-        headers = {} if request is None else request.headers
+        headers = CIMultiDict() if request is None else request.headers
         now = self._clock.now()
         return Arrival(
             request_id=tracing.request_id(now),
             client_request_id=None,
-            trace=tracing.begin(headers.get("traceparent"), headers.get("tracestate")),
+            trace=tracing.begun_by(headers),
             address=address,
             monotonic_s=self._clock.monotonic(),
             utc=now,

@@ -99,6 +99,15 @@ async def test_the_sidecar_and_the_ledger_are_told(house: House) -> None:
     assert (row["trace_id"], row["client_request_id"]) == (TRACE_ID, "mine-1")
 
 
+async def test_several_fields_of_tracestate_are_one_list(house: House) -> None:
+    wire = await house.connect()
+    head, _, body = request(await house.key(), chat(), headers=TRACED).partition(b"\r\n\r\n")
+    await wire.send(head + b"\r\ntracestate: a=1,\tb=2\r\n\r\n" + body)
+    async with asyncio.timeout(WAIT_S):
+        assert (await wire.answer()).status == 200
+    assert house.sidecar.received[0].headers["tracestate"] == "vendor=1,a=1,\tb=2"
+
+
 async def test_a_stream_that_breaks_has_its_id_too(house: House) -> None:
     house.sidecar.script = [delta("a"), usage_comment(1)]
     house.sidecar.always_produced = 1
