@@ -99,9 +99,13 @@ class Child:
             await asyncio.to_thread(self._read, echo)
 
     def _read(self, echo: Callable[[str], None] | None) -> None:
-        with self.log.open("rb") as file:
-            file.seek(self._offset)
-            grown = file.read()
+        try:
+            with self.log.open("rb") as file:
+                file.seek(self._offset)
+                grown = file.read()
+        except FileNotFoundError:
+            # Somebody moved it away: what is written there now is not read, and the server goes on.
+            return
         self._offset += len(grown)
         *lines, self._rest = (self._rest + grown).split(b"\n")
         for raw in lines:

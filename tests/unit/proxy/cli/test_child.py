@@ -33,6 +33,15 @@ async def test_its_end_and_last_words_are_told(tmp_path: Path) -> None:
     assert set((await child.last_words()).splitlines()) == {"  out", "  half a line"}
 
 
+async def test_a_log_that_was_moved_away_leaves_what_was_read(tmp_path: Path) -> None:
+    child = a_child(tmp_path, "import sys; print('out'); sys.exit(3)")
+    await child.start()
+    assert await child.ended() == 3
+    await child.catch_up()
+    (tmp_path / "server.log").unlink()
+    assert await child.last_words() == "  out"
+
+
 async def test_only_the_newest_lines_are_kept(tmp_path: Path) -> None:
     child = a_child(tmp_path, f"[print(n) for n in range({LAST_LINES + 5})]")
     await child.start()
