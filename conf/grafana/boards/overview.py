@@ -172,7 +172,7 @@ BOARD: Final = Board(
                 ),
                 Panel(
                     "Ledger failures",
-                    "Ledger operations that failed each second.",
+                    "Commits of the ledger that failed each second, each attempt.",
                     "ops",
                     ((rate(f"{P}ledger_failures_total"), "failures"),),
                 ),
