@@ -128,7 +128,7 @@ class Explain:
     async def _sized(
         self, subject: Subject, call: Call | None, model: ModelState | None
     ) -> tuple[Estimate | None, Size, list[str]]:
-        """As admission sizes it: by its bytes if that fits, else as counted."""
+        """As admission sizes it in the end: by its bytes if these fit, into the context window too, else as counted."""
         if call is None:
             return None, LEAST, []
         if model is None:
@@ -137,7 +137,9 @@ class Explain:
         bounded = sizing.bounded()
         if bounded is not None:
             size = Size(bounded.total, bounded.total)
-            if self.knows.count is None or not any(limit.sized for limit in self._meters.unfit(subject, size)):
+            whole = bounded.prompt_tokens == sizing.prompt_bound
+            fits = not any(limit.sized for limit in self._meters.unfit(subject, size))
+            if self.knows.count is None or (whole and fits):
                 return bounded, size, []
         if self.knows.count is None:
             return None, LEAST, ["The request is not sized: its bytes do not bound its tokens."]

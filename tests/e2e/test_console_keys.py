@@ -75,7 +75,8 @@ async def test_a_key_is_made_and_used_and_revoked_on_the_page(page: Page, house:
     assert ask(house, rotated, body).status_code == 200
     await page.press("Revoke made-here")
     await page.press("Revoke", within="dialog")
-    await page.until("!document.querySelector('#keys').innerText.includes('made-here')")
+    gone = "!document.querySelector('#keys').innerText.includes('made-here')"
+    await page.until(f"{gone} && document.activeElement.type === 'search'")
     assert ask(house, rotated, body).status_code == 401
     events = house.command("audit", "list", "--limit", "3")["rows"]
     assert [event["action"] for event in events] == ["key.revoke", "key.rotate", "key.create"]
@@ -207,10 +208,37 @@ async def test_an_account_is_made_disabled_and_enabled_on_the_page(page: Page, h
     await page.press("Disable initech")
     await page.press("Disable", within="dialog")
     await page.press("Enable initech")
+    await page.press("Enable", within="dialog")
     await page.until(
         "[...document.querySelectorAll('#accounts button')].some((one) => one.ariaLabel === 'Disable initech')"
     )
     assert not house.command("accounts", "show", "initech")["disabled"]
+
+
+async def test_a_long_name_leaves_the_columns_beside_it_in_sight(page: Page, house: Any) -> None:
+    account, key = "a" * 100, " ".join(["key"] * 25)
+    house.command("accounts", "create", account)
+    made = house.command("keys", "create", "--account", account, "--tier", "pro", "--name", key)
+    whole = (
+        "(({{clientWidth, scrollWidth}}) => clientWidth === scrollWidth)(document.querySelector('.scroll:has({0})'))"
+    )
+    await shown(page, "keys")
+    await page.type("input[type=search]", made["key_id"])
+    await page.text(key, within="#keys")
+    # Whose key fits is found with it, and nobody else.
+    await page.until("document.querySelectorAll('#accounts tbody tr').length === 1")
+    assert await page.js(whole.format("#keys"))
+    assert await page.js(whole.format("#accounts"))
+    await page.press(f"Change {key}")
+    await page.until("!!document.querySelector('dialog')")
+    assert await page.js(
+        "(({clientWidth, scrollWidth}) => clientWidth === scrollWidth)(document.querySelector('dialog'))"
+    )
+    await page.key("Escape", 27)
+    await page.js(f"location.hash = '#/history/{made['key_id']}'")
+    await page.text(key, within="#history")
+    assert await page.js(whole.format("#history"))
+    house.command("keys", "revoke", made["key_id"])
 
 
 async def test_what_is_left_of_a_month_is_told_in_requests_and_in_tokens(page: Page, house: Any) -> None:

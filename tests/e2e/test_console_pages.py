@@ -176,6 +176,26 @@ async def test_live_keeps_what_it_has_when_the_server_shows_less(page: Page, ser
     assert await page.js("document.querySelector('.page-head [role=status]').innerText.trim()") == "connected"
 
 
+async def test_live_is_filtered_by_the_words_that_stand_on_it(page: Page, server: Server) -> None:
+    await page.js("location.hash = '#/live'")
+    gone = request("gone") | {"status": 499, "ending": "client_gone"}
+    server.tell(request("runs", ended=False) | {"stream": True}, request("done"), gone, whole=True)
+    await page.until(f"{ROWS} === 3")
+    for words, name in (("running", "runs"), ("stream", "runs"), ("client left", "gone"), ("200 done", "done")):
+        await page.type("[type=search]", words)
+        await page.until(f"{ROWS} === 1 && document.querySelector('tbody code.dim').title === '{name}'")
+        # What runs is counted, whether it is shown or not.
+        await page.text("1 request running")
+
+
+async def test_a_key_that_no_header_can_hold_is_told_of_as_wrong(page: Page) -> None:
+    await page.press("Sign out")
+    await page.type("#admin-key", "sk-th_…")
+    await page.press("Sign in")
+    await page.text("This is no API key", within=".sign-in .problem")
+    assert await page.js("sessionStorage.getItem('tollhouse.key')") is None
+
+
 async def test_live_holds_still_while_it_is_paused(page: Page, server: Server) -> None:
     await page.js("location.hash = '#/live'")
     server.tell(request("long-one", ended=False), whole=True)

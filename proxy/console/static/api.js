@@ -42,7 +42,13 @@ function unanswered(error, method, limit_s) {
   return new ServerError(0, method === "GET" ? said : `${said} What was asked may have been done all the same.`);
 }
 
+// A header takes no other letters, and the browser would say that there is no server.
+function checked(key) {
+  if (key && !/^[\x20-\x7e]+$/.test(key)) throw new ServerError(401, "This is no API key: it has letters that no key has.", "invalid_api_key");
+}
+
 export async function send(method, path, { body, key = session.key, limit_s = LIMIT_S, signal = AbortSignal.timeout(limit_s * 1000) } = {}) {
+  checked(key);
   const options = { method, headers: headers(key, body), signal, cache: "no-store", credentials: "omit" };
   if (body !== undefined) options.body = JSON.stringify(body);
   try {
@@ -102,7 +108,9 @@ export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reader.read().catch((error) => {
+      throw error.name === "TypeError" ? new ServerError(0, "The server broke off in the middle of its answer.") : error;
+    });
     if (done) return;
     rest += value;
     const blocks = rest.split(/\r?\n\r?\n/);

@@ -89,6 +89,14 @@ class App extends Component {
     }
   }
 
+  componentDidUpdate(_, before) {
+    const { server, page } = this.state;
+    if (before.page === page && Boolean(before.server) === Boolean(server)) return;
+    // Where the names of the pages do not all fit, this one's is to be seen.
+    const link = document.querySelector("nav a[aria-current]");
+    if (link) link.parentElement.scrollLeft = link.offsetLeft - link.parentElement.offsetLeft;
+  }
+
   moved = ({ oldURL }) => {
     const key = this.takeKey(oldURL);
     if (isHeld()) {

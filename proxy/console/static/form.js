@@ -1,10 +1,11 @@
 // Windows with a form in them, and the one that asks once more.
-import { Component, date, Dialog, html, Problem, Secret } from "./html.js";
+import { Component, createRef, date, Dialog, html, Problem, Secret } from "./html.js";
 
 // What it is for stands in `title`, `verb`, `fields()`, and `go()`, which does it. A secret that comes of it is shown until
 // the window is closed. `harms`: it cuts people off, and the way out is what the Enter key takes.
 export class Form extends Component {
   state = { busy: false, error: null, made: null };
+  problem = createRef();
 
   submit = async (event) => {
     event.preventDefault();
@@ -18,7 +19,8 @@ export class Form extends Component {
       this.setState({ made, busy: false });
       this.props.onMade();
     } catch (error) {
-      this.setState({ busy: false, error });
+      // Its end may be out of sight.
+      this.setState({ busy: false, error }, () => this.problem.current.scrollIntoView({ block: "nearest" }));
     }
   };
 
@@ -29,7 +31,7 @@ export class Form extends Component {
     return html`<${Dialog} title=${this.title} held=${busy} onClose=${onClose}>
       <form onSubmit=${this.submit}>
         ${this.fields()}
-        <${Problem} error=${error} />
+        <${Problem} error=${error} place=${this.problem} />
         <div class="buttons">
           <button type="button" class="quiet" disabled=${busy} onClick=${onClose} autofocus=${this.harms}>Cancel</button>
           <button class=${`primary ${this.harms ? "danger" : ""}`} disabled=${busy}>${busy ? "Working…" : this.verb}</button>

@@ -32,8 +32,15 @@ const split = (text) => text.split(",").map((one) => one.trim()).filter(Boolean)
 function limitOf(name, text = "") {
   const said = text.trim();
   if (said === "" || said === UNLIMITED) return said || null;
-  if (!/^[1-9]\d*$/.test(said)) throw new Error(`"${LIMITS[name]}" is a whole number from 1 on, or ${UNLIMITED}.`);
+  if (!/^[1-9]\d{0,14}$/.test(said)) throw new Error(`"${LIMITS[name]}" is a whole number from 1 on, or ${UNLIMITED}.`);
   return Number(said);
+}
+
+// What is asked for under a name; the browser lets one of spaces through.
+function nameOf(text) {
+  const name = text.trim();
+  if (!name) throw new Error("A name has at least one letter.");
+  return name;
 }
 
 const limitsOf = (names, texts) => Object.fromEntries(names.map((name) => [name, limitOf(name, texts[name])]));
@@ -76,9 +83,10 @@ const written = (key) => ({
 
 function asked({ name, tier, models, allow_from, deny_from, scopes, limits }) {
   const served = split(models);
+  if (scopes.size === 0) throw new Error("A key has at least one scope.");
   const usual = scopes.size === SCOPES.length && SCOPES.every((scope) => scopes.has(scope));
   return {
-    name: name.trim(),
+    name: nameOf(name),
     tier,
     models: served.length > 0 ? served : null,
     allow_from: split(allow_from),
@@ -150,7 +158,7 @@ export class CreateKey extends KeyForm {
   go = async () => {
     const wanted = asked(this.state);
     const { account, account_name } = this.state;
-    const owner = account === NEW ? await this.makeAccount(account_name.trim()) : account;
+    const owner = account === NEW ? await this.makeAccount(nameOf(account_name)) : account;
     return post("/admin/v1/keys", { account: owner, ...wanted, ...this.end() });
   };
 
@@ -219,7 +227,7 @@ export class RotateKey extends Form {
 
 class AccountForm extends Form {
   asked({ name, limits }) {
-    return { name: name.trim(), limits: limitsOf(ACCOUNT_LIMITS, limits) };
+    return { name: nameOf(name), limits: limitsOf(ACCOUNT_LIMITS, limits) };
   }
 
   fields() {

@@ -1,6 +1,6 @@
 // What was done to keys and accounts, and by whom: the audit log, the newest first.
 import { all, get } from "./api.js";
-import { Component, date, Empty, html, Problem } from "./html.js";
+import { Component, createRef, date, Empty, html, keepFocus, Problem } from "./html.js";
 
 const AT_ONCE = 100;
 const ACTIONS = {
@@ -32,6 +32,7 @@ async function namesNow() {
 export class History extends Component {
   state = { events: null, next: null, names: new Map(), error: null };
   looks = 0;
+  place = createRef();
 
   componentDidMount() {
     this.look();
@@ -51,7 +52,7 @@ export class History extends Component {
     try {
       const [found, names] = await Promise.all([get(`/admin/v1/audit?${query}`), after === null ? namesNow() : this.state.names]);
       if (turn !== this.looks) return;
-      this.setState(({ events }) => ({ events: after === null ? found.data : [...events, ...found.data], next: found.next, names, error: null }));
+      this.setState(({ events }) => ({ events: after === null ? found.data : [...events, ...found.data], next: found.next, names, error: null }), () => keepFocus(this.place.current));
     } catch (error) {
       if (turn === this.looks) this.setState({ error });
     }
@@ -69,7 +70,7 @@ export class History extends Component {
         ? !error && html`<p class="loading" role="status">Loading…</p>`
         : events.length === 0
           ? html`<${Empty} title="Nothing was done yet.">What is done to keys and accounts is told here, whoever does it.<//>`
-          : html`<div class="scroll"><table class="list" id="history">
+          : html`<div class="scroll"><table class="list" id="history" ref=${this.place} tabindex="-1">
               <caption class="sr">What was done, the newest first</caption>
               <thead><tr><th>When</th><th>What</th><th>To</th><th>By</th><th>Changes</th></tr></thead>
               <tbody>${events.map((one) => html`<${Row} key=${one.id} one=${one} names=${names} />`)}</tbody>
@@ -81,10 +82,10 @@ export class History extends Component {
 
 function Row({ one, names }) {
   return html`<tr>
-    <td>${date(one.time)}</td>
+    <td>${date(one.time, { second: "2-digit" })}</td>
     <td>${ACTIONS[one.action] ?? one.action}</td>
-    <td><${Who} id=${one.target} names=${names} link /></td>
-    <td><${Who} id=${one.actor} names=${names} />${one.address && html`<span class="more">from ${one.address}</span>`}</td>
+    <td class="name"><${Who} id=${one.target} names=${names} link /></td>
+    <td class="name"><${Who} id=${one.actor} names=${names} />${one.address && html`<span class="more">from ${one.address}</span>`}</td>
     <td>${Object.entries(one.changes).map(([name, [old, now]]) => html`<span class="more" key=${name}>
       ${name.replace(/_id$/, "").replaceAll("_", " ")}: ${!one.action.endsWith(".create") && `${told(old, names)} → `}<b>${told(now, names)}</b></span>`)}</td>
   </tr>`;

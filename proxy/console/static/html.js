@@ -46,9 +46,9 @@ export function percent(value) {
 // Times are those of the browser's zone, which is told with them. The CLI's, and a quota's month, are UTC.
 const DATE = { day: "numeric", month: "short", year: "numeric", hour: "2-digit", minute: "2-digit", timeZoneName: "short" };
 
-export function date(text) {
+export function date(text, more = {}) {
   if (!text) return none;
-  return new Date(text).toLocaleString("en-GB", DATE);
+  return new Date(text).toLocaleString("en-GB", { ...DATE, ...more });
 }
 
 export function zone(at) {
@@ -79,12 +79,19 @@ export function Field({ label, hint, children }) {
   return html`<label class="field"><span class="label">${label}</span>${children}${hint && html`<span class="hint">${hint}</span>`}</label>`;
 }
 
-export function Problem({ error }) {
+// `place`: a ref, for who brings it into sight.
+export function Problem({ error, place }) {
   if (!error) return null;
-  return html`<div class="problem" role="alert">
+  return html`<div class="problem" role="alert" ref=${place}>
     <strong>${error.title || "That did not work."}</strong> ${error.message || String(error)}
     ${error.code && html` <code>${error.code}</code>`}
   </div>`;
+}
+
+// Whose is the focus, where what had it is gone or can be used no more.
+export function keepFocus(element) {
+  const { activeElement } = document;
+  if (activeElement === document.body || activeElement.disabled) element?.focus({ preventScroll: true });
 }
 
 export function Empty({ title, children }) {

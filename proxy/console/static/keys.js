@@ -2,10 +2,10 @@
 import { all, get, idOf, MOST, post, session } from "./api.js";
 import { Sure } from "./form.js";
 import { ChangeAccount, ChangeKey, CreateAccount, CreateKey, LIMITS, path, RotateKey, SCOPES } from "./forms.js";
-import { ago, Bar, compact, Component, counted, Cut, date, Empty, html, inOrder, none, number, Problem } from "./html.js";
+import { ago, Bar, compact, Component, counted, createRef, Cut, date, Empty, html, inOrder, keepFocus, none, number, Problem } from "./html.js";
 
 const STATES = { active: "good", expired: "warn", revoked: "bad", disabled: "warn" };
-const NOTHING = { active: 0, tiers: [], requests: 0, total_tokens: 0 };
+const NOTHING = { good: 0, tiers: [], requests: 0, total_tokens: 0 };
 const ENDED = ["revoked", "expired"];
 const ROWS = 200;
 const LOOK_EVERY_MS = 60000;
@@ -17,10 +17,10 @@ function indexed(keys, usage) {
     key.words = [key.key_id, key.name, key.account, key.tier, key.state].join(" ").toLowerCase();
     const sum = accounts.get(key.account) ?? NOTHING;
     const used = usage.get(key.key_id);
-    const active = key.state === "active";
+    const good = !ENDED.includes(key.state);
     accounts.set(key.account, {
-      active: sum.active + active,
-      tiers: active && !sum.tiers.includes(key.tier) ? [...sum.tiers, key.tier] : sum.tiers,
+      good: sum.good + good,
+      tiers: good && !sum.tiers.includes(key.tier) ? [...sum.tiers, key.tier] : sum.tiers,
       requests: sum.requests + (used?.requests ?? 0),
       total_tokens: sum.total_tokens + (used?.total_tokens ?? 0),
     });
@@ -42,6 +42,7 @@ export class Keys extends Component {
     error: null, dialog: null, sought: "", past: false,
   };
   looks = 0;
+  search = createRef();
 
   componentDidMount() {
     this.look();
@@ -52,11 +53,11 @@ export class Keys extends Component {
     clearInterval(this.timer);
   }
 
-  look = async () => {
+  look = async (shown) => {
     const turn = ++this.looks;
     const found = await this.found();
     // What was asked later is what holds.
-    if (turn === this.looks) this.setState(found);
+    if (turn === this.looks) this.setState(found, shown);
   };
 
   async found() {
@@ -79,15 +80,19 @@ export class Keys extends Component {
   close = () => this.setState({ dialog: null });
   done = async () => {
     this.close();
-    await this.look();
+    // Where a row is gone, it had the focus.
+    await this.look(() => keepFocus(this.search.current));
   };
 
-  // Those that fit what is sought, and those of them that are left out because they have ended.
+  // Those that fit what is sought, and those of the keys that are left out because they have ended.
   fits() {
     const words = this.state.sought.toLowerCase().split(/\s+/).filter(Boolean);
-    const fit = this.state.keys.filter((key) => words.every((word) => key.words.includes(word)));
+    const fitting = (told) => words.every((word) => told.includes(word));
+    const fit = this.state.keys.filter((key) => fitting(key.words));
     const shown = this.state.past ? fit : fit.filter((key) => !ENDED.includes(key.state));
-    return { shown, hidden: fit.length - shown.length };
+    const owners = new Set(fit.map((key) => key.account));
+    const accounts = this.state.accounts.filter((one) => owners.has(one.name) || fitting(`${one.name} ${one.id}`.toLowerCase()));
+    return { shown, hidden: fit.length - shown.length, accounts };
   }
 
   dialog() {
@@ -104,27 +109,20 @@ export class Keys extends Component {
       case "change-account": return html`<${ChangeAccount} ...${common} />`;
       case "disable": return html`<${Sure} ...${common} title="Disable this account?" verb="Disable" go=${() => post(path("accounts", dialog.subject.id, "disable"))}>
         <p>All keys of <b>${dialog.subject.name}</b> are refused from now on, and what runs on them is cut off. You can enable it again.</p><//>`;
+      case "enable": return html`<${Sure} ...${common} title="Enable this account?" verb="Enable" go=${() => post(path("accounts", dialog.subject.id, "enable"))}>
+        <p>The keys of <b>${dialog.subject.name}</b> that are still good are let in again.</p><//>`;
       default: return null;
     }
   }
 
-  enable = async (account) => {
-    try {
-      await post(path("accounts", account.id, "enable"));
-      await this.look();
-    } catch (error) {
-      this.setState({ error });
-    }
-  };
-
-  render(_, { keys, accounts, sums, usage, tiers, cut, error, sought, past }) {
+  render(_, { keys, accounts: known, sums, usage, tiers, cut, error, sought, past }) {
     if (keys === null) return html`<h1>Keys and accounts</h1>${error ? html`<${Problem} error=${error} />` : html`<p class="loading" role="status">Loading…</p>`}`;
-    const { shown, hidden } = this.fits();
+    const { shown, hidden, accounts } = this.fits();
     const ended = keys.some((key) => ENDED.includes(key.state));
     return html`
       <div class="page-head">
         <h1>Keys and accounts</h1>
-        <input type="search" placeholder="Search: name, id, account, tier…" aria-label="Search keys" value=${sought}
+        <input type="search" placeholder="Search: name, id, account, tier…" aria-label="Search keys and accounts" value=${sought} ref=${this.search}
           onInput=${(e) => this.setState({ sought: e.target.value })} />
         ${ended && html`<label class="check"><input type="checkbox" checked=${past} onChange=${(e) => this.setState({ past: e.target.checked })} /> show ended</label>`}
         <button class="primary" id="create-key" onClick=${() => this.open("create")}>New key</button>
@@ -144,11 +142,13 @@ export class Keys extends Component {
         <button class="quiet" id="create-account" onClick=${() => this.open("account")}>New account</button>
       </div>
       ${accounts.length === 0
-        ? html`<${Empty} title="No accounts yet.">An account is who keys belong to. New key makes one, too.<//>`
+        ? known.length > 0
+          ? html`<${Empty} title="No account fits.">Look for less.<//>`
+          : html`<${Empty} title="No accounts yet.">An account is who keys belong to. New key makes one, too.<//>`
         : html`<div class="scroll"><table class="list" id="accounts">
             <caption class="sr">Accounts</caption>
             <thead><tr><th>Name</th><th>State</th><th class="num">Keys</th><th>Requests this month</th><th>Tokens this month</th><th>Since</th><th><span class="sr">Actions</span></th></tr></thead>
-            <${Rows} all=${accounts} columns="7" row=${(one) => html`<${AccountRow} key=${one.id} one=${one} sum=${sums.get(one.name)} tiers=${tiers} open=${this.open} enable=${this.enable} />`} />
+            <${Rows} all=${accounts} columns="7" row=${(one) => html`<${AccountRow} key=${one.id} one=${one} sum=${sums.get(one.name)} tiers=${tiers} open=${this.open} />`} />
           </table></div>`}
       ${this.dialog()}`;
   }
@@ -192,9 +192,9 @@ function KeyRow({ one, usage, open }) {
     one.old_until && new Date(one.old_until) > new Date() && `old secret until ${date(one.old_until)}`,
   ].filter(Boolean);
   return html`<tr>
-    <td><b>${one.name}</b>${more.map((text) => html`<span class="more" key=${text}>${text}</span>`)}</td>
+    <td class="name"><b>${one.name}</b>${more.map((text) => html`<span class="more" key=${text}>${text}</span>`)}</td>
     <td><a href=${`#/history/${one.key_id}`} title="What was done to it"><code>${one.key_id}</code></a></td>
-    <td>${one.account}</td>
+    <td class="name">${one.account}</td>
     <td>${one.tier}</td>
     <td><span class=${`chip ${STATES[one.state]}`}>${one.state}</span></td>
     <td>${ago(one.last_used)}</td>
@@ -215,19 +215,19 @@ function quotaOf(account, name, tiers) {
   return given.length > 0 ? Math.min(...given) : null;
 }
 
-function AccountRow({ one, sum = NOTHING, tiers, open, enable }) {
+function AccountRow({ one, sum = NOTHING, tiers, open }) {
   const its = tiers.filter((tier) => sum.tiers.includes(tier.name));
   return html`<tr>
-    <td><b>${one.name}</b> <a href=${`#/history/${one.id}`} title="What was done to it"><code>${one.id}</code></a></td>
+    <td class="name"><b>${one.name}</b> <a href=${`#/history/${one.id}`} title="What was done to it"><code>${one.id}</code></a></td>
     <td><span class=${`chip ${one.disabled ? "warn" : "good"}`}>${one.disabled ? "disabled" : "active"}</span></td>
-    <td class="num">${number(sum.active)}</td>
+    <td class="num">${number(sum.good)}</td>
     <td><${Used} used=${sum.requests} limit=${quotaOf(one, "monthly_requests", its)} unit="requests" /></td>
     <td><${Used} used=${sum.total_tokens} limit=${quotaOf(one, "monthly_tokens", its)} unit="tokens" /></td>
     <td>${date(one.created)}</td>
     <td class="actions">
       <button class="quiet" aria-label=${`Change ${one.name}`} onClick=${() => open("change-account", one)}>Change</button>
       ${one.disabled
-      ? html`<button class="quiet" aria-label=${`Enable ${one.name}`} onClick=${() => enable(one)}>Enable</button>`
+      ? html`<button class="quiet" aria-label=${`Enable ${one.name}`} onClick=${() => open("enable", one)}>Enable</button>`
       : html`<button class="quiet danger" aria-label=${`Disable ${one.name}`} onClick=${() => open("disable", one)}>Disable</button>`}</td>
   </tr>`;
 }

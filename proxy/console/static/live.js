@@ -22,8 +22,12 @@ function wordsOf(sought) {
   return sought.toLowerCase().split(/\s+/).filter(Boolean);
 }
 
+// As it stands on the page.
+const stateOf = (one) => (one.ended ? `${one.status} ${ENDINGS[one.ending] || one.ending}` : "running");
+
 function fits(one, words) {
-  const told = [one.id, one.key_id, one.tier, one.model, one.endpoint, one.status, one.error_code, one.rule].join(" ").toLowerCase();
+  const kind = one.stream ? "stream" : "";
+  const told = [one.id, one.key_id, one.tier, one.model, one.endpoint, kind, stateOf(one), one.error_code, one.rule].join(" ").toLowerCase();
   return words.every((word) => told.includes(word));
 }
 
@@ -88,7 +92,7 @@ export class Live extends Component {
     const words = wordsOf(sought);
     const shown = [...kept(requests, words).values()].filter((one) => fits(one, words));
     const rows = [...shown.filter((one) => !one.ended).reverse(), ...shown.filter((one) => one.ended).reverse()];
-    const running = rows.filter((one) => !one.ended).length;
+    const running = [...requests.values()].filter((one) => !one.ended).length;
     return html`
       <div class="page-head">
         <h1>Live</h1>
@@ -121,7 +125,7 @@ function Row({ one, now }) {
   const why = one.rule || one.error_code;
   return html`<tr class=${one.ended ? "" : "running"}>
     <td class="num left">${clock(one.began)}</td>
-    <td><span class=${`chip ${kind}`}>${one.ended ? `${one.status} ${ENDINGS[one.ending] || one.ending}` : "running"}</span> ${why && html`<code>${why}</code>`}</td>
+    <td><span class=${`chip ${kind}`}>${stateOf(one)}</span>${why && html`<code class="more">${why}</code>`}</td>
     <td>${one.model || none}</td>
     <td><code>${one.endpoint.replace(/^\/v1\//, "")}</code>${one.stream ? html` <span class="dim">stream</span>` : ""}</td>
     <td><code>${one.key_id || none}</code></td>

@@ -1,6 +1,6 @@
 // A chat with the real model through the real gate, with any key: its limits hold, and what it uses is charged to it.
 import { errorOf, events, get, idOf, post, send } from "./api.js";
-import { compact, Component, createRef, Field, html, none, number, Problem, rounded, seconds } from "./html.js";
+import { compact, Component, createRef, Field, html, keepFocus, none, number, Problem, rounded, seconds } from "./html.js";
 
 const MODELS = "/console/v1/models";
 const CHAT = "/console/v1/chat/completions";
@@ -30,6 +30,7 @@ export class Playground extends Component {
     text: "", turns: [], busy: false, error: null, keyError: null, figures: null, ...NOT_SETTLED, status: null, requestId: null,
   };
   turns = createRef();
+  message = createRef();
 
   componentWillUnmount() {
     this.stop?.abort();
@@ -86,7 +87,8 @@ export class Playground extends Component {
         this.setState(({ turns: now }) => (now[now.length - 1].content ? { error } : { error, turns, text }));
       }
     }
-    this.setState({ busy: false });
+    // The button that had the focus may be gone.
+    this.setState({ busy: false }, () => keepFocus(this.message.current));
     await this.settle(asking);
   };
 
@@ -137,6 +139,8 @@ export class Playground extends Component {
     });
   }
 
+  startOver = () => this.setState({ turns: [], figures: null, error: null, ...NOT_SETTLED, status: null }, () => keepFocus(this.message.current));
+
   press = (event) => {
     // Enter also ends a word of an input method, which is not sent yet.
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) this.ask(event);
@@ -170,13 +174,13 @@ export class Playground extends Component {
           <div class="turns" id="turns" ref=${this.turns} aria-live="polite" aria-busy=${busy ? "true" : "false"}>
             ${turns.length === 0 && html`<div class="empty"><p class="empty-title">Nothing asked yet.</p><p>${key ? "Write something below." : "Paste an API key, and write something below."}</p></div>`}
             ${turns.map((turn, i) => html`<div key=${i} class=${`turn ${turn.role}`}><span class="who">${turn.role === "user" ? "You" : "Model"}</span>
-              <div class="said">${turn.content || (busy ? html`<span class="dim">…</span>` : html`<span class="dim">nothing</span>`)}</div></div>`)}
+              <div class="said">${turn.content || (busy && i === turns.length - 1 ? html`<span class="dim">…</span>` : html`<span class="dim">nothing</span>`)}</div></div>`)}
           </div>
           <${Problem} error=${error} />
           <form onSubmit=${this.ask} class="ask">
-            <textarea id="message" rows="3" aria-label="Message" placeholder="Ask something. Enter sends, Shift+Enter begins a line." value=${text} onInput=${this.set("text")} onKeyDown=${this.press}></textarea>
+            <textarea id="message" ref=${this.message} rows="3" aria-label="Message" placeholder="Ask something. Enter sends, Shift+Enter begins a line." value=${text} onInput=${this.set("text")} onKeyDown=${this.press}></textarea>
             <div class="buttons">
-              ${turns.length > 0 && html`<button type="button" class="quiet" disabled=${busy} onClick=${() => this.setState({ turns: [], figures: null, error: null, ...NOT_SETTLED, status: null })}>Start over</button>`}
+              ${turns.length > 0 && html`<button type="button" class="quiet" disabled=${busy} onClick=${this.startOver}>Start over</button>`}
               ${busy
                 ? html`<button type="button" class="primary" id="stop" onClick=${() => this.stop.abort()}>Stop</button>`
                 : html`<button class="primary" id="send" disabled=${!text.trim() || !key.trim()}>Send</button>`}

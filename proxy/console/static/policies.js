@@ -251,12 +251,12 @@ function Report({ report, names }) {
       <h3>The first refusals</h3>
       <div class="scroll"><table class="list"><thead><tr><th>When</th><th>Key</th><th>Model</th><th>Rule</th></tr></thead>
         <tbody>${report.refusals.slice(0, 20).map((one) => html`<tr key=${one.request_id}><td>${date(one.at)}</td>
-          <td>${names.get(one.key_id) || one.key_id}</td><td>${one.model}</td>
+          <td class="name">${names.get(one.key_id) || one.key_id}</td><td>${one.model}</td>
           <td><code>${one.rule || `${one.shadow.join(", ")} (shadow)`}</code></td></tr>`)}</tbody></table></div>`}`;
 }
 
 function Totals({ title, rows, name }) {
   return html`<h3>${title}</h3><div class="scroll"><table class="list"><thead><tr><th>Name</th><th class="num">Requests</th><th class="num">Refused</th><th class="num">Only in shadow</th></tr></thead>
-    <tbody>${rows.map((one) => html`<tr key=${one.name}><td>${name(one)}</td><td class="num">${number(one.requests)}</td>
+    <tbody>${rows.map((one) => html`<tr key=${one.name}><td class="name">${name(one)}</td><td class="num">${number(one.requests)}</td>
       <td class="num">${number(one.refused)}</td><td class="num">${number(one.shadow)}</td></tr>`)}</tbody></table></div>`;
 }

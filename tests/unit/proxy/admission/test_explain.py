@@ -55,6 +55,14 @@ async def test_what_is_used_and_what_would_fit_is_as_the_gate_has_it(build: Buil
     assert refused.rule == found.refused_by
 
 
+async def test_a_prompt_that_might_fill_the_context_window_is_counted(build: Build) -> None:
+    house = build()
+    house.exact = house.model.max_context
+    found = await explained(house, call=house.call(body=b"x" * house.model.max_context))
+    assert (house.counted, found.cost and found.cost.prompt_tokens) == (1, house.model.max_context)
+    assert "leaves no room" in found.remarks[0]
+
+
 async def test_what_does_not_fit_by_its_bytes_is_counted(build: Build) -> None:
     house = build(tokens_per_minute=30)
     found = await explained(house, call=house.call(body=b"x" * 100))
