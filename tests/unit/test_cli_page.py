@@ -43,7 +43,7 @@ Made from the commands themselves; `-h` behind any of them shows the same. In a 
 
 ## What all commands take
 
-Before the command's name or behind it:
+Before the command's name or behind it; those of `tollhouse-sidecar` behind it:
 
 | option | what |
 |---|---|
