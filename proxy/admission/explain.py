@@ -105,6 +105,8 @@ class Explain:
         await self._meters.quotas.prime(subject)
         found = None if model is None else self.knows.find(model)
         estimate, size, remarks = await self._sized(subject, call, found)
+        if model is not None and found is None:
+            remarks.append(f"No sidecar that serves '{model}' is known here.")
         if any(limit.elsewhere for limit in rules.limits):
             remarks.append("The minute is counted by all proxies together; it is shown as this one saw it last.")
         # From here on no `await`: what the limits say is of one moment.
@@ -132,7 +134,7 @@ class Explain:
         if call is None:
             return None, LEAST, []
         if model is None:
-            return None, LEAST, ["The request is not sized: no sidecar that serves its model is known here."]
+            return None, LEAST, ["The request is not sized: its model is not known."]
         sizing = Sizing(call, model, subject.rules.tier)
         bounded = sizing.bounded()
         if bounded is not None:

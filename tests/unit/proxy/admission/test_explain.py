@@ -139,7 +139,10 @@ async def test_without_a_server_a_request_is_not_sized(build: Build) -> None:
     house = build(tokens_per_minute=15)
     found = await explained(house, call=house.call(), served=False)
     assert (found.cost, found.verdict) == (None, "allowed")
-    assert found.remarks[0].startswith("The request is not sized")
+    assert found.remarks == [
+        "The request is not sized: its model is not known.",
+        f"No sidecar that serves '{house.model.id}' is known here.",
+    ]
     found = await explained(build(bound=None), call=house.call(), counts=False)
     assert found.remarks == ["The request is not sized: its bytes do not bound its tokens."]
 
