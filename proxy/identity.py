@@ -14,10 +14,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+import msgspec
+
 from proxy.addresses import neighbourhood
 from proxy.clock import Clock
 from proxy.exchange import Principal
-from proxy.policy.schema import Policy, Tier
+from proxy.policy.schema import Policy
 from proxy.secrets import API_KEY_MAC, RootSecret
 from proxy.signing import (
     ALPHABET,
@@ -140,7 +142,22 @@ class Identify:
         self._forgotten = 0
 
     async def identify(self, authorization: str | None, address: str) -> Principal:
-        """Raises ApiError: 401; 429 after too many failures from the address, which only failures meet; 403; 503."""
+        """Who would be served. Raises what `authenticate` does, and ApiError 403 if the key's tier is gone."""
+        principal = await self.authenticate(authorization, address)
+        try:
+            tier = self._policy().tier(principal.tier)
+        except ApiError:
+            self._log.error("key_without_tier", key_id=principal.key_id, tier=principal.tier)
+            raise
+        if not tier.response_headers:
+            return principal
+        return msgspec.structs.replace(principal, response_headers=tuple(tier.response_headers.items()))
+
+    async def authenticate(self, authorization: str | None, address: str) -> Principal:
+        """Whose key it is, whatever became of its tier: for what no tier has a say in.
+
+        Raises ApiError: 401; 429 after too many failures from the address, which only failures meet; 503.
+        """
         key = bearer(authorization)
         if key is None:
             raise self.failed(address, _missing())
@@ -152,12 +169,7 @@ class Identify:
             record = await self._recognise_public(key)
         if record is None or not good(record, mac, self._clock.now()):
             raise self.failed(address, wrong_key())
-        try:
-            tier = self._policy().tier(record.tier)
-        except ApiError:
-            self._log.error("key_without_tier", key_id=record.key_id, tier=record.tier)
-            raise
-        return _principal(record, mac, tier, public_keys(record, self._clock.now()) if key_id is None else ())
+        return _principal(record, mac, public_keys(record, self._clock.now()) if key_id is None else ())
 
     def forget(self, *key_ids: str) -> None:
         """Look keys up again when they next come: they were changed. What is being read now is read again."""
@@ -268,11 +280,11 @@ def public_keys(record: KeyRecord, now: dt.datetime) -> tuple[bytes, ...]:
     return (*current, record.old_mac) if record.old_until is not None and now < record.old_until else current
 
 
-def _principal(record: KeyRecord, mac: bytes, tier: Tier, public: tuple[bytes, ...]) -> Principal:
+def _principal(record: KeyRecord, mac: bytes, public: tuple[bytes, ...]) -> Principal:
     return Principal(
         account_id=record.account_id,
         key_id=record.key_id,
-        tier=tier.name,
+        tier=record.tier,
         models=record.models,
         scopes=record.scopes,
         limits=record.limits,
@@ -282,7 +294,6 @@ def _principal(record: KeyRecord, mac: bytes, tier: Tier, public: tuple[bytes, .
         expires=ends(record, mac),
         mac=mac,
         public_keys=public,
-        response_headers=tuple(tier.response_headers.items()),
     )
 
 

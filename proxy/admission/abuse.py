@@ -110,7 +110,8 @@ class Abuse:
             raise RefusedError(
                 ADDRESSES, 403, "This API key may not be used from your address.", code="address_not_allowed"
             )
-        limit = self._policy().tier(principal.tier).addresses_per_hour
+        tier = self._policy().tiers.get(principal.tier)
+        limit = None if tier is None else tier.addresses_per_hour
         # A public id without its signature proves nothing, so it tells nothing either.
         if limit is None or principal.signed:
             return

@@ -257,6 +257,13 @@ async def test_a_key_of_a_tier_that_is_gone_is_the_operators_to_fix(door: Door) 
     assert key.secret not in door.log.getvalue()
 
 
+async def test_a_key_of_a_tier_that_is_gone_administers_on(door: Door) -> None:
+    key = door.key(tier="gold", scopes=frozenset({"admin"}))
+    found = await door.identify.authenticate(f"Bearer {key.secret}", HOME)
+    assert (found.key_id, found.tier, found.scopes) == (key.key_id, "gold", {"admin"})
+    assert door.log.getvalue() == ""
+
+
 async def test_what_a_key_may_and_may_not_goes_with_it(door: Door) -> None:
     mine, shared = Overrides(requests_per_minute=5), Overrides(monthly_tokens=1000)
     own = {"scopes": frozenset({"chat"}), "allow_from": ("192.0.2.0/24",), "deny_from": ("192.0.2.7/32",)}

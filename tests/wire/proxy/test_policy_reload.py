@@ -17,9 +17,9 @@ async def reread(house: House, tiers: dict[str, Any] | str, event: str = "policy
     return await house.line(event, count)
 
 
-async def got(house: House, path: str) -> Answer:
+async def got(house: House, path: str, key: str | None = None) -> Answer:
     wire = await house.connect(admin=True)
-    await wire.send(request(None, method="GET", path=path))
+    await wire.send(request(key, method="GET", path=path))
     return await wire.answer()
 
 
@@ -77,6 +77,13 @@ async def test_what_runs_keeps_the_rules_it_was_let_in_under_and_the_next_has_th
     chunks = [chunk async for chunk in _chunks(running)]
     assert b"".join(chunks) == delta("a") + FINISH + DONE
     assert (await house.row("settled"))["tier"] == "open"
+
+
+async def test_an_administrator_whose_tier_is_gone_can_put_it_right(house: House) -> None:
+    key = await house.key(scopes=["admin", "chat"])
+    await reread(house, {name: rules for name, rules in TIERS.items() if name != "open"})
+    assert (await (await house.ask(key)).answer()).error["code"] == "permission_denied"
+    assert (await got(house, "/admin/v1/keys", key)).status == 200
 
 
 async def test_keys_are_made_for_the_tiers_of_now(house: House) -> None:

@@ -18,7 +18,7 @@ class FakeIdentify:
         self.found = found
         self.asked: list[tuple[str | None, str]] = []
 
-    async def identify(self, authorization: str | None, address: str) -> Principal:
+    async def authenticate(self, authorization: str | None, address: str) -> Principal:
         self.asked.append((authorization, address))
         return self.found
 
