@@ -129,6 +129,7 @@ class Pages:
             ],
             policy_problems=[str(problem) for problem in self._policy_problems()][:MOST_PROBLEMS],
             tls=place.tls,
+            tiers=sorted(self._desk.policy.tiers),
         )
 
     def livez(self) -> Page:

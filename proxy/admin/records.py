@@ -277,6 +277,7 @@ class ServerState(msgspec.Struct, frozen=True):
     """The running server.
 
     `policy_problems`: what is wrong with the policy files as they are now, while an earlier revision is in force.
+    `tiers`: the names of that revision's.
     """
 
     version: str
@@ -293,3 +294,4 @@ class ServerState(msgspec.Struct, frozen=True):
     upstreams: list[UpstreamState]
     policy_problems: list[str] = []
     tls: bool = False
+    tiers: list[str] = []

@@ -1,7 +1,6 @@
 """`tollhouse console`: a key for the console that is good for some hours, and the address with the key in it."""
 
 import datetime as dt
-from pathlib import Path
 from typing import Final, get_args
 
 import click
@@ -18,7 +17,6 @@ from proxy.cli.options import Span, minute
 from proxy.cli.screen import Screen
 from proxy.console.files import BASE
 from proxy.console.front import is_on
-from proxy.policy.load import load_policy
 from proxy.scopes import ADMIN_READ, Scope
 from proxy.sockets import url
 
@@ -48,19 +46,23 @@ def console(invocation: Invocation, *, span_s: float, read_only: bool) -> None:
     settings = invocation.settings()
     if not is_on(settings.admin):
         raise CommandError("There is no console here.", hint="`admin.console: true` in the configuration makes one.")
-    # Of little weight: what an administrator asks for has no limits, only chats of this key do.
-    tier = min(load_policy(Path(settings.policies)).tiers)
-    made = at_the_desk(settings, lambda desk: _opened(desk, tier, span_s, read_only=read_only))
+    made = at_the_desk(settings, lambda desk: _opened(desk, span_s, read_only=read_only))
     invocation.screen.reply(made, lambda: _shown(invocation.screen, made))
 
 
-async def _opened(desk: Errands, tier: str, span_s: float, *, read_only: bool) -> Opened:
+async def _opened(desk: Errands, span_s: float, *, read_only: bool) -> Opened:
     state = await desk.do(table.STATE, Nothing())
+    if not state.tiers:
+        # Before it said them.
+        raise CommandError(f"The running server is still Tollhouse {state.version}.", hint="Start it anew.")
     if ACCOUNT not in {account.name for account in await desk.list_accounts()}:
         await desk.create_account(NewAccount(ACCOUNT))
     now = dt.datetime.now(dt.UTC)
     expires = now + dt.timedelta(seconds=span_s)
     scopes: list[Scope] = [ADMIN_READ] if read_only else list(get_args(Scope))
+    # Of little weight: what an administrator asks for has no limits, only chats of this key do. The server's own: the
+    # files may be ahead of it, and wrong.
+    tier = min(state.tiers)
     name = f"{now:%Y-%m-%d %H:%M}"
     key = await desk.create_key(NewKey(account=ACCOUNT, tier=tier, name=name, expires=expires, scopes=scopes))
     return Opened(f"{url(state.admin_host, state.admin_port)}{BASE}#key={key.secret}", key.key_id, key.secret, expires)

@@ -33,6 +33,7 @@ async def test_health_tells_what_is(house: House, unix: bool) -> None:
     assert health["upstreams"] == [{"name": "local", "ready": True, "reason": "", "models": ["org/tiny"]}]
     assert (health["port"], health["admin_port"]) == (house.ready["port"], house.ready["admin_port"])
     assert health["policy_revision"] == house.ready["revision"]
+    assert health["tiers"] == sorted(TIERS)
 
 
 async def test_it_lives_and_is_not_ready_without_a_sidecar(house: House) -> None:

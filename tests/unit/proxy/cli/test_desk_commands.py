@@ -3,7 +3,6 @@
 import asyncio
 import datetime as dt
 import json
-import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -73,9 +72,10 @@ def a_row(key_id: str, total: int, limit: int | None) -> UsageRow:
 
 
 class FakeDesk:
-    """What a desk was asked for, and fixed answers. Mutable: `asked`, `problems`."""
+    """What a desk was asked for, and fixed answers. Mutable: `asked`, `problems`, `tiers`."""
 
     def __init__(self) -> None:
+        self.tiers = ["free", "pro"]
         self.asked: list[object] = []
         self.problems: list[str] = []
 
@@ -139,7 +139,17 @@ class FakeDesk:
         upstreams = [UpstreamState("local", False, "loading", [])]
         where = ("127.0.0.1", 8000, "127.0.0.1", 8001)
         return ServerState(
-            "0.1.0", 7, False, "loading", *where, "boot_1", "abc", 0, upstreams, ["default.yaml:3:1: no"]
+            "0.1.0",
+            7,
+            False,
+            "loading",
+            *where,
+            "boot_1",
+            "abc",
+            0,
+            upstreams,
+            ["default.yaml:3:1: no"],
+            tiers=self.tiers,
         )
 
     async def usage(self, period: str | None = None, account: str | None = None) -> Usage:
@@ -370,8 +380,9 @@ def test_the_state_says_whether_the_server_is_ready(desk: FakeDesk, capsys: pyte
 def test_the_console_s_address_has_a_key_in_it(
     desk: FakeDesk, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    # What is being written there is none of the running server's yet.
     (tmp_path / "policies").mkdir()
-    shutil.copy(Path(__file__).parents[4] / "policies/default.yaml", tmp_path / "policies")
+    (tmp_path / "policies/default.yaml").write_text("tiers: {half")
     assert root.run(["console", "--expires", "30m"]) == 0
     said = capsys.readouterr()
     assert said.out == f"http://127.0.0.1:8001/console/#key={SECRET}\n"
@@ -386,6 +397,14 @@ def test_the_console_s_address_has_a_key_in_it(
     looks = desk.asked[-1]
     assert isinstance(looks, NewKey)
     assert looks.scopes == ["admin:read"]
+
+
+def test_a_server_that_does_not_say_its_tiers_is_to_be_started_anew(
+    desk: FakeDesk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk.tiers = []
+    assert root.run(["console"]) == 1
+    assert capsys.readouterr().err == "Error: The running server is still Tollhouse 0.1.0.\nStart it anew.\n"
 
 
 def test_where_the_console_is_off_that_is_said(
