@@ -39,15 +39,16 @@ async def bind(settings: Proxy, stack: contextlib.AsyncExitStack) -> tuple[socke
 
 @contextlib.asynccontextmanager
 async def listening(edge: EdgeServer, door: Door, bound: socket.socket | SecureServer) -> AsyncIterator[Closes]:
+    """Raises ListenError."""
     loop = asyncio.get_running_loop()
     server: Closes
     if isinstance(bound, SecureServer):
         server = bound
         bound.listen(BACKLOG)
-    elif bound.family == socket.AF_UNIX:
-        server = await loop.create_unix_server(door, sock=bound, backlog=BACKLOG)
     else:
-        server = await loop.create_server(door, sock=bound, backlog=BACKLOG)
+        sockets.listen(bound, BACKLOG)
+        create = loop.create_unix_server if bound.family == socket.AF_UNIX else loop.create_server
+        server = await create(door, sock=bound, backlog=BACKLOG)
     try:
         yield server
     finally:

@@ -174,6 +174,11 @@ class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     metrics: Metrics = Metrics()
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
 
+    def __post_init__(self) -> None:
+        listen, admin = self.listen, self.admin
+        if listen.port and (listen.host, listen.port) == (admin.host, admin.port):
+            raise ValueError(f"listen.port and admin.port are both {listen.port} of {listen.host}; change one of them")
+
 
 def load_settings(path: Path, environ: dict[str, str]) -> Proxy:
     """Read the file and the environment. Raises yamlfile.ConfigInvalidError with every problem found."""

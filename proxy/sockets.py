@@ -42,6 +42,13 @@ def bind_tcp(host: str, port: int) -> socket.socket:
         return made
 
 
+def listen(bound: socket.socket, backlog: int) -> None:
+    """Raises ListenError. Not left to the loop: uvloop closes a socket that cannot listen, and says nothing."""
+    name = bound.getsockname()
+    with _explained(name if isinstance(name, str) else f"{name[0]}:{name[1]}"):
+        bound.listen(backlog)
+
+
 def url(host: str, port: int, *, tls: bool = False) -> str:
     """Where a client on this machine finds a listener."""
     here = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104 - read, not bound

@@ -10,6 +10,7 @@ import ssl
 from pathlib import Path
 from typing import Final, NoReturn
 
+from proxy import sockets
 from proxy.door import Door, Doorway
 from proxy.settings import Tls
 from sidecar.jsonlog import JsonLog
@@ -110,7 +111,8 @@ class SecureServer:
         self._accepting: asyncio.Task[None] | None = None
 
     def listen(self, backlog: int) -> None:
-        self._bound.listen(backlog)
+        """Raises ListenError."""
+        sockets.listen(self._bound, backlog)
         self._accepting = asyncio.create_task(self._accept(), name="accept")
 
     def close(self) -> None:

@@ -31,11 +31,6 @@ def check_ready_to_start(settings: Proxy, sidecar: SidecarConfig, sidecar_config
             f"A sidecar runs already: it answers on {sidecar_socket}.",
             hint=f"End it first, or start only the proxy beside it: {program()} serve",
         )
-    if settings.listen.port and settings.listen.port == settings.admin.port:
-        raise CommandError(
-            f"The public and the admin listener both want port {settings.listen.port}.",
-            hint="Give one of them another port: listen.port or admin.port in conf/proxy.yaml.",
-        )
     check_port(settings.listen.host, settings.listen.port, "LISTEN")
     check_port(settings.admin.host, settings.admin.port, "ADMIN")
 

@@ -5,8 +5,9 @@ import io
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from proxy import app
+from proxy import app, sockets
 from proxy.admin.records import NewAccount, NewKey
 from proxy.cli.desk import LocalDesk
 from proxy.secrets import SecretFileError
@@ -62,6 +63,14 @@ async def start(settings: Proxy) -> None:
 async def test_a_server_without_its_sidecar_starts_and_ends(settings: Proxy) -> None:
     await start(settings)
     assert not await asyncio.to_thread(Path(settings.admin.socket).exists)
+
+
+async def test_two_listeners_that_cannot_be_at_once_refuse_to_start(settings: Proxy) -> None:
+    with sockets.bind_tcp("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    listen = Listen(host="0.0.0.0", port=port)  # noqa: S104 - what is to be refused
+    with pytest.raises(sockets.ListenError, match=f"0.0.0.0:{port}: another process listens there"):
+        await start(replace(settings, listen=listen, admin=replace(settings.admin, port=port)))
 
 
 async def test_a_wrong_policy_refuses_to_start(settings: Proxy, tmp_path: Path) -> None:

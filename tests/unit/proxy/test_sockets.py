@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.sockets import ListenError, bind_tcp, bind_unix, is_loopback, url
+from proxy.sockets import ListenError, bind_tcp, bind_unix, is_loopback, listen, url
 
 
 def test_f14_a_unix_socket_is_private_and_so_is_its_folder(tmp_path: Path) -> None:
@@ -46,6 +46,15 @@ def test_a_port_in_use_is_told_by_its_address() -> None:
         port = first.getsockname()[1]
         with pytest.raises(ListenError, match=f"127.0.0.1:{port}: another process"):
             bind_tcp("127.0.0.1", port)
+
+
+def test_one_port_for_two_that_do_not_listen_yet_is_told_to_the_second() -> None:
+    with bind_tcp("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with bind_tcp("127.0.0.1", port) as second:
+            listen(first, 1)
+            with pytest.raises(ListenError, match=f"127.0.0.1:{port}: another process"):
+                listen(second, 1)
 
 
 def test_an_address_that_is_not_ours_is_told() -> None:

@@ -1,5 +1,6 @@
 """The two files in conf/: each setting is there, with its default."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from proxy.settings import Proxy, Upstream
 from proxy.settings import load_settings as load_proxy
 from sidecar.settings import Model, Sidecar
 from sidecar.settings import load_settings as load_sidecar
+from sidecar.yamlfile import ConfigInvalidError
 
 CONF = Path(__file__).parents[4] / "conf"
 
@@ -35,6 +37,29 @@ def written(tree: object, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ..
 def test_the_proxy_s_file_says_what_the_defaults_are() -> None:
     upstream = Upstream(name="local", socket="run/sidecar.sock")
     assert load_proxy(CONF / "proxy.yaml", {}) == Proxy(upstreams=[upstream])
+
+
+@pytest.mark.parametrize(
+    ("written", "environ", "refused"),
+    [
+        ("listen: {port: 8001}", {}, True),
+        ("admin: {port: 9000}", {"TOLLHOUSE__LISTEN__PORT": "9000"}, True),
+        ("listen: {host: 192.0.2.1, port: 8001}", {}, False),
+        ("{listen: {port: 0}, admin: {port: 0}}", {}, False),
+    ],
+)
+def test_one_address_for_both_listeners_is_refused(
+    tmp_path: Path, written: str, environ: dict[str, str], refused: bool
+) -> None:
+    path = tmp_path / "proxy.yaml"
+    path.write_text(json.dumps({"upstreams": [{"name": "a", "socket": "s"}], **yaml.safe_load(written)}))
+    if not refused:
+        load_proxy(path, environ)
+        return
+    with pytest.raises(ConfigInvalidError) as invalid:
+        load_proxy(path, environ)
+    assert "listen.port and admin.port" in str(invalid.value)
+    assert str(invalid.value).startswith(f"{path}:1:1: ")
 
 
 def test_the_sidecar_s_file_says_what_the_defaults_are() -> None:

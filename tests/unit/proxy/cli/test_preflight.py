@@ -96,11 +96,6 @@ def test_a_taken_port_is_told_with_a_way_out(taken_port: int) -> None:
     assert "TOLLHOUSE__ADMIN__PORT=" in refused.value.hint
 
 
-def test_one_port_for_both_listeners_is_refused() -> None:
-    with pytest.raises(CommandError, match="both want port 8123"):
-        preflight.check_ready_to_start(settings(port=8123, admin_port=8123), SIDECAR, CONFIG)
-
-
 def test_an_address_of_another_machine_is_refused() -> None:
     # TEST-NET-1 of RFC 5737 is nobody's.
     with pytest.raises(CommandError, match=r"192\.0\.2\.1 is not an address of this machine"):
