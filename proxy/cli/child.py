@@ -73,7 +73,8 @@ class Child:
         self.signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(limit_s):
-                return await self.ended() == 0
+                # By the signal itself: it came before there was anything to be ended in order.
+                return await self.ended() in {0, -signal.SIGTERM}
         except TimeoutError:
             self.signal(signal.SIGKILL)
             await self.ended()

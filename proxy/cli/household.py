@@ -80,7 +80,8 @@ class Household:
         for child in reversed(self._children):
             if not await child.stop(self._drain_s + GRACE_S):
                 self._ended_well = False
-                self._remark(f"The {child.name} did not end well; {child.log} tells more.")
+                more = f"; {child.log} tells more" if await child.last_words() else ""
+                self._remark(f"The {child.name} did not end well{more}.")
 
     @contextlib.asynccontextmanager
     async def _signals(self) -> AsyncIterator[None]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from proxy.cli.child import LAST_LINES, Child, readable
+from tests.fakes.waiting import LIMIT_S
 
 
 def a_child(folder: Path, code: str) -> Child:
@@ -79,6 +80,13 @@ async def test_it_ends_as_sigterm_ends_it(tmp_path: Path) -> None:
         await child.catch_up()
     assert await child.stop(30)
     assert not child.running
+
+
+async def test_one_that_does_not_hear_sigterm_yet_has_ended_well_by_it(tmp_path: Path) -> None:
+    child = a_child(tmp_path, "import signal; signal.pause()")
+    await child.start()
+    assert await child.stop(LIMIT_S)
+    assert await child.ended() == -signal.SIGTERM
 
 
 async def test_one_that_does_not_listen_is_killed_when_its_time_is_over(tmp_path: Path) -> None:

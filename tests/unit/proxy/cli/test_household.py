@@ -21,6 +21,7 @@ class FakeChild:
         self.log = Path(f"run/{name}.log")
         self.signals: list[int] = []
         self.limit_s = 0.0
+        self.words = "  its last words"
         self._diary = diary
         self._stubborn = stubborn
         self._end: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -37,7 +38,7 @@ class FakeChild:
         return await asyncio.shield(self._end)
 
     async def last_words(self) -> str:
-        return "  its last words"
+        return self.words
 
     async def stop(self, limit_s: float) -> bool:
         self._diary.append(f"stop {self.name}")
@@ -145,6 +146,16 @@ async def test_a_child_that_had_to_be_killed_is_a_failure() -> None:
         "The proxy did not end well; run/proxy.log tells more.",
         "The sidecar did not end well; run/sidecar.log tells more.",
     ]
+
+
+async def test_a_log_that_says_nothing_is_not_pointed_to() -> None:
+    setting = Setting(stubborn=True)
+    setting.proxy.words = setting.sidecar.words = ""
+    living = asyncio.create_task(setting.household.live(setting.open_up))
+    await setting.open.wait()
+    setting.household.interrupt()
+    assert await living is Exit.FAILED
+    assert setting.said[1:] == ["The proxy did not end well.", "The sidecar did not end well."]
 
 
 async def test_log_lines_are_echoed_with_their_child() -> None:
