@@ -59,7 +59,6 @@ from sidecar.jsonlog import JsonLog
 from sidecar.notify import Notifier
 from sidecar.telemetry import opened
 
-FAILED: Final = 1
 # The operator's own connections, to either admin listener.
 ADMIN_CONNECTIONS: Final = 64
 
@@ -81,11 +80,11 @@ class Stop:
         self.renew.set()
 
 
-async def serve(settings: Proxy, log: JsonLog) -> int:
-    """Run the server until SIGTERM or SIGINT; the exit code.
+async def serve(settings: Proxy, log: JsonLog) -> None:
+    """Run the server until SIGTERM or SIGINT.
 
-    Raises what the operator must mend first: ConfigInvalidError, SecretFileError, SchemaError, StorageError,
-    StorageLockedError, TlsFileError.
+    Raises what the operator must mend first: ConfigInvalidError, ListenError, SecretFileError, SchemaError,
+    StorageError, StorageLockedError, TlsFileError.
     """
     harden(log)
     calm_collector()
@@ -100,16 +99,11 @@ async def serve(settings: Proxy, log: JsonLog) -> int:
         stop.hang_up()
 
     loop.add_signal_handler(signal.SIGHUP, hang_up)
-    try:
-        await live(settings, log, stop, notifier)
-    except sockets.ListenError as exc:
-        log.error("listen_failed", hint=str(exc))
-        return FAILED
-    return 0
+    await live(settings, log, stop, notifier)
 
 
 async def live(settings: Proxy, log: JsonLog, stop: Stop, notifier: Notifier) -> None:
-    """The life of the server, in order. Raises what `serve` does, and ListenError."""
+    """The life of the server, in order. Raises what `serve` does."""
     clock = SystemClock()
     policies = Path(settings.policies)
     first = await asyncio.to_thread(read, policies)

@@ -88,6 +88,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         returned = tollhouse.main(list(arguments), prog_name="tollhouse", standalone_mode=False, obj=invocation)
     except click.ClickException as exc:
+        # What is wrong may have ended the reading before that option came.
+        invocation.as_json = invocation.as_json or "--json" in arguments
         return _refused(exc, invocation)
     except (click.Abort, KeyboardInterrupt):
         return Exit.INTERRUPTED

@@ -12,10 +12,10 @@ from sidecar.jsonlog import capture_stdlib, stderr_log
 
 @command("serve")
 @pass_invocation
-def serve(invocation: Invocation) -> int:
+def serve(invocation: Invocation) -> None:
     """Run the proxy alone; ends with SIGTERM or Ctrl-C, after the running answers."""
     settings = invocation.settings()
     log = stderr_log(settings.log_level)
     capture_stdlib(log)
     with explained(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(app.serve(settings, log))
+        runner.run(app.serve(settings, log))

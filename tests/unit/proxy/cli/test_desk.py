@@ -15,6 +15,7 @@ from proxy.cli.desk import at_the_desk, explained
 from proxy.cli.exits import CommandError, Exit
 from proxy.secrets import SecretFileError
 from proxy.settings import Admin, Proxy, Upstream
+from proxy.sockets import ListenError
 from proxy.store.database import StorageError, StorageLockedError
 from proxy.store.failure import SchemaError
 
@@ -72,6 +73,7 @@ def test_a_server_that_gives_no_answer_is_not_gone_around() -> None:
         (StorageLockedError(Path("x.db"), 7), Exit.FAILED),
         (SchemaError("behind"), Exit.FAILED),
         (SecretFileError("open to all"), Exit.FAILED),
+        (ListenError("in use"), Exit.FAILED),
     ],
 )
 def test_every_foreign_failure_is_explained(raised: Exception, code: Exit) -> None:

@@ -86,9 +86,18 @@ def test_config_may_stand_before_or_after_the_command(
     assert capsys.readouterr().out == "x.yaml\n"
 
 
-def test_a_wrong_option_is_a_document_too(raising: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("line", [["--json", "usage", "--wrong"], ["usage", "--wrong", "--json"]])
+def test_a_wrong_option_is_a_document_too(
+    raising: Callable[..., None], capsys: pytest.CaptureFixture[str], line: list[str]
+) -> None:
     raising(None)
-    assert root.run(["--json", "usage", "--wrong"]) == 2
+    assert root.run(line) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 2
+
+
+@pytest.mark.parametrize("line", [["sing", "--json"], ["keys", "sing", "--json"], ["doctor", "--only", "x", "--json"]])
+def test_what_is_wrong_before_json_is_a_document_too(capsys: pytest.CaptureFixture[str], line: list[str]) -> None:
+    assert root.run(line) == 2
     assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 2
 
 
