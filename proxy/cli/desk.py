@@ -22,6 +22,7 @@ from proxy.cli.program import program
 from proxy.secrets import SecretFileError
 from proxy.settings import Proxy
 from proxy.sockets import ListenError
+from proxy.store.backup import BackupFileError
 from proxy.store.database import StorageError, StorageLockedError
 from proxy.store.events import Actor
 from proxy.store.failure import SchemaError
@@ -81,7 +82,7 @@ def explained() -> Iterator[None]:
         raise CommandError(
             f"The server does not answer: {exc}.", hint="Its log may say why.", code=Exit.NOT_REACHABLE
         ) from exc
-    except (ListenError, StorageLockedError, SchemaError, SecretFileError, TlsFileError) as exc:
+    except (BackupFileError, ListenError, StorageLockedError, SchemaError, SecretFileError, TlsFileError) as exc:
         # Their own words say what to do.
         raise CommandError(str(exc)) from exc
     except StorageError as exc:

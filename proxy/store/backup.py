@@ -14,10 +14,14 @@ from proxy.store import address
 from proxy.store.failure import StorageError, translated
 
 
+class BackupFileError(Exception):
+    """The copy's file cannot be made. The message says which and why."""
+
+
 def back_up(settings: DatabaseSettings, target: Path) -> int:
     """Copy the database into a new file of this user's alone, check the copy, and give its size in bytes.
 
-    Raises StorageError: also for a file that is there already, and for a database that is no file.
+    Raises BackupFileError, and StorageError: also for a database that is no file.
     """
     source = address.file_of(settings)
     if not source.exists():
@@ -25,9 +29,9 @@ def back_up(settings: DatabaseSettings, target: Path) -> int:
     try:
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
-        raise StorageError(f"{target} is there already; name another file.") from None
+        raise BackupFileError(f"{target} is there already; name another file.") from None
     except OSError as exc:
-        raise StorageError(f"Cannot make {target}: {exc.strerror}") from exc
+        raise BackupFileError(f"Cannot make {target}: {exc.strerror}.") from exc
     try:
         with translated():
             _copy(source, target, settings.busy_timeout_s)

@@ -30,8 +30,23 @@ def test_a_backup_is_told_with_its_size(house: Path, capsys: pytest.CaptureFixtu
         "file": "copy.db",
         "size_bytes": (house / "copy.db").stat().st_size,
     }
-    assert root.run(["db", "backup", "copy.db"]) == 1
-    assert "there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("there.db", "there.db is there already; name another file."),
+        ("away/copy.db", "Cannot make away/copy.db: No such file or directory."),
+    ],
+)
+def test_what_is_wrong_with_its_file_is_not_the_database_s_fault(
+    house: Path, capsys: pytest.CaptureFixture[str], file: str, said: str
+) -> None:
+    (house / "data").mkdir(mode=0o700)
+    migrate.upgrade(Database())
+    (house / "there.db").touch()
+    assert root.run(["db", "backup", file]) == 1
+    assert capsys.readouterr().err == f"Error: {said}\n"
 
 
 def test_a_server_s_database_is_not_a_file(house: Path, capsys: pytest.CaptureFixture[str]) -> None:

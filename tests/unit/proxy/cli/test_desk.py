@@ -16,6 +16,7 @@ from proxy.cli.exits import CommandError, Exit
 from proxy.secrets import SecretFileError
 from proxy.settings import Admin, Proxy, Upstream
 from proxy.sockets import ListenError
+from proxy.store.backup import BackupFileError
 from proxy.store.database import StorageError, StorageLockedError
 from proxy.store.failure import SchemaError
 
@@ -74,6 +75,7 @@ def test_a_server_that_gives_no_answer_is_not_gone_around() -> None:
         (SchemaError("behind"), Exit.FAILED),
         (SecretFileError("open to all"), Exit.FAILED),
         (ListenError("in use"), Exit.FAILED),
+        (BackupFileError("there"), Exit.FAILED),
     ],
 )
 def test_every_foreign_failure_is_explained(raised: Exception, code: Exit) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from proxy.settings import Database as DatabaseSettings
 from proxy.store import migrate
-from proxy.store.backup import back_up
+from proxy.store.backup import BackupFileError, back_up
 from proxy.store.database import open_database
 from proxy.store.failure import StorageError
 
@@ -54,7 +54,7 @@ async def test_a_copy_is_a_database_to_go_on_with(on_sqlite: DatabaseSettings, t
 def test_nothing_is_written_over(on_sqlite: DatabaseSettings, tmp_path: Path) -> None:
     there = tmp_path / "there.db"
     there.write_text("mine")
-    with pytest.raises(StorageError, match="there already"):
+    with pytest.raises(BackupFileError, match="there already"):
         back_up(on_sqlite, there)
     assert there.read_text() == "mine"
 
@@ -75,5 +75,5 @@ def test_where_there_is_no_database_it_says_so(url: str, said: str, tmp_path: Pa
 
 
 def test_a_folder_that_is_not_there_is_told(on_sqlite: DatabaseSettings, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="No such file or directory"):
+    with pytest.raises(BackupFileError, match="No such file or directory"):
         back_up(on_sqlite, tmp_path / "away/copy.db")
