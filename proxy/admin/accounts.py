@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 from msgspec import UNSET
 
-from proxy.admin.desk import Desk, Order, explained
+from proxy.admin.desk import Desk, Order, explained, part
 from proxy.admin.records import (
     Account,
     AccountChanges,
@@ -48,8 +48,9 @@ async def create_account(desk: Desk, order: Order[NewAccount]) -> Account:
 async def list_accounts(desk: Desk, order: Order[Paging]) -> Listing[Account]:
     """By name."""
     with explained():
-        found = await desk.accounts.list(order.given.after, order.given.limit)
-    return Listing([_shown(account) for account in found], found[-1].name if len(found) == order.given.limit else None)
+        found = await desk.accounts.list(order.given.after, order.given.limit + 1)
+    shown, last = part(found, order.given.limit)
+    return Listing([_shown(account) for account in shown], None if last is None else last.name)
 
 
 async def show_account(desk: Desk, order: Order[Nothing]) -> Account:

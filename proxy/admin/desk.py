@@ -24,6 +24,7 @@ from proxy.store.requestlog import RequestLog
 from sidecar.wire.errors import ApiError, unavailable
 
 G = TypeVar("G")
+T = TypeVar("T")
 
 
 class Makes(Protocol):
@@ -68,6 +69,11 @@ class Order(Generic[G]):
         if self.scopes is not None:
             for scope in sorted(granted(scopes) - self.scopes):
                 raise insufficient(scope)
+
+
+def part(found: list[T], limit: int) -> tuple[list[T], T | None]:
+    """So much of a list, of which one more was read; and the last of that, None if nothing follows."""
+    return found[:limit], found[limit - 1] if len(found) > limit else None
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from msgspec import UNSET
 
 from proxy.admin.accounts import given, named
-from proxy.admin.desk import Desk, Order, explained
+from proxy.admin.desk import Desk, Order, explained, part
 from proxy.admin.records import (
     CreatedKey,
     Key,
@@ -60,8 +60,9 @@ async def list_keys(desk: Desk, order: Order[KeyQuery]) -> Listing[Key]:
     query, now = order.given, desk.clock.now()
     account_id = None if query.account is None else (await named(desk, query.account)).id
     with explained():
-        found = await desk.keys.list(account_id, after=query.after, limit=query.limit)
-    return Listing([_shown(record, now) for record in found], found[-1].key_id if len(found) == query.limit else None)
+        found = await desk.keys.list(account_id, after=query.after, limit=query.limit + 1)
+    shown, last = part(found, query.limit)
+    return Listing([_shown(record, now) for record in shown], None if last is None else last.key_id)
 
 
 async def show_key(desk: Desk, order: Order[Nothing]) -> Key:

@@ -4,7 +4,7 @@ import re
 from typing import Final, NamedTuple
 
 from proxy.admin.accounts import named
-from proxy.admin.desk import Desk, Order, explained
+from proxy.admin.desk import Desk, Order, explained, part
 from proxy.admin.records import AuditEvent, AuditQuery, Listing, LogQuery, Nothing, Usage, UsageQuery, UsageRow
 from proxy.admission.rules import Own, effective
 from proxy.clock import month_of
@@ -26,9 +26,9 @@ async def usage(desk: Desk, order: Order[UsageQuery]) -> Usage:
         raise bad_request("'period' is a month, like 2026-11.", param="period", code="invalid_value")
     account_id = None if query.account is None else (await named(desk, query.account)).id
     with explained():
-        rows = await desk.ledger.usage(month, account_id=account_id, after=query.after, limit=query.limit)
-    shown = [_usage_row(row, desk.policy) for row in rows]
-    return Usage(month, shown, rows[-1].key_id if len(rows) == query.limit else None)
+        rows = await desk.ledger.usage(month, account_id=account_id, after=query.after, limit=query.limit + 1)
+    shown, last = part(rows, query.limit)
+    return Usage(month, [_usage_row(row, desk.policy) for row in shown], None if last is None else last.key_id)
 
 
 class Share(NamedTuple):
@@ -63,7 +63,8 @@ async def list_audit(desk: Desk, order: Order[AuditQuery]) -> Listing[AuditEvent
     """The newest first."""
     query = order.given
     with explained():
-        found = await desk.audit.list(before=query.after, target=query.target, actor=query.actor, limit=query.limit)
+        found = await desk.audit.list(before=query.after, target=query.target, actor=query.actor, limit=query.limit + 1)
+    shown, last = part(found, query.limit)
     events = [
         AuditEvent(
             id=event.id,
@@ -75,9 +76,9 @@ async def list_audit(desk: Desk, order: Order[AuditQuery]) -> Listing[AuditEvent
             address=event.address,
             changes={name: list(pair) for name, pair in event.changes.items()},
         )
-        for event in found
+        for event in shown
     ]
-    return Listing(events, found[-1].id if len(found) == query.limit else None)
+    return Listing(events, None if last is None else last.id)
 
 
 async def list_log(desk: Desk, order: Order[LogQuery]) -> Listing[LoggedRequest]:

@@ -127,10 +127,12 @@ class RequestLog:
             span = [*sought.span(), *([] if place is None else [place.before()])]
             oldest = await self._oldest(span)
             within = [*span, *sought.filters(), *([] if oldest is None else [ledger.c.created >= oldest])]
-            query = select(*COLUMNS).where(*within).order_by(*NEWEST_FIRST).limit(limit - len(found))
+            query = select(*COLUMNS).where(*within).order_by(*NEWEST_FIRST).limit(limit + 1 - len(found))
             rows = await self._writer.read(query)
             found += [LoggedRequest(**dict(zip(FIELDS, row, strict=True))) for row in rows]
-            if len(found) == limit:
+            if len(found) > limit:
+                # The one more only tells that there is one.
+                del found[limit:]
                 return found, Place(found[-1].created, found[-1].request_id)
             if oldest is None:
                 return found, None

@@ -172,6 +172,19 @@ async def test_lists_come_in_parts(house: House) -> None:
     assert [row["key_id"] for row in usage["rows"]] == known[1:]
 
 
+@pytest.mark.parametrize("list_", ["keys", "accounts", "usage", "audit", "log"])
+async def test_a_part_that_is_the_whole_list_is_followed_by_none(house: House, list_: str) -> None:
+    admin, key = await house.key(scopes=["admin:read"]), await house.key()
+    for _ in range(2):
+        assert (await (await house.ask(key)).answer()).status == 200
+    for limit, follows in ((1, True), (1000, False)):
+        part = json.loads((await asked(house, f"/admin/v1/{list_}?limit={limit}", admin)).body)
+        assert (part["next"] is not None) is follows
+    count = len(part["rows" if list_ == "usage" else "data"])
+    whole = json.loads((await asked(house, f"/admin/v1/{list_}?limit={count}", admin)).body)
+    assert whole == part
+
+
 @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "limit=1&limit=2", "offset=3"])
 async def test_a_query_that_means_nothing_is_refused(house: House, query: str) -> None:
     answer = await asked(house, f"{KEYS}?{query}", await house.key(scopes=["admin:read"]))
