@@ -4,10 +4,12 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
 
+from proxy import __main__
 from proxy.cli import root
 from proxy.cli.exits import CommandError, Exit
 from proxy.cli.invocation import HouseCommand, Invocation, pass_invocation
@@ -75,6 +77,18 @@ def test_json_may_stand_before_or_after_the_command(
     raising(None)
     root.run(line)
     assert json.loads(capsys.readouterr().out) == {"config": "conf/proxy.yaml"}
+
+
+def test_an_interruption_while_the_program_is_loaded_is_one_like_any_other(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "proxy.cli.root", Interrupted("proxy.cli.root"))
+    assert __main__.main() == Exit.INTERRUPTED
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("line", [["--config", "x.yaml", "usage"], ["usage", "--config", "x.yaml"]])
