@@ -15,14 +15,14 @@ from proxy.store.requestlog import Place as LogPlace
 from proxy.store.spread import Spread
 from sidecar.wire.errors import bad_request
 
-_PERIOD: Final = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
+PERIOD: Final = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
 
 
 async def usage(desk: Desk, order: Order[UsageQuery]) -> Usage:
     """By key's id. Raises ApiError 400 for a period that is not `YYYY-MM`, 404 for an unknown account."""
     query = order.given
     month = month_of(desk.clock.now()) if query.period is None else query.period
-    if not _PERIOD.fullmatch(month):
+    if not PERIOD.fullmatch(month):
         raise bad_request("'period' is a month, like 2026-11.", param="period", code="invalid_value")
     account_id = None if query.account is None else (await named(desk, query.account)).id
     with explained():

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from proxy.admin.records import Account, AccountChanges, AccountLimitChanges, AccountLimits, NewAccount
 from proxy.cli.desk import at_the_desk
 from proxy.cli.invocation import HouseGroup, Invocation, pass_invocation
-from proxy.cli.options import day, limit_options, limits_of, metadata_option, minute, pairs
+from proxy.cli.options import Named, day, limit_options, limits_of, metadata_option, minute, pairs
 from proxy.cli.program import program
 from proxy.cli.screen import Screen
 
@@ -22,7 +22,7 @@ def accounts() -> None:
 
 
 @accounts.command("create")
-@click.argument("name")
+@click.argument("name", type=Named())
 @metadata_option
 @limit_options(LIMITS, "all its keys together")
 @pass_invocation
@@ -52,7 +52,7 @@ def _table(screen: Screen, found: list[Account]) -> RenderableType:
 
 
 @accounts.command("show")
-@click.argument("name")
+@click.argument("name", type=Named())
 @pass_invocation
 def show(invocation: Invocation, name: str) -> None:
     """Show the account NAME, which may also be an id."""
@@ -77,8 +77,8 @@ def _state(account: Account) -> str:
 
 
 @accounts.command("update")
-@click.argument("name")
-@click.option("--name", "new_name", metavar="NAME", help="Another name.")
+@click.argument("name", type=Named())
+@click.option("--name", "new_name", type=Named(), metavar="NAME", help="Another name.")
 @metadata_option
 @limit_options(LIMITS, "all its keys together")
 @pass_invocation
@@ -93,7 +93,7 @@ def update(invocation: Invocation, /, name: str, new_name: str | None, **options
 
 
 @accounts.command("disable")
-@click.argument("name")
+@click.argument("name", type=Named())
 @pass_invocation
 def disable(invocation: Invocation, name: str) -> None:
     """Refuse all keys of the account NAME; running servers cut their running requests too."""
@@ -102,7 +102,7 @@ def disable(invocation: Invocation, name: str) -> None:
 
 
 @accounts.command("enable")
-@click.argument("name")
+@click.argument("name", type=Named())
 @pass_invocation
 def enable(invocation: Invocation, name: str) -> None:
     """Let the keys of the account NAME in again."""

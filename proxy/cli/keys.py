@@ -14,6 +14,7 @@ from proxy.cli.options import (
     NEVER,
     Moment,
     MomentOrNever,
+    Named,
     Span,
     day,
     limit_options,
@@ -39,11 +40,20 @@ def keys() -> None:
 
 
 @keys.command("create")
-@click.option("--account", required=True, metavar="NAME", help="The account it belongs to, by name or id.")
-@click.option("--tier", required=True, metavar="TIER", help="The tier of the policy that sets its limits.")
-@click.option("--name", required=True, metavar="NAME", help="What you will know it by.")
 @click.option(
-    "--model", "models", multiple=True, metavar="MODEL", help="A model it may use, of its tier's; repeatable."
+    "--account", type=Named(), required=True, metavar="NAME", help="The account it belongs to, by name or id."
+)
+@click.option(
+    "--tier", type=Named(), required=True, metavar="TIER", help="The tier of the policy that sets its limits."
+)
+@click.option("--name", type=Named(), required=True, metavar="NAME", help="What you will know it by.")
+@click.option(
+    "--model",
+    "models",
+    type=Named(),
+    multiple=True,
+    metavar="MODEL",
+    help="A model it may use, of its tier's; repeatable.",
 )
 @click.option("--expires", type=Moment(), metavar="WHEN", help="90d, or a date: 2027-01-31. Never if not given.")
 @click.option(
@@ -117,7 +127,7 @@ def _table(screen: Screen, found: list[Key]) -> RenderableType:
 
 
 @keys.command("show")
-@click.argument("key_id")
+@click.argument("key_id", type=Named())
 @pass_invocation
 def show(invocation: Invocation, key_id: str) -> None:
     """Show all there is to know of the key KEY_ID, but for its secret."""
@@ -147,10 +157,12 @@ def _shown(screen: Screen, key: Key) -> RenderableType:
 
 
 @keys.command("update")
-@click.argument("key_id")
-@click.option("--tier", metavar="TIER", help="Another tier.")
-@click.option("--name", metavar="NAME", help="Another name.")
-@click.option("--model", "models", multiple=True, metavar="MODEL", help="In place of the models it may use so far.")
+@click.argument("key_id", type=Named())
+@click.option("--tier", type=Named(), metavar="TIER", help="Another tier.")
+@click.option("--name", type=Named(), metavar="NAME", help="Another name.")
+@click.option(
+    "--model", "models", type=Named(), multiple=True, metavar="MODEL", help="In place of the models it may use so far."
+)
 @click.option("--every-model", is_flag=True, help="It may use all models of its tier.")
 @click.option("--expires", type=MomentOrNever(), metavar="WHEN", help="90d, a date, or `never`.")
 @click.option("--scope", "scopes", multiple=True, type=SCOPE, help="What it may do, in place of what so far.")
@@ -187,7 +199,7 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
 
 
 @keys.command("rotate")
-@click.argument("key_id")
+@click.argument("key_id", type=Named())
 @click.option("--grace", type=Span(), default="24h", metavar="TIME", help="How long the old one is good; 24h.")
 @pass_invocation
 def rotate(invocation: Invocation, key_id: str, grace: float) -> None:
@@ -197,7 +209,7 @@ def rotate(invocation: Invocation, key_id: str, grace: float) -> None:
 
 
 @keys.command("revoke")
-@click.argument("key_id")
+@click.argument("key_id", type=Named())
 @pass_invocation
 def revoke(invocation: Invocation, key_id: str) -> None:
     """End the key KEY_ID for good; running servers cut its running requests too."""

@@ -6,7 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, TypeVar
 
 import click
+import msgspec
 from typing_extensions import override
+
+from proxy.admin.records import Name
+from proxy.admin.reports import PERIOD
 
 F = TypeVar("F", bound=Callable[..., Any])
 UNLIMITED: Final = "unlimited"
@@ -17,6 +21,31 @@ _DAYS: Final = re.compile(r"([1-9][0-9]{0,4})d")
 _SPAN: Final = re.compile(r"([0-9]{1,6})([smhd])")
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _MOST: Final = 10**15
+
+
+class Named(click.ParamType[str]):
+    """A name or an id, as the records have them."""
+
+    name = "name"
+
+    @override
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return msgspec.convert(value, Name)
+        except msgspec.ValidationError:
+            self.fail(f"{value!r} is not of 1 to 100 characters that can be printed.", param, ctx)
+
+
+class Month(click.ParamType[str]):
+    """A UTC calendar month."""
+
+    name = "month"
+
+    @override
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not PERIOD.fullmatch(value):
+            self.fail(f"{value!r} is no month such as 2026-11.", param, ctx)
+        return value
 
 
 class Moment(click.ParamType[dt.datetime]):

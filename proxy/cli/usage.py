@@ -6,11 +6,12 @@ from rich.console import RenderableType
 from proxy.admin.records import Usage, UsageRow
 from proxy.cli.desk import at_the_desk
 from proxy.cli.invocation import Invocation, command, pass_invocation
+from proxy.cli.options import Month
 from proxy.cli.screen import Screen
 
 
 @command("usage")
-@click.option("--month", metavar="YYYY-MM", help="A UTC calendar month; the current one if not given.")
+@click.option("--month", type=Month(), metavar="YYYY-MM", help="A UTC calendar month; the current one if not given.")
 @click.option("--account", metavar="NAME", help="Only the keys of this account, by name or id.")
 @pass_invocation
 def usage(invocation: Invocation, month: str | None, account: str | None) -> None:

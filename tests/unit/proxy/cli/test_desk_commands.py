@@ -203,6 +203,37 @@ def test_a_new_key_is_a_document_for_a_program(desk: FakeDesk, capsys: pytest.Ca
     assert (made["secret"], made["key_id"]) == (SECRET, "0123456789")
 
 
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        (["accounts", "create", ""], "'NAME'"),
+        (["accounts", "create", "a\nb"], "'NAME'"),
+        (["accounts", "create", "x" * 101], "'NAME'"),
+        (["accounts", "show", ""], "'NAME'"),
+        (["accounts", "update", "acme", "--name", ""], "'--name'"),
+        (["accounts", "disable", ""], "'NAME'"),
+        (["accounts", "enable", ""], "'NAME'"),
+        ([*NEW[:-1], ""], "'--name'"),
+        ([*NEW, "--account", ""], "'--account'"),
+        ([*NEW, "--tier", ""], "'--tier'"),
+        ([*NEW, "--model", ""], "'--model'"),
+        (["keys", "show", ""], "'KEY_ID'"),
+        (["keys", "update", "", "--name", "n"], "'KEY_ID'"),
+        (["keys", "update", "aaa", "--tier", ""], "'--tier'"),
+        (["keys", "rotate", ""], "'KEY_ID'"),
+        (["keys", "revoke", ""], "'KEY_ID'"),
+        (["usage", "--month", "2026-13"], "'--month'"),
+        (["usage", "--month", ""], "'--month'"),
+    ],
+)
+def test_a_value_that_cannot_be_is_a_usage_error(
+    desk: FakeDesk, capsys: pytest.CaptureFixture[str], line: list[str], named: str
+) -> None:
+    assert root.run(line) == 2
+    assert f"Invalid value for {named}: " in capsys.readouterr().err
+    assert desk.asked == []
+
+
 def test_models_and_a_time_can_be_set(desk: FakeDesk) -> None:
     root.run([*NEW, "--model", "m1", "--model", "m2", "--expires", "2027-01-31"])
     wanted = NewKey(
