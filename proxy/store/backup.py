@@ -10,8 +10,8 @@ import sqlite3
 from pathlib import Path
 
 from proxy.settings import Database as DatabaseSettings
-from proxy.store import address
-from proxy.store.failure import StorageError, translated
+from proxy.store import address, migrate
+from proxy.store.failure import SchemaError, StorageError, translated
 
 
 class BackupFileError(Exception):
@@ -21,11 +21,13 @@ class BackupFileError(Exception):
 def back_up(settings: DatabaseSettings, target: Path) -> int:
     """Copy the database into a new file of this user's alone, check the copy, and give its size in bytes.
 
-    Raises BackupFileError, and StorageError: also for a database that is no file.
+    Raises BackupFileError, SchemaError for a database without tables, and StorageError: also for one that is no file.
     """
     source = address.file_of(settings)
     if not source.exists():
         raise StorageError(f"There is no database at {source}.")
+    if migrate.current(settings) is None:
+        raise SchemaError(f"{source} has no tables yet: there is nothing to back up.")
     try:
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:

@@ -64,12 +64,16 @@ def current(settings: DatabaseSettings) -> str | None:
 
 
 def require_head(settings: DatabaseSettings) -> None:
-    """Raises SchemaError if the database is behind this version or ahead of it, StorageError if it cannot be read."""
+    """Raises SchemaError if it has no tables or those of another version, StorageError if it cannot be read."""
     there, wanted = current(settings), head()
+    if there is None:
+        raise SchemaError(
+            f"{address.described(settings)} has no tables yet: `tollhouse up` makes them, or: tollhouse db upgrade"
+        )
     _refuse_unknown(there, wanted)
     if there != wanted:
         raise SchemaError(
-            f"The database is at revision {there or 'none'}, this version needs {wanted}: run `tollhouse db upgrade`."
+            f"The database is at revision {there}, this version needs {wanted}: run `tollhouse db upgrade`."
         )
 
 

@@ -49,6 +49,14 @@ def test_what_is_wrong_with_its_file_is_not_the_database_s_fault(
     assert capsys.readouterr().err == f"Error: {said}\n"
 
 
+def test_a_database_without_tables_is_nothing_to_keep(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (house / "data").mkdir(mode=0o700)
+    (house / "data/tollhouse.db").touch()
+    assert root.run(["db", "backup", "copy.db"]) == 1
+    assert capsys.readouterr().err == "Error: data/tollhouse.db has no tables yet: there is nothing to back up.\n"
+    assert not (house / "copy.db").exists()
+
+
 def test_a_server_s_database_is_not_a_file(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (house / "conf/proxy.yaml").write_text(f"{CONFIG}database: {{url: postgresql+asyncpg://h/d}}\n")
     assert root.run(["db", "backup", "copy.db"]) == 1
