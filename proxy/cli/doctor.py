@@ -15,6 +15,8 @@ from proxy.cli.exits import Exit
 from proxy.cli.invocation import Invocation, command, pass_invocation
 from proxy.cli.screen import DONE, counted
 from proxy.cli.sidecar_command import DEFAULT_CONFIG, SidecarConfig, config_option, load_sidecar_config
+from proxy.store import address
+from proxy.store.failure import StorageError
 from sidecar.yamlfile import ConfigInvalidError
 
 CONFIG: Final = "config"
@@ -84,8 +86,11 @@ def _case(invocation: Invocation, sidecar_config: Path) -> tuple[Case | None, Ch
     """What there is to examine, and what is to be said of the configuration itself."""
     try:
         settings = invocation.settings()
+        address.url_of(settings.database)
     except ConfigInvalidError as exc:
         return None, _invalid(exc)
+    except StorageError as exc:
+        return None, failed(CONFIG, str(exc), f"See database.url in {invocation.config}.")
     sidecar: SidecarConfig | None = None
     check = ok(CONFIG, str(invocation.config))
     if sidecar_config == DEFAULT_CONFIG and not DEFAULT_CONFIG.exists():

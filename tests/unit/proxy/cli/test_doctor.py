@@ -86,6 +86,20 @@ def test_a_configuration_that_is_wrong_is_told_and_the_machine_looked_at(
     assert "conf/proxy.yaml:1:1: " in checks[1]["message"]
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["sqlite:///x.db", "postgresql://u:secret@h/d", "foo", "", "sqlite+aiosqlite://", "postgresql+asyncpg://h:x/d"],
+)
+def test_an_address_of_no_database_is_a_mistake_in_the_configuration(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOLLHOUSE__DATABASE__URL", url)
+    (check,) = examined(capsys, "config", "disk", "permissions", "database", "ledger", code=3)
+    assert (check["name"], check["status"]) == ("config", "fail")
+    assert "database.url" in check["message"]
+    assert "secret" not in check["message"]
+
+
 def test_a_sidecar_s_file_that_lies_elsewhere_is_looked_at(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
