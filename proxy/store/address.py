@@ -3,6 +3,7 @@
 No message tells more of the URL than it must: it may hold a password, and a mistyped one anywhere.
 """
 
+import os
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,8 @@ from proxy.store.failure import POSTGRES_DRIVER, StorageError
 
 SQLITE: Final = "sqlite+aiosqlite"
 POSTGRES: Final = f"postgresql+{POSTGRES_DRIVER}"
+# The write-ahead log and its index (sqlite.org/walformat.html), and our lock.
+BESIDE: Final = ("-wal", "-shm", ".lock")
 FORMS: Final = f"`{SQLITE}:///path/to/file` or `{POSTGRES}://user@host/database`"
 
 
@@ -55,6 +58,16 @@ def described(settings: DatabaseSettings) -> str:
 def private_files(settings: DatabaseSettings) -> list[Path]:
     """The files that are to be this user's alone. Raises StorageError."""
     return [file_of(settings)] if is_file(settings) else []
+
+
+def unwritable(settings: DatabaseSettings) -> list[Path]:
+    """What this user may not write of a database that is a file: its folder, the file, what is beside it."""
+    found: list[Path] = []
+    for file in private_files(settings):
+        wanted = {file.parent: os.W_OK | os.X_OK}
+        wanted |= {file.with_name(f"{file.name}{end}"): os.R_OK | os.W_OK for end in ("", *BESIDE)}
+        found += [path for path, mode in wanted.items() if os.access(path, os.F_OK) and not os.access(path, mode)]
+    return found
 
 
 def _is_file(url: URL) -> bool:

@@ -40,13 +40,16 @@ def current(settings: DatabaseSettings) -> str | None:
     """The revision in the database; None if it has no tables, or is not there. Beside a running server too.
 
     SQLite is read without the lock: a connection that neither writes nor checkpoints cannot harm the write-ahead log.
-    Raises StorageError, and SchemaError for a file of SQLite's that is another program's.
+    But it makes one, with the mode of the file, so one that is not to be written is not read. Raises StorageError, and
+    SchemaError for a file of SQLite's that is another program's.
     """
     if not address.is_file(settings):
         return _on_postgres(settings, _revision)
     path = address.file_of(settings)
     if not path.exists():
         return None
+    if closed := address.unwritable(settings):
+        raise StorageError(f"This user may not write {', '.join(map(str, closed))}.")
     url = URL.create("sqlite", database=f"file:{quote(str(path))}", query={"mode": "ro", "uri": "true"})
     engine = create_engine(url, poolclass=NullPool)
     try:

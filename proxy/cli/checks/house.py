@@ -15,12 +15,13 @@ from proxy.connections import FILE_RESERVE, FILES_EACH, fitting
 from proxy.policy.load import load_policy
 from proxy.secrets import SecretFileError, read_root_secret
 from proxy.store import migrate
-from proxy.store.address import described, private_files
+from proxy.store.address import described, private_files, unwritable
 from proxy.store.failure import SchemaError, StorageError
 from sidecar.wire.errors import ApiError
 from sidecar.yamlfile import ConfigInvalidError
 
 _OTHERS: Final = 0o077
+_CAUSES: Final = "The checks `disk`, `permissions` and `database` look for causes, and the server's log may say why."
 
 
 def check_policy(case: Case) -> Check:
@@ -55,6 +56,13 @@ def check_permissions(case: Case) -> Check:
             "permissions",
             f"another user owns {', '.join(map(str, theirs))}",
             f"Run Tollhouse as {_name(theirs[0])}, or: sudo chown -R $(id -un) {' '.join(map(str, theirs))}",
+        )
+    if closed := unwritable(case.settings.database):
+        named = " ".join(map(str, closed))
+        return failed(
+            "permissions",
+            f"this user may not write {', '.join(map(str, closed))}",
+            f"Run: chmod u+rwX {named}; where a disk is mounted read-only, mount it for writing.",
         )
     laid_open = sorted(path for path in _rules(case) if _all_may_write(path))
     if laid_open:
@@ -177,11 +185,13 @@ def check_ledger(case: Case) -> Check:
             return warning("ledger", "there are no books yet", _makes_tables())
         broken = desk.at_the_desk(case.settings, lambda opened: opened.check_ledger())
     except CommandError as exc:
-        return failed("ledger", exc.message, exc.hint)
+        # Of a database that cannot be used the desk says to ask the doctor.
+        asks_us = exc.hint and isinstance(exc.__cause__, StorageError)
+        return failed("ledger", exc.message, _CAUSES if asks_us else exc.hint)
     except ConfigInvalidError as exc:
         return failed("ledger", str(exc.problems[0]), f"Run: {program()} policy check")
     except (ApiError, SchemaError, StorageError) as exc:
-        return failed("ledger", str(exc), "The server's log may say why.")
+        return failed("ledger", str(exc), _CAUSES)
     if broken:
         more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
         return failed("ledger", broken[0] + more, "Keep a copy of the database, and report it: this must not happen.")

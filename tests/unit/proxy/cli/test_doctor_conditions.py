@@ -108,6 +108,34 @@ def test_a_folder_of_root_s_that_all_may_write_is_a_failure_unless_it_is_a_volum
     told(house.check_permissions(a_case()), Status.OK)
 
 
+def may(path: Path, mode: int) -> bool:
+    """What `os.access` says to a file's owner who is not root."""
+    return Path(path).exists() and Path(path).stat().st_mode >> 6 & mode == mode
+
+
+@pytest.mark.parametrize(("closed", "mode"), [("data/tollhouse.db", 0o400), ("data", 0o500)])
+def test_a_database_that_is_not_to_be_written_is_a_failure_and_is_left_as_it_is(
+    here: Path, monkeypatch: pytest.MonkeyPatch, closed: str, mode: int
+) -> None:
+    assert root.run(["-q", "db", "upgrade"]) == 0
+    before = sorted(Path("data").iterdir())
+    (here / closed).chmod(mode)
+    monkeypatch.setattr(os, "access", may)
+    told(house.check_permissions(a_case()), Status.FAILED, f"may not write {closed}", f"chmod u+rwX {closed}")
+    told(house.check_database(a_case()), Status.FAILED, f"may not write {closed}")
+    told(house.check_ledger(a_case()), Status.FAILED, f"may not write {closed}", "`permissions`")
+    assert sorted(Path("data").iterdir()) == before
+    (here / closed).chmod(mode | 0o200)
+    told(house.check_permissions(a_case()), Status.OK)
+
+
+def test_books_that_cannot_be_read_are_not_the_doctor_s_to_look_for_in_the_doctor() -> None:
+    url = "postgresql+asyncpg://user:secret@127.0.0.1:1/x"
+    check = house.check_ledger(a_case(database=Database(url=url)))
+    told(check, Status.FAILED, "`database`")
+    assert "doctor" not in check.hint
+
+
 def test_a_database_that_is_no_database_is_told_with_its_place(here: Path) -> None:
     (here / "data/tollhouse.db").write_bytes(b"a letter to my mother\n" * 100)
     told(house.check_database(a_case()), Status.FAILED, "data/tollhouse.db", "not a database", "database.url")
