@@ -6,6 +6,7 @@ the command line needs when no server runs.
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -52,7 +53,7 @@ from proxy.store import address
 from proxy.store.notices import listen
 from proxy.store.retention import Retention
 from proxy.store.writer import Unobserved
-from proxy.stores import Stores, open_stores
+from proxy.stores import Stores, keysmith, open_stores, root_secret
 from proxy.tls import Certificate, SecureServer
 from proxy.upstream import Sidecar, Upstreams
 from sidecar.jsonlog import JsonLog
@@ -115,13 +116,14 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop, notifier: Notifier) ->
         tracer = await stack.enter_async_context(opened(os.environ, "tollhouse-proxy", log))
         public, admin, admin_unix = await listeners.bind(settings, stack)
         stores = await stack.enter_async_context(open_stores(settings, clock, CommitWatch(metrics, log)))
+        root = await root_secret(settings, stores.keys, log)
         upstreams = Upstreams([Sidecar(upstream, settings.timeouts, log) for upstream in settings.upstreams])
         await stack.enter_async_context(upstreams)
         await _keep_books(settings, stores, upstreams, stack, clock=clock, log=log)
         shared = await _shared(stores, ValkeyWatch(metrics, log), stack)
         port = public.getsockname()[1]
         nonces = await stack.enter_async_context(open_nonces(settings, stores.nonces, clock, log, shared=stores.shared))
-        ground = Ground(settings, policy, stores, upstreams, nonces, shared, port, metrics, clock, log, tracer)
+        ground = Ground(settings, policy, stores, root, upstreams, nonces, shared, port, metrics, clock, log, tracer)
         house = build(ground)
         place = Place(
             release=release,
@@ -165,7 +167,8 @@ async def open_desk(settings: Proxy) -> AsyncIterator[Desk]:
     async with open_stores(settings, clock, Unobserved()) as stores:
         meters = Meters(Cells(clock), Cells(clock), Leases(), QuotaBook(stores.ledger, clock))
         explain = Explain(lambda: policy, meters, clock, Knowledge(lambda _model: None, None, reading(settings.limits)))
-        yield desk_of(stores, lambda: policy, clock, _unwatched, explain)
+        smith = functools.partial(keysmith, settings, stores.keys)
+        yield desk_of(stores, lambda: policy, clock, _unwatched, explain, smith=smith)
 
 
 def _metrics(settings: Proxy, clock: Clock, release: str) -> Metrics:

@@ -32,7 +32,7 @@ from proxy.console.trials import Trials
 from proxy.door import Door, public_door
 from proxy.edge import EdgeServer
 from proxy.idempotency import Idempotency
-from proxy.identity import Identify
+from proxy.identity import Identify, Keysmith
 from proxy.keywatch import KeyWatch
 from proxy.memory import Memory
 from proxy.metrics import Metrics, QueueMetrics
@@ -44,6 +44,7 @@ from proxy.record import Record
 from proxy.responses import Responses
 from proxy.routes import Front
 from proxy.running import Running
+from proxy.secrets import IDEMPOTENCY, RootSecret
 from proxy.settings import Proxy
 from proxy.store.recordings import Recordings
 from proxy.store.refusals import Refusals
@@ -68,6 +69,7 @@ class Ground:
     settings: Proxy
     policy: PolicyWatch
     stores: Stores
+    root: RootSecret
     upstreams: Upstreams
     nonces: NonceStore
     shared: SharedLimits | None
@@ -98,7 +100,8 @@ def build(ground: Ground) -> House:
     settings, stores, limits = ground.settings, ground.stores, ground.settings.limits
     policy, metrics, clock, log = ground.policy, ground.metrics, ground.clock, ground.log
     failures = Allowance(clock, Rate(limits.auth_failures_per_minute))
-    identify = Identify(stores.keys, stores.smith, policy, failures, clock=clock, log=log)
+    smith = Keysmith(ground.root)
+    identify = Identify(stores.keys, smith, policy, failures, clock=clock, log=log)
     quotas = QuotaBook(stores.ledger, clock, FRESH_S if stores.shared else None)
     meters = Meters(Cells(clock), Cells(clock), Leases(), quotas)
     abuse = Abuse(policy, metrics, clock, log)
@@ -110,7 +113,7 @@ def build(ground: Ground) -> House:
     admission = _admission(ground, meters)
     front = _front(ground, identify, admission, abuse=abuse, running=running, addresses=addresses, feed=feed)
     ground.metrics.in_progress.set_function(lambda: front.in_progress)
-    desk = desk_of(stores, policy, clock, key_watch.look, _explain(ground, meters))
+    desk = desk_of(stores, policy, clock, key_watch.look, _explain(ground, meters), smith=_at_hand(smith))
     pages = Pages(
         desk,
         ground.upstreams,
@@ -205,7 +208,7 @@ def _once(ground: Ground, identify: Identify) -> Once:
         storage_s=storage_s,
     )
     idempotency = Idempotency(
-        ground.policy, stores.idempotency, stores.idempotency_secret, ground.clock, storage_s=storage_s
+        ground.policy, stores.idempotency, ground.root.derive(IDEMPOTENCY), ground.clock, storage_s=storage_s
     )
     return Once(replay, idempotency)
 
@@ -217,12 +220,21 @@ def _explain(ground: Ground, meters: Meters) -> Explain:
     return Explain(ground.policy, meters, ground.clock, knowledge, lambda: 1 if shared is None else shared.share)
 
 
+def _at_hand(smith: Keysmith) -> Callable[[], Awaitable[Keysmith]]:
+    async def given() -> Keysmith:
+        return smith
+
+    return given
+
+
 def desk_of(
     stores: Stores,
     policy: Callable[[], Policy],
     clock: Clock,
     changed: Callable[[], Awaitable[None]],
     explain: Explain,
+    *,
+    smith: Callable[[], Awaitable[Keysmith]],
 ) -> Desk:
     """The operator's, whether a server runs or not."""
     return Desk(
@@ -232,7 +244,7 @@ def desk_of(
         stores.audit,
         RequestLog(stores.writer),
         Recordings(stores.writer),
-        stores.smith,
+        smith,
         policy,
         clock,
         changed,

@@ -40,6 +40,12 @@ class RootSecret:
         return HKDFExpand(algorithm=SHA256(), length=DERIVED_BYTES, info=purpose.encode()).derive(self.root)
 
 
+def is_made(path: Path) -> bool:
+    """Whether there is such a file. Raises SecretFileError if that cannot be told."""
+    with _explained(path):
+        return path.exists()
+
+
 def ensure_root_secret(path: Path) -> RootSecret:
     """Read the root secret; make it first if there is no such file. Raises SecretFileError."""
     with _explained(path):

@@ -35,7 +35,10 @@ class Makes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What the actions work on. `changed` has the server look at what changed of keys, at once."""
+    """What the actions work on. `changed` has the server look at what changed of keys, at once.
+
+    `smith` may make the root secret, and so is asked for only by what makes a key. Raises SecretFileError.
+    """
 
     accounts: Accounts
     keys: Keys
@@ -43,7 +46,7 @@ class Desk:
     audit: AuditLog
     log: RequestLog
     recordings: Recordings
-    smith: Makes
+    smith: Callable[[], Awaitable[Makes]]
     current_policy: Callable[[], Policy]
     clock: Clock
     changed: Callable[[], Awaitable[None]]

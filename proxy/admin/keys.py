@@ -33,7 +33,7 @@ async def create_key(desk: Desk, order: Order[NewKey]) -> CreatedKey:
     _check_tier(desk, wanted.tier)
     _check_future(wanted.expires, now)
     account = await named(desk, wanted.account)
-    minted = desk.smith.mint(signed=wanted.signed)
+    minted = (await desk.smith()).mint(signed=wanted.signed)
     made = KeyRecord(
         key_id=minted.key_id,
         account_id=account.id,
@@ -102,7 +102,7 @@ async def rotate_key(desk: Desk, order: Order[Rotation]) -> CreatedKey:
     """Raises ApiError 404, 409 if it is revoked, 403 if it may more than the asking key."""
     found, now = await _found(desk, order.id), desk.clock.now()
     order.check_weaker(found.scopes)
-    minted = desk.smith.mint(found.key_id, signed=found.mac_version == SIGNED_VERSION)
+    minted = (await desk.smith()).mint(found.key_id, signed=found.mac_version == SIGNED_VERSION)
     until = now + dt.timedelta(seconds=order.given.grace_s)
     with explained():
         await desk.keys.rotate(found.key_id, NewSecret(minted.mac, minted.mac_version, until), now, order.by)

@@ -44,6 +44,7 @@ OF_HOUSE: Final[dict[str, Callable[[Case], Check]]] = {
     "room": model.check_room,
     "valkey": stores.check_valkey,
     "database": house.check_database,
+    "secret": house.check_secret,
     "ledger": house.check_ledger,
 }
 NAMES: Final = (*OF_MACHINE, CONFIG, *OF_HOUSE)

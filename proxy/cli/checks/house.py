@@ -13,7 +13,7 @@ from proxy.cli.program import program
 from proxy.cli.screen import counted
 from proxy.connections import FILE_RESERVE, FILES_EACH, fitting
 from proxy.policy.load import load_policy
-from proxy.secrets import SecretFileError, read_root_secret
+from proxy.secrets import SecretFileError, is_made, read_root_secret
 from proxy.store import migrate
 from proxy.store.address import described, private_files, unwritable
 from proxy.store.failure import SchemaError, StorageError
@@ -46,7 +46,7 @@ def check_permissions(case: Case) -> Check:
     """Secret, database and sockets are this user's alone; nobody else may change policies or configuration."""
     secret = Path(case.settings.secret_file)
     try:
-        if secret.exists():
+        if is_made(secret):
             read_root_secret(secret)
     except SecretFileError as exc:
         return failed("permissions", str(exc), "Without it no key can be checked.")
@@ -176,6 +176,25 @@ def check_database(case: Case) -> Check:
             f"Run: {program()} db upgrade",
         )
     return ok("database", f"{where}, schema {revision}")
+
+
+def check_secret(case: Case) -> Check:
+    """The root secret is there, or there are no keys yet that only it can check."""
+    path = Path(case.settings.secret_file)
+    try:
+        if is_made(path):
+            return ok("secret", str(path))
+        tables = migrate.current(case.settings.database) is not None
+        keys = desk.at_the_desk(case.settings, lambda opened: opened.list_keys()) if tables else []
+    except (ApiError, CommandError, ConfigInvalidError, SchemaError, SecretFileError, StorageError) as exc:
+        return failed("secret", f"whether keys need one cannot be told: {exc}", _CAUSES)
+    if lost := [key for key in keys if not (key.revoked or key.signed)]:
+        return failed(
+            "secret",
+            f"{path} is not there, and without it {counted(len(lost), 'key')} cannot be checked",
+            "Put the file from before back. A start makes a new one: docs/operations.md says what that means for keys.",
+        )
+    return ok("secret", f"{path} is made at the first start")
 
 
 def check_ledger(case: Case) -> Check:

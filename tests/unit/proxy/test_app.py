@@ -2,13 +2,14 @@
 
 import asyncio
 import io
+import json
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from proxy import app, sockets
-from proxy.admin.records import NewAccount, NewKey
+from proxy.admin.records import NewAccount, NewKey, Rotation
 from proxy.cli.desk import LocalDesk
 from proxy.secrets import SecretFileError
 from proxy.settings import Admin, Database, Listen, Proxy, Upstream
@@ -53,10 +54,10 @@ def settings(tmp_path: Path) -> Proxy:
     return made
 
 
-async def start(settings: Proxy) -> None:
+async def start(settings: Proxy, told: io.StringIO | None = None) -> None:
     stop = app.Stop()
     stop.tell()
-    log = JsonLog(io.StringIO())
+    log = JsonLog(told or io.StringIO())
     await app.live(settings, log, stop, Notifier({}, log))
 
 
@@ -114,6 +115,44 @@ async def test_the_desk_works_on_the_database_itself(settings: Proxy) -> None:
         assert (row.key_id, row.requests, row.monthly_tokens, row.monthly_requests) == (made.key_id, 0, 500, None)
         assert (await local.revoke_key(made.key_id)).revoked
         assert await local.check_ledger() == []
+
+
+def told(log: io.StringIO) -> list[tuple[str, str]]:
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    return [(line["level"], line["path"]) for line in lines if line["event"] == "root_secret_made"]
+
+
+async def test_a_root_secret_that_a_server_makes_is_told_and_where_keys_are_as_a_warning(settings: Proxy) -> None:
+    path = Path(settings.secret_file)
+    logs = [io.StringIO() for _ in range(3)]
+    await start(settings, logs[0])
+    async with app.open_desk(settings) as desk:
+        await LocalDesk(desk).create_account(NewAccount("acme"))
+        await LocalDesk(desk).create_key(NewKey(account="acme", tier="open", name="ci"))
+    await start(settings, logs[1])
+    await asyncio.to_thread(path.unlink)
+    await start(settings, logs[2])
+    assert [told(log) for log in logs] == [[("info", str(path))], [], [("warning", str(path))]]
+
+
+async def test_what_only_looks_makes_no_root_secret(settings: Proxy) -> None:
+    path = Path(settings.secret_file)
+    async with app.open_desk(settings) as desk:
+        local = LocalDesk(desk)
+        await local.create_account(NewAccount("acme"))
+        assert await local.list_keys() == []
+        assert await local.check_ledger() == []
+        assert not await asyncio.to_thread(path.exists)
+        made = await local.create_key(NewKey(account="acme", tier="open", name="ci"))
+    assert await asyncio.to_thread(path.exists)
+    await asyncio.to_thread(path.unlink)
+    async with app.open_desk(settings) as desk:
+        local = LocalDesk(desk)
+        assert [key.key_id for key in await local.list_keys()] == [made.key_id]
+        # Made here, it would make the others worthless, and nobody would be told.
+        with pytest.raises(SecretFileError, match="put it back"):
+            await local.rotate_key(made.key_id, Rotation())
+    assert not await asyncio.to_thread(path.exists)
 
 
 async def test_a_key_that_would_be_over_before_it_begins_is_refused(settings: Proxy) -> None:

@@ -63,6 +63,27 @@ def test_the_books_of_a_new_database_are_right(capsys: pytest.CaptureFixture[str
     assert check["status"] == "ok"
 
 
+def test_a_root_secret_that_is_lost_is_a_failure_once_there_are_keys(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = here / "data/root.secret"
+    assert house.check_secret(a_case()).status is Status.OK
+    root.run(["-q", "db", "upgrade"])
+    assert house.check_secret(a_case()).status is Status.OK
+    for line in (
+        ["accounts", "create", "acme"],
+        ["keys", "create", "--account", "acme", "--tier", "free", "--name", "k"],
+    ):
+        assert root.run(line) == 0
+    capsys.readouterr()
+    assert house.check_secret(a_case()).message == "data/root.secret"
+    secret.rename(here / "old.secret")
+    checks = examined(capsys, "secret", "ledger", code=1)
+    assert [(check["name"], check["status"]) for check in checks] == [("secret", "fail"), ("ledger", "ok")]
+    assert ("1 key" in checks[0]["message"], "back" in checks[0]["hint"]) == (True, True)
+    assert not secret.exists()
+
+
 def test_books_that_disagree_are_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
     root.run(["-q", "db", "upgrade"])
     with sqlite3.connect("data/tollhouse.db") as database:
