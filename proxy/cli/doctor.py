@@ -9,7 +9,7 @@ import click
 from rich.console import RenderableType
 from rich.text import Text
 
-from proxy.cli.checks import certificate, cpu, disk, gpu, house, machine, model, stores, traces
+from proxy.cli.checks import certificate, cpu, disk, gpu, house, machine, model, stores, traces, upstreams
 from proxy.cli.checks.check import Case, Check, Status, failed, ok, warning
 from proxy.cli.exits import Exit
 from proxy.cli.invocation import Invocation, command, pass_invocation
@@ -42,6 +42,7 @@ OF_HOUSE: Final[dict[str, Callable[[Case], Check]]] = {
     "device": model.check_device,
     "precision": model.check_precision,
     "room": model.check_room,
+    "upstreams": upstreams.check_upstreams,
     "valkey": stores.check_valkey,
     "database": house.check_database,
     "secret": house.check_secret,

@@ -15,8 +15,9 @@ from types import SimpleNamespace
 import pytest
 from msgspec import structs
 
+from proxy.admin.records import ServerState, UpstreamState
 from proxy.cli import root
-from proxy.cli.checks import disk, gpu, house, machine, model, stores, traces
+from proxy.cli.checks import disk, gpu, house, machine, model, stores, traces, upstreams
 from proxy.cli.checks.check import Case, Check, Status
 from proxy.cli.checks.gpu import Torch
 from proxy.cli.sidecar_command import SidecarConfig, SidecarEngine, SidecarModel
@@ -367,6 +368,50 @@ def test_the_disk_that_is_looked_at_is_the_fullest_of_a_house(
     server = Database(url="postgresql+asyncpg://me@db/tollhouse")
     here_alone = Status.OK if full == "data" else Status.FAILED
     assert disk.check_disk(a_case(database=server)).status is here_alone
+
+
+def a_state(**reasons: str) -> ServerState:
+    """A server's, with upstreams that are ready where the reason is empty."""
+    return ServerState(
+        version="1",
+        pid=1,
+        ready="" in reasons.values(),
+        reason="",
+        host="127.0.0.1",
+        port=8000,
+        admin_host="127.0.0.1",
+        admin_port=8001,
+        boot_id="boot_1",
+        policy_revision="r",
+        requests_in_progress=0,
+        upstreams=[UpstreamState(name, not reason, reason, []) for name, reason in reasons.items()],
+    )
+
+
+@pytest.mark.parametrize(
+    ("reasons", "status", "said"),
+    [
+        ({"a": "", "b": ""}, Status.OK, "a, b: ready"),
+        ({"a": "", "b": "unreachable"}, Status.WARNING, "b is unreachable; the others serve"),
+        ({"a": "loading"}, Status.WARNING, "a is loading"),
+        ({"a": "unreachable"}, Status.FAILED, "a is unreachable: nobody is served"),
+    ],
+)
+def test_upstreams_that_are_not_ready_are_told(reasons: dict[str, str], status: Status, said: str) -> None:
+    told(upstreams.judged(a_state(**reasons)), status, said)
+
+
+def test_a_running_server_is_asked_for_its_upstreams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstreams.desk, "server_runs", lambda settings: True)
+    monkeypatch.setattr(upstreams.desk, "at_the_desk", lambda settings, errand: a_state(local="unreachable"))
+    told(upstreams.check_upstreams(a_case()), Status.FAILED, "local is unreachable", "sidecar")
+
+
+def test_a_sidecar_that_the_proxy_does_not_know_is_a_failure() -> None:
+    told(upstreams.check_upstreams(a_case()), Status.OK, "run/s.sock")
+    strange = a_case(upstreams=[Upstream(name="local", socket="run/other.sock")])
+    told(upstreams.check_upstreams(strange), Status.FAILED, "run/s.sock (conf/sidecar.yaml)", "run/other.sock")
+    told(upstreams.check_upstreams(structs.replace(strange, sidecar=None)), Status.OK)
 
 
 def test_packages_of_our_names_from_elsewhere_are_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
