@@ -81,6 +81,11 @@ def backup(invocation: Invocation, file: Path) -> None:
 def _described(found: Schema) -> str:
     if found.revision is None:
         return f"{found.database}: no tables yet. To make them: {program()} db upgrade"
+    if not migrate.is_known(found.revision):
+        return (
+            f"{found.database}: schema {found.revision}, which this version does not know (it needs {found.head}): a "
+            "newer Tollhouse has upgraded it. Run that one, or restore a backup."
+        )
     if found.revision != found.head:
         return (
             f"{found.database}: schema {found.revision}, behind {found.head}. To bring it there: {program()} db upgrade"

@@ -132,9 +132,13 @@ def _revision(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
+def is_known(revision: str) -> bool:
+    """Whether this version has that revision; if not, a newer one has brought a database to it."""
+    return revision in {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+
+
 def _refuse_unknown(there: str | None, wanted: str) -> None:
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if there is not None and there not in known:
+    if there is not None and not is_known(there):
         raise SchemaError(
             f"The database is at revision {there}, which this version does not know (it needs {wanted}): "
             "a newer Tollhouse has upgraded it. Run that one, or restore a backup."

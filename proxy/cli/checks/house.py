@@ -169,6 +169,12 @@ def check_database(case: Case) -> Check:
         return failed("database", str(exc), f"See database.url in {case.config}, and whether this user may use it.")
     if revision is None:
         return warning("database", f"{where} has no tables yet", _makes_tables())
+    if not migrate.is_known(revision):
+        return failed(
+            "database",
+            f"{where} is at schema {revision}, which this version does not know: a newer Tollhouse has upgraded it",
+            "Run that one, or restore a backup.",
+        )
     if revision != migrate.head():
         return failed(
             "database",

@@ -153,6 +153,20 @@ def test_another_program_s_database_is_left_alone(here: Path, capsys: pytest.Cap
     assert (here / "data/tollhouse.db").read_bytes() == before
 
 
+def test_a_database_of_a_newer_version_is_not_to_be_upgraded(capsys: pytest.CaptureFixture[str]) -> None:
+    assert root.run(["-q", "db", "upgrade"]) == 0
+    with sqlite3.connect("data/tollhouse.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = '9999'")
+    database.close()
+    capsys.readouterr()
+    check = house.check_database(a_case())
+    told(check, Status.FAILED, "schema 9999", "a newer Tollhouse has upgraded it", "restore a backup")
+    assert root.run(["db", "current"]) == 0
+    said = capsys.readouterr().out
+    assert "a newer Tollhouse has upgraded it" in said
+    assert "db upgrade" not in f"{said} {check.hint}"
+
+
 def test_a_postgres_that_is_away_is_a_failure() -> None:
     url = "postgresql+asyncpg://user:secret@127.0.0.1:1/x"
     check = house.check_database(a_case(database=Database(url=url)))
