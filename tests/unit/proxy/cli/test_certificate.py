@@ -11,8 +11,8 @@ from proxy.settings import Listen, Proxy, Tls, Upstream
 from tests.fakes import certificates
 
 
-def case(tls: Tls | None) -> Case:
-    settings = Proxy(upstreams=[Upstream(name="local", socket="s")], listen=Listen(tls=tls))
+def case(tls: Tls | None, host: str = "127.0.0.1") -> Case:
+    settings = Proxy(upstreams=[Upstream(name="local", socket="s")], listen=Listen(host=host, tls=tls))
     return Case(Path("conf/proxy.yaml"), settings, Path("conf/sidecar.yaml"), None)
 
 
@@ -20,6 +20,13 @@ def test_without_one_plain_http_is_named() -> None:
     check = check_certificate(case(None))
     assert check.status is Status.OK
     assert "plain HTTP" in check.message
+
+
+@pytest.mark.parametrize("host", ["::", "192.0.2.1"])
+def test_plain_http_for_other_machines_is_a_warning(host: str) -> None:
+    check = check_certificate(case(None, host))
+    assert check.status is Status.WARNING
+    assert ("plain HTTP" in check.message, host in check.message, "listen.tls" in check.hint) == (True, True, True)
 
 
 @pytest.mark.parametrize(
