@@ -1,11 +1,12 @@
 """Looking at the addresses of the house without using them: is a port free, does something answer on a socket."""
 
+import enum
 import errno
 import os
 import socket
 import stat
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from proxy.cli.exits import CommandError, Exit
 
@@ -39,8 +40,23 @@ def is_socket(path: Path) -> bool:
         return False
 
 
-def why_not_bound(host: str, port: int) -> str:
-    """Why a listener could not have this address now; empty if it could. Port 0 is any free one."""
+class Wrong(enum.Enum):
+    """What is to be changed of an address that a listener cannot have: the host, the port, or who has it."""
+
+    HOST = "host"
+    PORT = "port"
+    TAKEN = "taken"
+
+
+class Obstacle(NamedTuple):
+    """Why a listener cannot have an address."""
+
+    reason: str
+    wrong: Wrong
+
+
+def why_not_bound(host: str, port: int) -> Obstacle | None:
+    """Why a listener could not have this address now; None if it could. Port 0 is any free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as trial:
         # As servers do: a connection in TIME_WAIT from an earlier start is no hindrance.
@@ -48,12 +64,12 @@ def why_not_bound(host: str, port: int) -> str:
         try:
             trial.bind((host, port))
         except socket.gaierror:
-            return f"{host} is not the name or address of this machine"
+            return Obstacle(f"{host} is not the name or address of this machine", Wrong.HOST)
         except OSError as exc:
-            reasons = {
-                errno.EADDRINUSE: "another process listens there",
-                errno.EACCES: "ports below 1024 are the administrator's",
-                errno.EADDRNOTAVAIL: f"{host} is not an address of this machine",
+            obstacles = {
+                errno.EADDRINUSE: Obstacle("another process listens there", Wrong.TAKEN),
+                errno.EACCES: Obstacle("ports below 1024 are the administrator's", Wrong.PORT),
+                errno.EADDRNOTAVAIL: Obstacle(f"{host} is not an address of this machine", Wrong.HOST),
             }
-            return reasons.get(exc.errno or 0, exc.strerror or str(exc))
-    return ""
+            return obstacles.get(exc.errno or 0) or Obstacle(exc.strerror or str(exc), Wrong.HOST)
+    return None

@@ -9,6 +9,7 @@ from pathlib import Path
 from proxy.cli import listeners
 from proxy.cli.checks import disk
 from proxy.cli.exits import CommandError
+from proxy.cli.listeners import Wrong
 from proxy.cli.program import program
 from proxy.cli.sidecar_command import SidecarConfig
 from proxy.settings import ENV_PREFIX, Database, Proxy
@@ -73,9 +74,12 @@ def check_socket(path: Path) -> None:
 
 def check_port(host: str, port: int, section: str) -> None:
     """A listener can be opened. Raises CommandError."""
-    if reason := listeners.why_not_bound(host, port):
-        raise CommandError(
-            f"Cannot listen on {host}:{port}: {reason}.",
-            hint=f"`ss -ltnp 'sport = :{port}'` shows who does. To take another port: "
+    if obstacle := listeners.why_not_bound(host, port):
+        # Of a port below 1024 the one that is usual instead: 8080, 8443.
+        hints = {
+            Wrong.HOST: f"To take another address: {ENV_PREFIX}{section}__HOST=127.0.0.1 {program()} up",
+            Wrong.PORT: f"To take another port: {ENV_PREFIX}{section}__PORT={port + 8000} {program()} up",
+            Wrong.TAKEN: f"`ss -ltnp 'sport = :{port}'` shows who does. To take another port: "
             f"{ENV_PREFIX}{section}__PORT={port + 10} {program()} up",
-        )
+        }
+        raise CommandError(f"Cannot listen on {host}:{port}: {obstacle.reason}.", hint=hints[obstacle.wrong])

@@ -9,6 +9,7 @@ from typing import Final
 from proxy.cli import desk, listeners
 from proxy.cli.checks.check import Case, Check, failed, ok, warning
 from proxy.cli.exits import CommandError
+from proxy.cli.listeners import Wrong
 from proxy.cli.program import program
 from proxy.cli.screen import counted
 from proxy.connections import FILE_RESERVE, FILES_EACH, fitting
@@ -22,6 +23,12 @@ from sidecar.yamlfile import ConfigInvalidError
 
 _OTHERS: Final = 0o077
 _CAUSES: Final = "The checks `disk`, `permissions` and `database` look for causes, and the server's log may say why."
+
+_OTHER_ADDRESS: Final = {
+    Wrong.HOST: "Set {section}.host in {config} to one of this machine's: `ip address` lists them.",
+    Wrong.PORT: "Set {section}.port in {config} to another one.",
+    Wrong.TAKEN: "Set {section}.port in {config} to a free one, or end that process.",
+}
 
 
 def check_policy(case: Case) -> Check:
@@ -132,11 +139,11 @@ def check_ports(case: Case) -> Check:
     if desk.server_runs(case.settings):
         return ok("ports", f"a server runs here and answers on {case.settings.admin.socket}")
     for section, listener in (("listen", case.settings.listen), ("admin", case.settings.admin)):
-        if reason := listeners.why_not_bound(listener.host, listener.port):
+        if obstacle := listeners.why_not_bound(listener.host, listener.port):
             return failed(
                 "ports",
-                f"{section}: {listener.host}:{listener.port}: {reason}",
-                f"Set {section}.port in {case.config} to a free one, or end that process.",
+                f"{section}: {listener.host}:{listener.port}: {obstacle.reason}",
+                _OTHER_ADDRESS[obstacle.wrong].format(section=section, config=case.config),
             )
     return ok("ports", f"{case.settings.listen.port} and {case.settings.admin.port} are free")
 

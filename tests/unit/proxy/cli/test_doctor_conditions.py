@@ -63,6 +63,14 @@ def test_a_port_that_somebody_has_is_a_failure() -> None:
     told(check, Status.FAILED, f"127.0.0.1:{port}", "another process listens there", "listen.port")
 
 
+def test_an_address_of_another_machine_is_a_failure_of_the_host() -> None:
+    # TEST-NET-1 of RFC 5737 is nobody's.
+    check = house.check_ports(a_case(listen=Listen(host="192.0.2.1", port=0)))
+    told(check, Status.FAILED, "192.0.2.1 is not an address of this machine", "listen.host in conf/proxy.yaml")
+    assert "port" not in check.hint
+    assert "process" not in check.hint
+
+
 def test_policies_that_everybody_may_change_are_a_failure(here: Path) -> None:
     (here / "policies/default.yaml").chmod(0o646)
     told(house.check_permissions(a_case()), Status.FAILED, "may change", "chmod o-w policies/default.yaml")

@@ -98,8 +98,10 @@ def test_a_taken_port_is_told_with_a_way_out(taken_port: int) -> None:
 
 def test_an_address_of_another_machine_is_refused() -> None:
     # TEST-NET-1 of RFC 5737 is nobody's.
-    with pytest.raises(CommandError, match=r"192\.0\.2\.1 is not an address of this machine"):
+    with pytest.raises(CommandError, match=r"192\.0\.2\.1 is not an address of this machine") as refused:
         preflight.check_ready_to_start(settings(host="192.0.2.1"), SIDECAR, CONFIG)
+    assert "TOLLHOUSE__LISTEN__HOST=127.0.0.1 tollhouse up" in refused.value.hint
+    assert "PORT" not in refused.value.hint
 
 
 def test_a_sidecar_that_the_proxy_does_not_know_is_told_with_both_paths() -> None:
