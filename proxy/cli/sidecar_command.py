@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import click
 import msgspec
@@ -42,10 +42,10 @@ class SidecarModel(msgspec.Struct, frozen=True):
 
 
 class SidecarEngine(msgspec.Struct, frozen=True):
-    """What the model runs on, and how precisely."""
+    """What the model runs on, and how precisely: the same names as in the sidecar's own settings."""
 
-    precision: str = "fp32"
-    device: str = "cpu"
+    precision: Literal["fp32", "bf16", "fp16", "int8", "bnb_int8", "nf4"] = "fp32"
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 class SidecarConfig(msgspec.Struct, frozen=True):

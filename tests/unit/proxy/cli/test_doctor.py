@@ -107,6 +107,16 @@ def test_a_configuration_that_is_wrong_is_told_and_the_machine_looked_at(
     assert "conf/proxy.yaml:1:1: " in checks[1]["message"]
 
 
+@pytest.mark.parametrize("name", ["PRECISION", "DEVICE"])
+def test_a_precision_or_a_device_that_no_engine_has_is_a_mistake_in_the_configuration(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"TOLLHOUSE_SIDECAR__ENGINE__{name}", "foo")
+    checks = examined(capsys, "config", "precision", code=3)
+    assert (checks[0]["name"], checks[0]["status"]) == ("config", "fail")
+    assert f"TOLLHOUSE_SIDECAR__ENGINE__{name}" in checks[0]["message"]
+
+
 @pytest.mark.parametrize(
     "url",
     ["sqlite:///x.db", "postgresql://u:secret@h/d", "foo", "", "sqlite+aiosqlite://", "postgresql+asyncpg://h:x/d"],

