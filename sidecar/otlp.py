@@ -52,7 +52,7 @@ class Watched:
 
     Mutable: `_offered`, `_full`, by whoever has spans: how many there were, and how many of them found no room.
     `_taken`, `_sent`, `_failed`, by the sending thread: how many left the queue, and what became of them. `_told`, the
-    losses that were told of, and `_told_s`, when.
+    losses that were told of, and `_told_s`, when, by either at the end: `_telling` lets one tell at a time.
     """
 
     def __init__(self, exporter: OTLPSpanExporter, most: int, log: JsonLog, clock: Callable[[], float]) -> None:
@@ -62,6 +62,7 @@ class Watched:
         self._clock = clock
         self._offered = self._full = self._taken = self._sent = self._failed = self._told = 0
         self._told_s = float("-inf")
+        self._telling = threading.Lock()
 
     def has_room(self) -> bool:
         """Whether one more span may be queued; it is lost if not."""
@@ -90,15 +91,16 @@ class Watched:
         self._tell(self._offered - self._sent)
 
     def _tell(self, lost: int) -> None:
-        if lost <= self._told:
-            return
-        self._log.warning(
-            "traces_lost",
-            count=lost - self._told,
-            hint="The collector does not take them, or not so many: see OTEL_EXPORTER_OTLP_ENDPOINT and "
-            "OTEL_TRACES_SAMPLER. Requests are served as before.",
-        )
-        self._told, self._told_s = lost, self._clock()
+        with self._telling:
+            if lost <= self._told:
+                return
+            self._log.warning(
+                "traces_lost",
+                count=lost - self._told,
+                hint="The collector does not take them, or not so many: see OTEL_EXPORTER_OTLP_ENDPOINT and "
+                "OTEL_TRACES_SAMPLER. Requests are served as before.",
+            )
+            self._told, self._told_s = lost, self._clock()
 
 
 class OtlpTracer:

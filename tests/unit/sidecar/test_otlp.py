@@ -74,6 +74,31 @@ def test_what_finds_the_queue_full_is_lost_and_counted_each(monkeypatch: pytest.
     assert sum(counts(out)) == 2000 - held.got
 
 
+class Unhurried(io.StringIO):
+    """Whoever writes lets others go on meanwhile."""
+
+    def write(self, text: str) -> int:
+        time.sleep(0.001)
+        return super().write(text)
+
+
+def test_each_loss_is_told_once_though_two_threads_see_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The sending thread waits to try again, and is woken by the end.
+    monkeypatch.setattr(otlp, "CLOSE_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+    for _ in range(5):
+        out = Unhurried()
+        tracer = OtlpTracer("x", "1", JsonLog(out))
+        for _ in range(200):
+            tracer.send(SPAN)
+        tracer.close()
+        for thread in threading.enumerate():
+            if "BatchSpan" in thread.name:
+                thread.join(LIMIT_S)
+        assert sum(counts(out)) == 200
+
+
 def test_a_collector_that_hangs_keeps_no_request_and_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(otlp, "CLOSE_S", 0.2)
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "600")
