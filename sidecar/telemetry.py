@@ -17,6 +17,9 @@ PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PR
 PROTOCOL: Final = "http/protobuf"
 SENDER: Final = "sidecar.otlp"
 INSTALL: Final = "pip install 'tollhouse[otel]'"
+# Of what a collector may take for one batch.
+LEAST_S: Final = 0.001
+MOST_S: Final = 3600.0
 SAMPLER: Final = "OTEL_TRACES_SAMPLER"
 SAMPLER_ARG: Final = "OTEL_TRACES_SAMPLER_ARG"
 RATIOS: Final = ("traceidratio", "parentbased_traceidratio")
@@ -71,7 +74,7 @@ async def opened(environ: Mapping[str, str], service: str, log: JsonLog) -> Asyn
 def _forms(environ: Mapping[str, str]) -> dict[str, tuple[Callable[[str], bool], str]]:
     """What variables must be. The SDK would take its default for what is none of it, and sends every request then."""
     whole = (_is_number(int, least=1), "a whole number from 1")
-    seconds = (_is_number(float), "a number of seconds")
+    seconds = (_is_number(float, least=LEAST_S, most=MOST_S), "a number of seconds, a millisecond to an hour")
     compression = (lambda value: value.strip().lower() in {"none", "gzip", "deflate"}, "none, gzip or deflate")
     found: dict[str, tuple[Callable[[str], bool], str]] = {
         SAMPLER: (lambda value: value.lower() in SAMPLERS, f"one of {', '.join(SAMPLERS)}"),
@@ -84,11 +87,11 @@ def _forms(environ: Mapping[str, str]) -> dict[str, tuple[Callable[[str], bool],
         "OTEL_EXPORTER_OTLP_COMPRESSION": compression,
     }
     if environ.get(SAMPLER, "").lower() in RATIOS:
-        found[SAMPLER_ARG] = (_is_number(float, most=1), "a share from 0 to 1, like 0.01")
+        found[SAMPLER_ARG] = (_is_number(float, least=0, most=1), "a share from 0 to 1, like 0.01")
     return found
 
 
-def _is_number(kind: type[int] | type[float], *, least: float = 0, most: float = math.inf) -> Callable[[str], bool]:
+def _is_number(kind: type[int] | type[float], *, least: float, most: float = math.inf) -> Callable[[str], bool]:
     def fits(value: str) -> bool:
         try:
             return least <= kind(value) <= most
