@@ -6,7 +6,7 @@ Relative paths are relative to the working directory. Units are in the names.
 import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -157,6 +157,10 @@ class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     quota_top: Annotated[int, Meta(ge=0, le=100)] = 0
 
 
+# As a listener's host: every address of the machine.
+_EVERYWHERE: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - looked for, not bound
+
+
 class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole of `conf/proxy.yaml`."""
 
@@ -176,8 +180,9 @@ class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     def __post_init__(self) -> None:
         listen, admin = self.listen, self.admin
-        if listen.port and (listen.host, listen.port) == (admin.host, admin.port):
-            raise ValueError(f"listen.port and admin.port are both {listen.port} of {listen.host}; change one of them")
+        overlap = listen.host == admin.host or {listen.host, admin.host} & _EVERYWHERE
+        if listen.port and listen.port == admin.port and overlap:
+            raise ValueError(f"listen.port and admin.port are both {listen.port}; change one of them")
 
 
 def load_settings(path: Path, environ: dict[str, str]) -> Proxy:

@@ -44,6 +44,8 @@ def test_the_proxy_s_file_says_what_the_defaults_are() -> None:
     [
         ("listen: {port: 8001}", {}, True),
         ("admin: {port: 9000}", {"TOLLHOUSE__LISTEN__PORT": "9000"}, True),
+        ("listen: {host: 0.0.0.0, port: 8001}", {}, True),
+        ("{listen: {host: '::1', port: 9000}, admin: {host: '::', port: 9000}}", {}, True),
         ("listen: {host: 192.0.2.1, port: 8001}", {}, False),
         ("{listen: {port: 0}, admin: {port: 0}}", {}, False),
     ],
