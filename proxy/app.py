@@ -19,7 +19,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry
 
 from proxy import idempotency as idempotency_keys
-from proxy import listeners, memory, once, sockets, tls
+from proxy import listeners, memory, once, root_secret, sockets, tls
 from proxy.admin.callers import SocketCallers
 from proxy.admin.desk import Desk
 from proxy.admin.pages import Place
@@ -53,7 +53,7 @@ from proxy.store import address
 from proxy.store.notices import listen
 from proxy.store.retention import Retention
 from proxy.store.writer import Unobserved
-from proxy.stores import Stores, keysmith, open_stores, root_secret
+from proxy.stores import Stores, open_stores
 from proxy.tls import Certificate, SecureServer
 from proxy.upstream import Sidecar, Upstreams
 from sidecar.jsonlog import JsonLog
@@ -116,7 +116,7 @@ async def live(settings: Proxy, log: JsonLog, stop: Stop, notifier: Notifier) ->
         tracer = await stack.enter_async_context(opened(os.environ, "tollhouse-proxy", log))
         public, admin, admin_unix = await listeners.bind(settings, stack)
         stores = await stack.enter_async_context(open_stores(settings, clock, CommitWatch(metrics, log)))
-        root = await root_secret(settings, stores.keys, log)
+        root = await root_secret.of_server(settings, stores.keys, log)
         upstreams = Upstreams([Sidecar(upstream, settings.timeouts, log) for upstream in settings.upstreams])
         await stack.enter_async_context(upstreams)
         await _keep_books(settings, stores, upstreams, stack, clock=clock, log=log)
@@ -167,7 +167,7 @@ async def open_desk(settings: Proxy) -> AsyncIterator[Desk]:
     async with open_stores(settings, clock, Unobserved()) as stores:
         meters = Meters(Cells(clock), Cells(clock), Leases(), QuotaBook(stores.ledger, clock))
         explain = Explain(lambda: policy, meters, clock, Knowledge(lambda _model: None, None, reading(settings.limits)))
-        smith = functools.partial(keysmith, settings, stores.keys)
+        smith = functools.partial(root_secret.keysmith, settings, stores.keys)
         yield desk_of(stores, lambda: policy, clock, _unwatched, explain, smith=smith)
 
 

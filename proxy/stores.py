@@ -1,17 +1,12 @@
-"""The database's rooms, opened and put together on behalf of one boot, and the root secret that its keys are checked
-under; `house` puts the rest together.
-"""
+"""The database's rooms, opened and put together on behalf of one boot; `house` puts the rest together."""
 
 import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from proxy.clock import Clock
-from proxy.identity import Keysmith
-from proxy.secrets import RootSecret, SecretFileError, ensure_root_secret, is_made
 from proxy.settings import Proxy
 from proxy.store import migrate
 from proxy.store.accounts import Accounts
@@ -26,7 +21,6 @@ from proxy.store.nonces import Nonces
 from proxy.store.responses import StoredResponses
 from proxy.store.valkey import Valkey, open_valkey
 from proxy.store.writer import Observer, Writer
-from sidecar.jsonlog import JsonLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,26 +69,3 @@ async def open_stores(settings: Proxy, clock: Clock, observer: Observer) -> Asyn
 def _valkey(settings: Proxy) -> contextlib.AbstractAsyncContextManager[Valkey | None]:
     url = settings.valkey.url
     return contextlib.nullcontext() if url is None else open_valkey(url, timeout_s=settings.valkey.timeout_s)
-
-
-async def root_secret(settings: Proxy, keys: Keys, log: JsonLog) -> RootSecret:
-    """A server's: made if it is missing, and told. Raises SecretFileError, StorageError."""
-    path = Path(settings.secret_file)
-    missing = not await asyncio.to_thread(is_made, path)
-    root = await asyncio.to_thread(ensure_root_secret, path)
-    if missing and await keys.list(limit=1):
-        log.warning("root_secret_made", path=str(path), hint="No key from before is good under it: docs/operations.md.")
-    elif missing:
-        log.info("root_secret_made", path=str(path))
-    return root
-
-
-async def keysmith(settings: Proxy, keys: Keys) -> Keysmith:
-    """For who makes a key where no server runs: the root secret is made for the first one alone.
-
-    Raises SecretFileError: also if it is missing and there are keys, which a new one would make worthless unseen.
-    """
-    path = Path(settings.secret_file)
-    if not await asyncio.to_thread(is_made, path) and await keys.list(limit=1):
-        raise SecretFileError(f"{path}: is not there, and keys are: put it back, or start the proxy to have a new one")
-    return Keysmith(await asyncio.to_thread(ensure_root_secret, path))

@@ -69,8 +69,8 @@ async def test_a_server_without_its_sidecar_starts_and_ends(settings: Proxy) -> 
 async def test_two_listeners_that_cannot_be_at_once_refuse_to_start(settings: Proxy) -> None:
     with sockets.bind_tcp("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
-    listen = Listen(host="0.0.0.0", port=port)  # noqa: S104 - what is to be refused
-    with pytest.raises(sockets.ListenError, match=f"0.0.0.0:{port}: another process listens there"):
+    listen = Listen(host="localhost", port=port)
+    with pytest.raises(sockets.ListenError, match=f"127.0.0.1:{port}: another process listens there"):
         await start(replace(settings, listen=listen, admin=replace(settings.admin, port=port)))
 
 
@@ -153,6 +153,20 @@ async def test_what_only_looks_makes_no_root_secret(settings: Proxy) -> None:
         with pytest.raises(SecretFileError, match="put it back"):
             await local.rotate_key(made.key_id, Rotation())
     assert not await asyncio.to_thread(path.exists)
+
+
+async def test_keys_that_sign_or_have_ended_need_no_root_secret(settings: Proxy) -> None:
+    path = Path(settings.secret_file)
+    async with app.open_desk(settings) as desk:
+        local = LocalDesk(desk)
+        await local.create_account(NewAccount("acme"))
+        await local.create_key(NewKey(account="acme", tier="open", name="machine", signed=True))
+        ended = await local.create_key(NewKey(account="acme", tier="open", name="ci"))
+        await local.revoke_key(ended.key_id)
+    await asyncio.to_thread(path.unlink)
+    async with app.open_desk(settings) as desk:
+        await LocalDesk(desk).create_key(NewKey(account="acme", tier="open", name="ci"))
+    assert await asyncio.to_thread(path.exists)
 
 
 async def test_a_key_that_would_be_over_before_it_begins_is_refused(settings: Proxy) -> None:
