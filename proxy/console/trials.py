@@ -73,9 +73,9 @@ class Trials:
                     process.kill()
                 await asyncio.shield(process.wait())
         if process.returncode:
-            # Of a traceback, what was raised.
+            # Of a traceback what was raised, and not its words: they may be those of the policy.
             _, _, last = said.decode(errors="replace").strip().rpartition("\n")
-            self._log.error("simulation_failed", exit_code=process.returncode, reason=last)
+            self._log.error("simulation_failed", exit_code=process.returncode, error_type=last.partition(":")[0])
             raise unavailable(
                 "The simulation failed. The server's log says why (simulation_failed).",
                 code="simulation_failed",

@@ -48,7 +48,7 @@ async def test_one_without_its_server_fails_and_the_log_says_why(tmp_path: Path)
     assert (failed.value.status, failed.value.code) == (503, "simulation_failed")
     (told,) = map(json.loads, log.getvalue().splitlines())
     assert (told["event"], told["exit_code"]) == ("simulation_failed", 1)
-    assert str(tmp_path / "a.sock") in told["reason"]
+    assert told["error_type"] == "proxy.admin.client.NotReachableError"
 
 
 def test_one_that_may_not_step_back_is_run_all_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
