@@ -90,8 +90,9 @@ class App extends Component {
   }
 
   componentDidUpdate(_, before) {
-    const { server, page } = this.state;
-    if (before.page === page && Boolean(before.server) === Boolean(server)) return;
+    const { server, locked, page } = this.state;
+    const shows = ({ server: one, locked: shut }) => Boolean(one) && !shut;
+    if (before.page === page && shows(before) === shows({ server, locked })) return;
     // Where the names of the pages do not all fit, this one's is to be seen.
     const link = document.querySelector("nav a[aria-current]");
     if (link) link.parentElement.scrollLeft = link.offsetLeft - link.parentElement.offsetLeft;

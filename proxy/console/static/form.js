@@ -51,12 +51,12 @@ function Made({ made, onClose }) {
   <//>`;
 }
 
-// Asks once more before something that cuts people off.
+// Asks once more, before something that cuts people off if it `harms`.
 export class Sure extends Form {
   title = this.props.title;
   verb = this.props.verb;
   go = this.props.go;
-  harms = true;
+  harms = this.props.harms ?? true;
 
   fields() {
     return this.props.children;

@@ -52,7 +52,7 @@ export class History extends Component {
     try {
       const [found, names] = await Promise.all([get(`/admin/v1/audit?${query}`), after === null ? namesNow() : this.state.names]);
       if (turn !== this.looks) return;
-      this.setState(({ events }) => ({ events: after === null ? found.data : [...events, ...found.data], next: found.next, names, error: null }), () => keepFocus(this.place.current));
+      this.setState(({ events }) => ({ events: after === null ? found.data : [...events, ...found.data], next: found.next, names, error: null }), () => after !== null && keepFocus(this.place.current));
     } catch (error) {
       if (turn === this.looks) this.setState({ error });
     }

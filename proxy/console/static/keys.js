@@ -109,7 +109,7 @@ export class Keys extends Component {
       case "change-account": return html`<${ChangeAccount} ...${common} />`;
       case "disable": return html`<${Sure} ...${common} title="Disable this account?" verb="Disable" go=${() => post(path("accounts", dialog.subject.id, "disable"))}>
         <p>All keys of <b>${dialog.subject.name}</b> are refused from now on, and what runs on them is cut off. You can enable it again.</p><//>`;
-      case "enable": return html`<${Sure} ...${common} title="Enable this account?" verb="Enable" go=${() => post(path("accounts", dialog.subject.id, "enable"))}>
+      case "enable": return html`<${Sure} ...${common} title="Enable this account?" verb="Enable" harms=${false} go=${() => post(path("accounts", dialog.subject.id, "enable"))}>
         <p>The keys of <b>${dialog.subject.name}</b> that are still good are let in again.</p><//>`;
       default: return null;
     }
