@@ -181,7 +181,7 @@ class Front:
             await self._pipeline.run(client, Endpoint(template), authorization)
 
     def _arrival(self, headers: MultiMapping[str], path: str, address: str, method: str) -> Arrival:
-        trace = tracing.begun_by(headers)
+        trace = tracing.begin(headers)
         if self._traces is not None:
             trace = self._traces.begun(trace)
         now = self._clock.now()

@@ -24,18 +24,15 @@ def request_id(now: dt.datetime) -> str:
     return f"req_{int(now.timestamp() * 1000):012x}{secrets.token_hex(_OWN_BYTES)}"
 
 
-def begun_by(headers: MultiMapping[str]) -> Trace:
-    """The trace of a request. Several fields of `tracestate` are one list (W3C Trace Context, 3.3.1)."""
-    return begin(headers.get("traceparent"), ",".join(headers.getall("tracestate", ())))
-
-
-def begin(traceparent: str | None, tracestate: str) -> Trace:
+def begin(headers: MultiMapping[str]) -> Trace:
     """The trace of a request: the caller's, with a span of our own in it, or a new one that is not sampled."""
     trace_id, span_id = _new_ids()
-    parent = read_parent(traceparent)
+    parent = read_parent(headers.get("traceparent"))
     if parent is None:
         return Trace(trace_id, span_id, sampled=False, tracestate="")
-    state = tracestate if _TRACESTATE.fullmatch(tracestate) else ""
+    # Several fields are one list (W3C Trace Context, 3.3.1).
+    told = ",".join(headers.getall("tracestate", ()))
+    state = told if _TRACESTATE.fullmatch(told) else ""
     return Trace(parent.trace_id, span_id, parent.sampled, state, parent_id=parent.span_id)
 
 

@@ -153,7 +153,7 @@ class AdminFront:
         return Arrival(
             request_id=tracing.request_id(now),
             client_request_id=None,
-            trace=tracing.begun_by(headers),
+            trace=tracing.begin(headers),
             address=address,
             monotonic_s=self._clock.monotonic(),
             utc=now,

@@ -4,6 +4,7 @@ import datetime as dt
 import re
 
 import pytest
+from multidict import CIMultiDict
 
 from proxy import tracing
 
@@ -19,8 +20,17 @@ def test_ids_of_requests_are_in_the_order_of_their_milliseconds_and_none_comes_t
     assert all(re.fullmatch("req_[0-9a-f]{24}", name) for name in ids)
 
 
+def given(parent: str | None, *states: str) -> CIMultiDict[str]:
+    headers = CIMultiDict([("TraceState", state) for state in states])
+    return headers if parent is None else CIMultiDict([("traceparent", parent), *headers.items()])
+
+
+def test_several_fields_of_tracestate_are_one_list() -> None:
+    assert tracing.begin(given(f"00-{TRACE}-{PARENT}-01", "a=1", "b=2,\tc=3")).tracestate == "a=1,b=2,\tc=3"
+
+
 def test_a_right_header_is_continued_with_a_span_of_our_own() -> None:
-    trace = tracing.begin(f"00-{TRACE}-{PARENT}-01", "vendor=1")
+    trace = tracing.begin(given(f"00-{TRACE}-{PARENT}-01", "vendor=1"))
     assert (trace.trace_id, trace.sampled, trace.tracestate) == (TRACE, True, "vendor=1")
     assert trace.span_id != PARENT
     assert tracing.headers(trace) == {"traceparent": f"00-{TRACE}-{trace.span_id}-01", "tracestate": "vendor=1"}
@@ -42,7 +52,7 @@ def test_a_right_header_is_continued_with_a_span_of_our_own() -> None:
     ],
 )
 def test_a_wrong_header_counts_as_absent(header: str | None) -> None:
-    trace = tracing.begin(header, "vendor=1")
+    trace = tracing.begin(given(header, "vendor=1"))
     assert trace.trace_id != TRACE
     assert len(trace.trace_id) == 32
     assert len(trace.span_id) == 16
@@ -52,5 +62,5 @@ def test_a_wrong_header_counts_as_absent(header: str | None) -> None:
 
 @pytest.mark.parametrize("state", ["", "x" * 513, "a=1\r\nx: y", "é=1"])
 def test_a_wrong_tracestate_is_dropped_alone(state: str) -> None:
-    trace = tracing.begin(f"00-{TRACE}-{PARENT}-00", state)
+    trace = tracing.begin(given(f"00-{TRACE}-{PARENT}-00", state))
     assert (trace.trace_id, trace.tracestate, trace.sampled) == (TRACE, "", False)
