@@ -47,7 +47,7 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """What would be reserved, in tokens. `exact`: the sidecar counted the prompt; else its bytes bound it."""
+    """Tokens that stay reserved once the prompt is read. `exact`: a sidecar counted it; else its bytes bound it."""
 
     prompt_tokens: int
     output_tokens: int

@@ -1,4 +1,6 @@
-"""How the keys stand in a month, all together: few rows however many keys there are, for a page that is made often."""
+"""How the keys stand in a month, all together, for a page that is made often: those that are all alike are one row, as
+the unused ones of an account mostly are.
+"""
 
 import datetime as dt
 from dataclasses import dataclass

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from proxy.admin.client import AdminClient, NotReachableError
 from proxy.admin.records import NewAccount, NewKey
 from proxy.responses import INPUT_ITEMS, RESPONSE
+from proxy.settings import Metrics
 from sidecar.wire.errors import ApiError
 from tests.fakes.sidecar import OPENAPI
 from tests.wire.proxy.conftest import Build
@@ -213,3 +214,13 @@ async def test_a_spent_quota_shows_in_its_band(build: Build) -> None:
             assert (await (await house.ask(key)).answer()).status == 200
         page = await got(house, "/metrics")
         assert b'tollhouse_proxy_keys{quota_band="50_80"} 1.0' in page.body
+
+
+async def test_the_key_that_is_nearest_to_its_quota_is_named_if_one_is_to_be(build: Build) -> None:
+    async with build(metrics=Metrics(quota_top=1)) as house:
+        await house.key("few")
+        nearest = await house.key("few")
+        assert (await (await house.ask(nearest)).answer()).status == 200
+        named = [line for line in (await got(house, "/metrics")).body.splitlines() if b"quota_used_ratio{" in line]
+        assert len(named) == 1
+        assert f'key="{nearest.split("_")[1]}"'.encode() in named[0]
