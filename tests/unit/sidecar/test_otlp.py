@@ -62,6 +62,7 @@ def test_losses_are_told_of_once_a_minute_and_at_the_end() -> None:
 
 def test_what_finds_the_queue_full_is_lost_and_counted_each(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s, out, held = 0.0, io.StringIO(), Held()
+    monkeypatch.setattr(otlp, "CLOSE_S", LIMIT_S)
     monkeypatch.setattr(otlp, "OTLPSpanExporter", lambda: held)
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "600")
     tracer = OtlpTracer("x", "1", JsonLog(out), lambda: now_s)
