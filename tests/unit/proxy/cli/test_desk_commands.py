@@ -25,7 +25,6 @@ from proxy.admin.records import (
     NewKey,
     Rotation,
     ServerState,
-    UpstreamState,
     Usage,
     UsageRow,
 )
@@ -33,6 +32,7 @@ from proxy.cli import accounts, audit, console, keys, ledger, root, state, usage
 from proxy.policy.schema import Overrides
 from proxy.scopes import EVERY
 from sidecar.wire.errors import ApiError
+from tests.fakes.server_state import server_state
 
 MADE = dt.datetime(2026, 11, 25, 10, 11, tzinfo=dt.UTC)
 SECRET = "sk-th_0123456789_abc"
@@ -136,21 +136,8 @@ class FakeDesk:
         return self.problems
 
     async def do(self, *_: object) -> ServerState:
-        upstreams = [UpstreamState("local", False, "loading", [])]
-        where = ("127.0.0.1", 8000, "127.0.0.1", 8001)
-        return ServerState(
-            "0.1.0",
-            7,
-            False,
-            "loading",
-            *where,
-            "boot_1",
-            "abc",
-            0,
-            upstreams,
-            ["default.yaml:3:1: no"],
-            tiers=self.tiers,
-        )
+        problems = ["default.yaml:3:1: no"]
+        return server_state("loading", {"local": "loading"}, policy_problems=problems, tiers=self.tiers)
 
     async def usage(self, period: str | None = None, account: str | None = None) -> Usage:
         self.asked.append((period, account))

@@ -15,7 +15,6 @@ from types import SimpleNamespace
 import pytest
 from msgspec import structs
 
-from proxy.admin.records import ServerState, UpstreamState
 from proxy.cli import root
 from proxy.cli.checks import disk, gpu, house, machine, model, stores, traces, upstreams
 from proxy.cli.checks.check import Case, Check, Status
@@ -23,6 +22,7 @@ from proxy.cli.checks.gpu import Torch
 from proxy.cli.sidecar_command import SidecarConfig, SidecarEngine, SidecarModel
 from proxy.settings import Admin, Database, Limits, Listen, Proxy, Replay, Timeouts, Upstream, Valkey
 from tests.fakes import valkey
+from tests.fakes.server_state import server_state
 
 ROOT = Path(__file__).parents[4]
 CPU, CUDA = Torch("2.13.0+cpu", None), Torch("2.13.0", (13, 0))
@@ -392,24 +392,6 @@ def test_the_disk_that_is_looked_at_is_the_fullest_of_a_house(
     assert disk.check_disk(a_case(database=server)).status is here_alone
 
 
-def a_state(**reasons: str) -> ServerState:
-    """A server's, with upstreams that are ready where the reason is empty."""
-    return ServerState(
-        version="1",
-        pid=1,
-        ready="" in reasons.values(),
-        reason="",
-        host="127.0.0.1",
-        port=8000,
-        admin_host="127.0.0.1",
-        admin_port=8001,
-        boot_id="boot_1",
-        policy_revision="r",
-        requests_in_progress=0,
-        upstreams=[UpstreamState(name, not reason, reason, []) for name, reason in reasons.items()],
-    )
-
-
 @pytest.mark.parametrize(
     ("reasons", "status", "said"),
     [
@@ -420,12 +402,14 @@ def a_state(**reasons: str) -> ServerState:
     ],
 )
 def test_upstreams_that_are_not_ready_are_told(reasons: dict[str, str], status: Status, said: str) -> None:
-    told(upstreams.judged(a_state(**reasons)), status, said)
+    told(upstreams.judged(server_state(upstreams=reasons)), status, said)
 
 
 def test_a_running_server_is_asked_for_its_upstreams(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upstreams.desk, "server_runs", lambda settings: True)
-    monkeypatch.setattr(upstreams.desk, "at_the_desk", lambda settings, errand: a_state(local="unreachable"))
+    monkeypatch.setattr(
+        upstreams.desk, "at_the_desk", lambda settings, errand: server_state(upstreams={"local": "unreachable"})
+    )
     told(upstreams.check_upstreams(a_case()), Status.FAILED, "local is unreachable", "sidecar")
 
 

@@ -8,6 +8,7 @@ from proxy.admin.records import ServerState
 from proxy.cli import opening
 from proxy.cli.exits import CommandError
 from proxy.clock import SystemClock
+from tests.fakes.server_state import server_state
 
 
 class FakeClock(SystemClock):
@@ -20,23 +21,6 @@ class FakeClock(SystemClock):
     def monotonic(self) -> float:
         self._now_s += self._step_s
         return self._now_s
-
-
-def a_state(reason: str) -> ServerState:
-    return ServerState(
-        version="1",
-        pid=1,
-        ready=not reason,
-        reason=reason,
-        host="127.0.0.1",
-        port=8000,
-        admin_host="127.0.0.1",
-        admin_port=8001,
-        boot_id="boot",
-        policy_revision="r",
-        requests_in_progress=0,
-        upstreams=[],
-    )
 
 
 class Server:
@@ -57,7 +41,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_each_reason_is_told_until_it_is_ready() -> None:
     told: list[str] = []
-    server = Server(None, a_state("unreachable"), a_state("loading"), a_state(""))
+    server = Server(None, server_state("unreachable"), server_state("loading"), server_state(""))
     state = await opening.wait_ready(server.ask, FakeClock(0.1), told.append, pytest.fail)
     assert state.ready
     assert told == ["starting", "unreachable", "loading"]
@@ -65,7 +49,7 @@ async def test_each_reason_is_told_until_it_is_ready() -> None:
 
 async def test_an_odd_reason_that_lasts_is_warned_of_once() -> None:
     warned: list[str] = []
-    server = Server(*[a_state("unreachable")] * 30, *[a_state("loading")] * 30, a_state(""))
+    server = Server(*[server_state("unreachable")] * 30, *[server_state("loading")] * 30, server_state(""))
     await opening.wait_ready(server.ask, FakeClock(2), lambda _: None, warned.append)
     assert len(warned) == 1
     assert "unreachable" in warned[0]
@@ -73,7 +57,7 @@ async def test_an_odd_reason_that_lasts_is_warned_of_once() -> None:
 
 
 async def test_it_does_not_wait_for_ever() -> None:
-    server = Server(a_state("loading"))
+    server = Server(server_state("loading"))
     with pytest.raises(CommandError, match=r"Not ready after 3[0-9] minutes; the model server is loading"):
         await opening.wait_ready(server.ask, FakeClock(100), lambda _: None, pytest.fail)
 
