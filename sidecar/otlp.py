@@ -51,8 +51,8 @@ class Watched:
     minute, and at the end.
 
     Mutable: `_offered`, `_full`, by whoever has spans: how many there were, and how many of them found no room.
-    `_taken`, `_sent`, `_failed`, by the sending thread: how many left the queue, and what became of them. `_told`, the
-    losses that were told of, and `_told_s`, when, by either at the end: `_telling` lets one tell at a time.
+    `_taken`, `_sent`, by the sending thread: how many left the queue, and how many of them arrived. `_told`, the losses
+    that were told of, and `_told_s`, when, by either at the end: `_telling` lets one tell at a time.
     """
 
     def __init__(self, exporter: OTLPSpanExporter, most: int, log: JsonLog, clock: Callable[[], float]) -> None:
@@ -60,7 +60,7 @@ class Watched:
         self._most = most
         self._log = log
         self._clock = clock
-        self._offered = self._full = self._taken = self._sent = self._failed = self._told = 0
+        self._offered = self._full = self._taken = self._sent = self._told = 0
         self._told_s = float("-inf")
         self._telling = threading.Lock()
 
@@ -77,10 +77,8 @@ class Watched:
         result = self._exporter.export(spans)
         if result is SpanExportResult.SUCCESS:
             self._sent += len(spans)
-        else:
-            self._failed += len(spans)
         if self._clock() - self._told_s >= TOLD_EVERY_S:
-            self._tell(self._full + self._failed)
+            self._tell(self._full + self._taken - self._sent)
         return result
 
     def shutdown(self) -> None:
