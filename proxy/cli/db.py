@@ -83,8 +83,8 @@ def _described(found: Schema) -> str:
         return f"{found.database}: no tables yet. To make them: {program()} db upgrade"
     if not migrate.is_known(found.revision):
         return (
-            f"{found.database}: schema {found.revision}, which this version does not know (it needs {found.head}): a "
-            "newer Tollhouse has upgraded it. Run that one, or restore a backup."
+            f"{found.database}: schema {found.revision}, which this version does not know (it needs {found.head}): "
+            f"{migrate.NEWER}. {migrate.INSTEAD}"
         )
     if found.revision != found.head:
         return (

@@ -26,6 +26,9 @@ T = TypeVar("T")
 # is ours alone, "toll" in ASCII.
 UPGRADE_LOCK = text("SELECT pg_advisory_xact_lock(1953459308)")
 _SHOWN_TABLES: Final = 3
+# Of a revision that this version does not know, and what to do about it.
+NEWER: Final = "a newer Tollhouse has upgraded it"
+INSTEAD: Final = "Run that one, or restore a backup."
 
 
 def head() -> str:
@@ -141,7 +144,7 @@ def _refuse_unknown(there: str | None, wanted: str) -> None:
     if there is not None and not is_known(there):
         raise SchemaError(
             f"The database is at revision {there}, which this version does not know (it needs {wanted}): "
-            "a newer Tollhouse has upgraded it. Run that one, or restore a backup."
+            f"{NEWER}. {INSTEAD}"
         )
 
 

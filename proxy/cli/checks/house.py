@@ -179,8 +179,8 @@ def check_database(case: Case) -> Check:
     if not migrate.is_known(revision):
         return failed(
             "database",
-            f"{where} is at schema {revision}, which this version does not know: a newer Tollhouse has upgraded it",
-            "Run that one, or restore a backup.",
+            f"{where} is at schema {revision}, which this version does not know: {migrate.NEWER}",
+            migrate.INSTEAD,
         )
     if revision != migrate.head():
         return failed(
